@@ -1,0 +1,34 @@
+"""Elegy: neural networks for JAX, with modules that are immutable pytrees, lazy shapes and hooks."""
+
+import importlib.metadata
+
+from elegy import errors as errors, initializers as initializers, nn as nn
+from elegy.hooks import (
+    add_loss as add_loss,
+    add_metric as add_metric,
+    add_summary as add_summary,
+    get_dynamic_context as get_dynamic_context,
+    get_losses as get_losses,
+    get_metrics as get_metrics,
+    get_module as get_module,
+    get_rng as get_rng,
+    get_static_context as get_static_context,
+    get_summaries as get_summaries,
+    hooks_context as hooks_context,
+    is_initializing as is_initializing,
+    is_training as is_training,
+    name_context as name_context,
+    next_rng_key as next_rng_key,
+    rng_context as rng_context,
+    set_context as set_context,
+    set_rng as set_rng,
+    set_training as set_training,
+    training as training,
+    training_context as training_context,
+)
+from elegy.module import Module as Module, compact as compact, to_module as to_module
+from elegy.parameters import combine as combine, partition as partition, trainable_mask as trainable_mask
+from elegy.random import RNG as RNG
+from elegy.transforms import grad as grad, jit as jit, value_and_grad as value_and_grad
+
+__version__ = importlib.metadata.version("elegy")

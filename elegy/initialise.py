@@ -1,0 +1,250 @@
+"""The init pass: one abstract run of a function, in which modules create what they need.
+
+The function runs under `jax.eval_shape`, so nothing of the forward computation is executed. Each parameter is created
+concretely by its initializer, from a key derived from its path, and journalled; afterwards every other change that the
+function made is taken back, and the journalled values are put in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import typing as tp
+
+import jax
+import numpy as np
+
+from elegy import tracing
+from elegy.errors import ParameterError, TraceError
+from elegy.hooks import (
+    RNG_ATTRIBUTE,
+    Collector,
+    lock,
+    parts_of,
+    path_of,
+    require_same_trace,
+    state,
+    undoing,
+    write,
+    write_meta,
+)
+from elegy.pytree import Node, is_array, is_node, meta_of, nodes_in, set_born, walk
+from elegy.random import RNG, fold_in_path
+
+Make = tp.Callable[[], tp.Any]
+
+
+class Creation:
+    """One entry of the journal: a parameter, and how to compute its initial value in whatever trace asks for it."""
+
+    __slots__ = ("make", "module", "name", "value")
+
+    def __init__(self, module: Node, name: str, make: Make, value: tp.Any):
+        self.module = module
+        self.name = name
+        self.make = make
+        self.value = value
+
+
+class InitPass:
+    """What a running init pass has created so far."""
+
+    def __init__(self) -> None:
+        self.outer = state.init_pass
+        self.trace = tracing.current()
+        self.creations: list[Creation] = []
+        self.modules: list[Node] = []
+        # Inside elegy.jit the random stream is a traced value, and what is drawn in the pass must not leave it: initial
+        # keys then derive from one that was drawn before the pass.
+        self.drawn: jax.Array | None = None
+        self.derived = [0]
+        if self.outer is not None:
+            self.drawn, self.derived = self.outer.drawn, self.outer.derived
+        elif state.rng._root is None and state.rng._born == self.trace:
+            self.drawn = state.rng()
+        # The stream that stands for the thread's inside the pass.
+        self.stream: RNG | None = None
+        self._bases: dict[int, Make] = {}
+
+    def create(self, module: Node, name: str, make: Make, finish: tp.Callable[[tp.Any], tp.Any]) -> tp.Any:
+        def value() -> tp.Any:
+            with jax.ensure_compile_time_eval():
+                return finish(make())
+
+        creation = Creation(module, name, value, value())
+        self.creations.append(creation)
+        write(module, name, creation.value, created=True)
+        return creation.value
+
+    def create_rng_key(self, module: Node) -> None:
+        """Gives a module that draws random numbers the key that it uses where the thread's stream cannot follow."""
+        if state._rng is not self.stream:
+            return  # an initializer draws from the key of its parameter
+        if RNG_ATTRIBUTE in module.__dict__ or module._born != tracing.current():
+            return
+        meta = meta_of(module)
+        parameters = {**meta.parameters, RNG_ATTRIBUTE: False}
+        key = self.key_for(module, RNG_ATTRIBUTE)
+        self.create(module, RNG_ATTRIBUTE, lambda: _default_key_data(key()), lambda data: data)
+        write_meta(module, dataclasses.replace(meta, parameters=parameters), created=True)
+
+    def key_for(self, module: Node, name: str) -> tp.Callable[[], jax.Array]:
+        """The key of one parameter: the base key of the outermost module that runs, folded with the path below it."""
+        frames = [frame for frame in state.frames if not frame.building]
+        root = frames[0].module if frames else module
+        if id(root) not in self._bases:
+            self._bases[id(root)] = self._new_base(root)
+        base = self._bases[id(root)]
+        path = "/".join((*parts_of(module)[1:], name))
+        return lambda: fold_in_path(base(), path)
+
+    def constructor_key(self, module: Node, name: str) -> tp.Callable[[], jax.Array]:
+        """The key of a parameter that is created in `__init__`, where paths are not known yet."""
+        base = self._new_base(module)
+        return lambda: fold_in_path(base(), name)
+
+    def _new_base(self, module: Node) -> Make:
+        rng = state.rng
+        if rng._born not in (self.trace, tracing.current()):
+            raise TraceError(
+                f"{path_of(module)}: parameters were created inside a jax transform, but the random stream belongs to the "
+                "code outside of it. There are two ways out:\n"
+                "  1. Pass a key as an argument of the transformed function: module.init(x, rng=key) or "
+                "module.apply(x, rng=key).\n"
+                "  2. Initialise the module before: module.init(x)."
+            )
+        if rng._root is None and self.drawn is not None:
+            self.derived[0] += 1
+            drawn, number = self.drawn, np.uint32(self.derived[0])
+            return lambda: jax.random.fold_in(drawn, number)
+        return rng.base_key()
+
+
+def _default_key_data(key: jax.Array) -> jax.Array:
+    """Raw data of a key of the default implementation, which `wrap_key_data` reads back without being told."""
+    default = jax.random.key(0)
+    if jax.random.key_impl(default) != jax.random.key_impl(key):
+        key = jax.random.key(jax.random.bits(key, dtype=np.uint32))
+    return jax.random.key_data(key)
+
+
+class NeedsInitPass(BaseException):
+    """Raised inside the trace of a transform that threads a module whose parameters do not exist yet."""
+
+    def __init__(self, module: Node):
+        super().__init__(f"{type(module).__name__} needs an init pass")
+        self.module = module
+
+
+def run_init_pass(function: tp.Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any, roots: tp.Sequence[Node]) -> None:
+    """Runs `function` abstractly; afterwards the modules that it ran hold their initial parameters, and nothing else changed.
+
+    **Arguments:**
+
+    - `args`, `kwargs`: arrays among them may be `jax.ShapeDtypeStruct`s.
+    - `roots`: the modules that the function may initialise.
+    """
+    with lock:
+        try:
+            _attempt(function, args, kwargs, roots, _abstractly)
+        except _NeedsData as needs:
+            leaves = jax.tree.leaves((args, kwargs), is_leaf=is_node)
+            if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+                raise ParameterError(
+                    f"{needs.path}: the initializer uses data of the call, and init was given shapes only.\n"
+                    "  Give init real arrays, or use an initializer of the shape alone."
+                ) from None
+            _attempt(function, args, kwargs, roots, _compiled)
+
+
+class _NeedsData(Exception):
+    def __init__(self, path: str):
+        self.path = path
+
+
+def _abstractly(body, arrays, journal: InitPass) -> None:
+    jax.eval_shape(body, arrays)
+    for creation in journal.creations:
+        if has_tracer(creation.value):
+            try:
+                creation.value = creation.make()
+            except jax.errors.UnexpectedTracerError:
+                raise _NeedsData(path_of(creation.module, creation.name)) from None
+
+
+def _compiled(body, arrays, journal: InitPass) -> None:
+    """The fall-back for initializers that look at data: the pass is compiled, and the initial values are its outputs."""
+
+    def values(arrays):
+        body(arrays)
+        return {i: c.value for i, c in enumerate(journal.creations) if has_tracer(c.value)}
+
+    for index, value in jax.jit(values)(arrays).items():
+        journal.creations[index].value = value
+
+
+def _attempt(function, args, kwargs, roots, how) -> None:
+    for node in roots:
+        require_same_trace(node, "created its parameters")
+    leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=is_node)
+    arrays = [leaf for leaf in leaves if is_array(leaf)]
+    journal = InitPass()
+    nodes = [node for node in walk([*roots, *nodes_in((args, kwargs))]) if node._born == journal.trace]
+
+    def body(arrays):
+        stream = iter(arrays)
+        args, kwargs = treedef.unflatten([next(stream) if is_array(leaf) else leaf for leaf in leaves])
+        with _inside(journal, nodes):
+            function(*args, **kwargs)
+
+    with undoing(created_only=True):
+        try:
+            how(body, arrays, journal)
+        finally:
+            for node in journal.modules:
+                set_born(node, journal.trace)
+        _refuse_stored_tracers(journal)
+    for creation in journal.creations:
+        creation.module.__dict__[creation.name] = creation.value
+    if journal.outer is not None:
+        journal.outer.creations.extend(journal.creations)
+        journal.outer.modules.extend(journal.modules)
+
+
+@contextlib.contextmanager
+def _inside(journal: InitPass, nodes: tp.Sequence[Node]):
+    """Within the abstract trace: the modules belong to it, draws advance a fork, and nothing is collected."""
+    before = state.init_pass, state._rng, state.collector
+    rng = state.rng
+    state.init_pass = journal
+    if state.collector is not None:
+        state.collector = Collector(state.collector.wants_summaries)
+    if rng._born == journal.trace:
+        state.rng = journal.stream = rng.fork()
+    for node in nodes:
+        set_born(node, tracing.current())
+    try:
+        yield
+    finally:
+        state.init_pass, state._rng, state.collector = before
+        for node in nodes:
+            set_born(node, journal.trace)
+
+
+def has_tracer(value: tp.Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def _refuse_stored_tracers(journal: InitPass) -> None:
+    """A module made inside `call` that stored a value of the call would keep the abstract value of the init pass."""
+    if journal.trace != tracing.EAGER:
+        return
+    for module in journal.modules:
+        parameters = meta_of(module).parameters
+        for name, value in module.__dict__.items():
+            if name not in parameters and not isinstance(value, Node) and has_tracer(value):
+                raise TraceError(
+                    f"{type(module).__name__}.{name} was given a value computed inside the call that created the module.\n"
+                    "  A module is created once, so it would hold the value of the first call for ever.\n"
+                    "  Pass the value when the module is called, or create a parameter by add_parameter."
+                )

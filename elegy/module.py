@@ -1,0 +1,577 @@
+"""`Module`: construction, frozen attributes, the call, the copy."""
+
+from __future__ import annotations
+
+import abc
+import copy as copying
+import functools
+import sys
+import typing as tp
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elegy import parameters as _parameters
+from elegy import pytree, tracing
+from elegy.errors import FrozenModuleError, ParameterError, StaticValueError
+from elegy.hooks import (
+    Frame,
+    RNG_ATTRIBUTE,
+    add_summary,
+    default_name,
+    lock,
+    name_of,
+    path_of,
+    plain_arguments,
+    require_same_trace,
+    rng_context,
+    state,
+    training_context,
+    undoing,
+    write_meta,
+)
+from elegy.initialise import NeedsInitPass, run_init_pass
+from elegy.pytree import Meta, Node, meta_of
+from elegy.random import RNG, KeyLike
+
+Self = tp.TypeVar("Self", bound="Module")
+
+# The ids of the objects whose __init__ is running.
+_under_construction: set[int] = set()
+
+
+class ModuleMeta(abc.ABCMeta):
+    """Makes construction a hook: inside `call` it gives the module of the first run back."""
+
+    def __new__(mcs, name, bases, namespace, **kwargs):
+        if namespace.get("__slots__"):
+            raise TypeError(
+                f"class {name} declares __slots__, but a module keeps its attributes in __dict__, where JAX finds its arrays.\n"
+                "  Remove __slots__ (for a dataclass: slots=True)."
+            )
+        return super().__new__(mcs, name, bases, namespace, **kwargs)
+
+    def __call__(cls, *args, **kwargs):
+        frame = state.frames[-1] if state.frames else None
+        if frame is None or frame.building:
+            return _construct(cls, args, kwargs)
+        return frame.create(cls, plain_arguments(args, kwargs), lambda: _construct(cls, args, kwargs))
+
+
+def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> tp.Any:
+    pytree.register(cls)
+    module = cls.__new__(cls, *args, **kwargs)
+    pytree.set_meta(module, Meta())
+    pytree.set_layout(module, None)
+    pytree.set_ties(module, None)
+    pytree.set_born(module, tracing.current())
+    _under_construction.add(id(module))
+    frame = Frame(module, "__init__")
+    state.frames.append(frame)
+    try:
+        if state.init_pass is None:
+            cls.__init__(module, *args, **kwargs)
+        else:
+            # What __init__ computes from constants is concrete, though the call around it is abstract.
+            with jax.ensure_compile_time_eval():
+                cls.__init__(module, *args, **kwargs)
+            state.init_pass.modules.append(module)
+        _seal(module)
+    finally:
+        state.frames.pop()
+        _under_construction.discard(id(module))
+    return module
+
+
+def _seal(module: Module) -> None:
+    """Fixes the attributes of a new module: containers are frozen, static values checked."""
+    attributes = module.__dict__
+    meta = meta_of(module)
+    owned = {id(attributes[name]): name for name in meta.parameters}
+    depth = 1
+    for name, value in attributes.items():
+        if isinstance(value, Node):
+            depth = max(depth, 1 + getattr(value, "_depth", 1))
+            continue
+        if pytree.is_static(value):
+            continue
+        if id(value) in owned and name not in meta.parameters:
+            raise ParameterError(
+                f"{type(module).__name__}.{name} holds the parameter {owned[id(value)]!r} under another name, and would keep "
+                f"its old value when the parameter changes.\n  Write self.{name} = self.add_parameter({name!r}, ...)."
+            )
+        if isinstance(value, np.ndarray) and value.dtype.kind in "OSUMm":
+            pytree.check_static(type(module).__name__, name, value)
+        if not pytree.is_array(value):
+            if name not in meta.parameters:
+                attributes[name] = value = pytree.freeze_containers(value)
+            for leaf in jax.tree.leaves(value, is_leaf=pytree.is_node):
+                if isinstance(leaf, Node):
+                    depth = max(depth, 1 + getattr(leaf, "_depth", 1))
+                elif not pytree.is_array(leaf):
+                    pytree.check_static(type(module).__name__, name, leaf)
+    if depth > 1:
+        pytree.set_depth(module, depth)
+        _make_room(depth)
+    if not meta.trainable:
+        _parameters.set_trainable(module, False)
+        for _, child in pytree.children(module):
+            _parameters.set_trainable(child, False)
+
+
+_ROOM_BELOW = 1000  # frames that the code around the modules may use
+_ROOM_PER_LEVEL = 16  # Python and C++ frames that one nested module may use
+_MOST_LEVELS = 2000
+
+
+def _make_room(depth: int) -> None:
+    """Lets deeply nested modules call each other and be flattened: Python's recursion limit is raised, never lowered."""
+    if depth > 30:
+        needed = _ROOM_BELOW + _ROOM_PER_LEVEL * min(depth, _MOST_LEVELS)
+        if sys.getrecursionlimit() < needed:
+            sys.setrecursionlimit(needed)
+
+
+def run_method(module: Module, method: str, function: tp.Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
+    """Runs a method of a module in a frame of its own, after an init pass if it never ran."""
+    if not state.frames and not state.threaded:
+        with lock:  # another thread may be in the middle of a trace that makes this module hold tracers
+            pass
+    if state.init_pass is None and method not in meta_of(module).hooks:
+        _initialise(module, method, function, args, kwargs)
+    frame = Frame(module, method)
+    frames = state.frames
+    if len(frames) % 32 == 31:
+        _make_room(len(frames))
+    with undoing():
+        frames.append(frame)
+        try:
+            outputs = function(module, *args, **kwargs)
+            frame.close()
+        except Exception as error:
+            _annotate(error, frame, args, kwargs)
+            raise
+        finally:
+            frames.pop()
+        if state.collector is not None and state.collector.wants_summaries:
+            add_summary(module, outputs)
+    return outputs
+
+
+def _initialise(module: Module, method: str, function, args, kwargs) -> None:
+    if id(module) in state.threaded:
+        raise NeedsInitPass(module)
+    require_same_trace(module, "created its parameters")
+    run_init_pass(lambda *args, **kwargs: run_method(module, method, function, args, kwargs), args, kwargs, [module])
+
+
+def _annotate(error: Exception, frame: Frame, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> None:
+    """Adds to an error, once, in which module it happened and on what."""
+    if getattr(error, "_elegy_noted", False):
+        return
+    try:
+        error._elegy_noted = True  # type: ignore[attr-defined]
+        module = frame.module
+        arrays = {name: value for name, value in module.__dict__.items() if pytree.is_array(value)}
+        own = ", ".join(f"{name}: {_describe(value)}" for name, value in arrays.items()) or "none"
+        given = ", ".join([*map(_describe, args), *(f"{name}={_describe(value)}" for name, value in kwargs.items())])
+        error.add_note(
+            f"in {'/'.join(frame.parts)} ({type(module).__name__}.{frame.method}); parameters: {own}; inputs: {given or 'none'}"
+        )
+    except Exception:
+        pass  # an error that takes no note, or a module whose repr fails, must not hide the error itself
+
+
+def _describe(value: tp.Any) -> str:
+    if pytree.is_array(value):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_describe, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_describe(item)}' for key, item in value.items())}}}"
+    if isinstance(value, (bool, int, float, complex, str, type(None))):
+        return repr(value)
+    return type(value).__name__
+
+
+Method = tp.TypeVar("Method", bound=tp.Callable[..., tp.Any])
+
+
+def compact(method: Method) -> Method:
+    """Marks a method, other than `call`, that creates parameters and modules of its own.
+
+    The method gets what `call` has: shape inference on its first run, modules that are found again on every later one,
+    and a module of its own as their owner.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+
+    class Autoencoder(elegy.Module):
+        @elegy.compact
+        def encode(self, x):
+            return elegy.nn.Linear(2, name="encoder")(x)
+
+        @elegy.compact
+        def decode(self, z):
+            return elegy.nn.Linear(5, name="decoder")(z)
+
+        def call(self, x):
+            return self.decode(self.encode(x))
+
+
+    model = Autoencoder()
+    model(jnp.ones([1, 5]))
+    assert model.decode(jnp.ones([7, 2])).shape == (7, 5)
+    ```
+    """
+
+    @functools.wraps(method)
+    def wrapper(self, *args, **kwargs):
+        return run_method(self, method.__name__, method, args, kwargs)
+
+    return tp.cast(Method, wrapper)
+
+
+class Module(Node, metaclass=ModuleMeta):
+    """A neural-network module: an immutable pytree whose object is a reference to it.
+
+    Subclasses define `call`, and `__init__` where they need one. Inside `call`, parameters are made by `add_parameter` and
+    modules by constructing them; both are created by the first call, with the shapes that the data asks for, and found
+    again on every later one.
+
+    **Arguments:**
+
+    - `name`: the attribute under which a parent that creates this module inside `call` keeps it. The default is the class
+      name in lower case, `linear` for `Linear`.
+    - `dtype`: the dtype of the parameters that do not state one. The default is `jnp.float32`.
+
+    Calling `super().__init__()` is not required.
+
+    ```python
+    import elegy
+    import jax
+    import jax.numpy as jnp
+
+
+    class MLP(elegy.Module):
+        def __init__(self, width):
+            self.width = width
+
+        def call(self, x):
+            x = jax.nn.relu(elegy.nn.Linear(self.width)(x))
+            return elegy.nn.Linear(1)(x)
+
+
+    mlp = MLP(64)
+    y = mlp(jnp.ones([15, 3]))
+    assert mlp.linear.w.shape == (3, 64)
+    ```
+    """
+
+    __slots__ = ()
+
+    if tp.TYPE_CHECKING:
+        name: str
+        dtype: tp.Any
+
+    def __init__(self, name: str | None = None, dtype: tp.Any = None):
+        if name is not None:
+            if not isinstance(name, str) or not name.isidentifier():
+                raise ValueError(f"the name of a module must be a Python identifier, got {name!r}")
+            self.name = name
+        if dtype is not None:
+            self.dtype = dtype
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Calling
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def call(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        """The computation of the module. Define it in the subclass; run it by calling the module."""
+        raise NotImplementedError(f"{type(self).__name__} does not define `call`.")
+
+    def __call__(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        """Runs `call`. The first time, an init pass creates the parameters before."""
+        return run_method(self, "call", type(self).call, args, kwargs)
+
+    def init(self: Self, *args: tp.Any, rng: KeyLike | RNG | None = None, **kwargs: tp.Any) -> Self:
+        """Creates the parameters, by an abstract run of `call`: nothing of the forward computation is executed and no
+        state is updated. A module that is initialised already stays as it is.
+
+        **Arguments:**
+
+        - `args`, `kwargs`: what `call` takes; arrays may be given as `jax.ShapeDtypeStruct`.
+        - `rng`: a seed or a key. The default is the random stream of the thread. Under `jax.vmap` over keys each lane
+          gets parameters of its own.
+
+        **Returns:** the module itself.
+        """
+        if "call" in meta_of(self).hooks:
+            return self
+        if rng is None:
+            _initialise(self, "call", type(self).call, args, kwargs)
+        else:
+            with rng_context(rng):
+                _initialise(self, "call", type(self).call, args, kwargs)
+        return self
+
+    def apply(
+        self: Self,
+        *args: tp.Any,
+        rng: KeyLike | RNG | None = None,
+        training: bool | None = None,
+        method: str = "call",
+        **kwargs: tp.Any,
+    ) -> tuple[tp.Any, Self]:
+        """The pure call: runs a copy, and returns what it gives together with the copy.
+
+        **Arguments:**
+
+        - `rng`: a seed or a key for `next_rng_key`. The default is the random stream of the thread.
+        - `training`: the mode of this call. The default is the mode of the thread.
+        - `method`: the method to run.
+
+        **Returns:** `(outputs, module)`, where `module` has the updated state. The module itself is untouched.
+        """
+        module = self.copy()
+        mode = state.training if training is None else training
+        with training_context(mode):
+            run = module if method == "call" else getattr(module, method)
+            if rng is None:
+                return run(*args, **kwargs), module
+            with rng_context(rng):
+                return run(*args, **kwargs), module
+
+    def jit(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        """Calls the module through `elegy.jit`."""
+        return self._transformed("call")(*args, **kwargs)
+
+    def init_jit(self: Self, *args: tp.Any, **kwargs: tp.Any) -> Self:
+        """As `init`; kept for code that compiles the initialisation, which needs no compilation here."""
+        return self.init(*args, **kwargs)
+
+    def _transformed(self, method: str) -> tp.Any:
+        from elegy.transforms import jit
+
+        compiled = getattr(self, "_compiled", None)
+        if compiled is None:
+            compiled = jit(self)
+            pytree.set_compiled(self, compiled)
+        return compiled
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Parameters and state
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def add_parameter(
+        self,
+        name: str,
+        shape: tp.Sequence[int] | None = None,
+        dtype: tp.Any = None,
+        initializer: tp.Any = jnp.zeros,
+        trainable: bool = True,
+    ) -> tp.Any:
+        """The parameter `name` of this module, created by the first run.
+
+        **Arguments:**
+
+        - `name`: the attribute that holds it.
+        - `shape`: the default is `()`, or the shape of `initializer` if that is an array.
+        - `dtype`: the default is the `dtype` of the module.
+        - `initializer`: a function of `(shape, dtype)`, a function of `(key, shape, dtype)` such as those of
+          `jax.nn.initializers`, a function without arguments, or the initial value itself (an array, or a pytree of arrays).
+        - `trainable`: False makes it state: it is never differentiated, and `update_parameter` changes it.
+
+        **Returns:** its current value.
+
+        **Raises:** `ParameterError` if it exists with another shape, or does not exist and this is not the first run;
+        `NameCollisionError` if the name is taken.
+        """
+        dtype = self.dtype if dtype is None else dtype
+        return _parameters.add_parameter(self, name, shape, dtype, initializer, trainable)
+
+    def update_parameter(self, name: str, value: tp.Any) -> None:
+        """Gives the parameter `name` another value of the same shape and dtype."""
+        _parameters.update_parameter(self, name, value)
+
+    def get_parameters(self, trainable: bool | None = None) -> dict[str, tp.Any]:
+        """The arrays of the module and of its submodules, as a nested dict by attribute name.
+
+        **Arguments:**
+
+        - `trainable`: True for the trainable ones, False for the rest, None for all.
+
+        Lists, tuples and dicts of modules keep their form, with `()` where there is nothing. A module that is reachable
+        by two paths appears at the first.
+        """
+        return _parameters.get_parameters(self, trainable)
+
+    def set_parameters(self, values: tp.Mapping[str, tp.Any]) -> None:
+        """Replaces arrays by name. `values` may be a part of what `get_parameters` returns.
+
+        **Raises:** `ParameterError`, naming every unknown name, wrong shape and wrong dtype, and changing nothing.
+        """
+        _parameters.set_parameters(self, values)
+
+    def reset(self) -> None:
+        """Returns to the state before the first call. Parameters that `__init__` created keep their values."""
+        _parameters.reset(self)
+
+    @property
+    def initialized(self) -> bool:
+        """Whether a first run has created the parameters."""
+        return meta_of(self).initialized
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the parameters are trainable. Assigning it freezes or unfreezes the module and all below it."""
+        return meta_of(self).trainable
+
+    @trainable.setter
+    def trainable(self, trainable: bool) -> None:
+        _parameters.set_trainable(self, trainable)
+
+    @property
+    def submodules(self) -> dict[str, tp.Any]:
+        """The modules that this one holds itself, by name."""
+        return {"/".join(pytree.step_parts(self, step)): child for step, child in pytree.children(self)}
+
+    def parameters_size(self, include_submodules: bool = True) -> int:
+        """The number of trainable elements."""
+        return sum(leaf.size for leaf in self._arrays(True, include_submodules))
+
+    def parameters_bytes(self, include_submodules: bool = True) -> int:
+        """The number of bytes of the trainable arrays."""
+        return sum(leaf.nbytes for leaf in self._arrays(True, include_submodules))
+
+    def states_size(self, include_submodules: bool = True) -> int:
+        """The number of elements that are not trainable."""
+        return sum(leaf.size for leaf in self._arrays(False, include_submodules))
+
+    def states_bytes(self, include_submodules: bool = True) -> int:
+        """The number of bytes of the arrays that are not trainable."""
+        return sum(leaf.nbytes for leaf in self._arrays(False, include_submodules))
+
+    def _arrays(self, trainable: bool, include_submodules: bool) -> list[tp.Any]:
+        seen = set() if include_submodules else {id(child) for _, child in pytree.children(self)}
+        found = _parameters.collect(self, trainable, lambda module, name, index, value: value, seen)
+        return jax.tree.leaves(found)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Attributes
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: tp.Any) -> None:
+        if id(self) in _under_construction or name == "trainable":
+            object.__setattr__(self, name, value)
+            return
+        raise FrozenModuleError(
+            f"{path_of(self)}.{name} cannot be assigned: a module is immutable once its __init__ has returned.\n"
+            "  To change arrays use set_parameters (or update_parameter in call); to get a changed copy use "
+            f"equinox.tree_at(lambda m: m.{name}, module, new); to freeze parameters assign module.trainable.\n"
+            "  A module made in call is kept by itself: give it a name by its name= argument."
+        )
+
+    def __delattr__(self, name: str) -> None:
+        if id(self) in _under_construction:
+            object.__delattr__(self, name)
+            return
+        raise FrozenModuleError(
+            f"{path_of(self)}.{name} cannot be deleted: a module is immutable once its __init__ has returned."
+        )
+
+    if not tp.TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            # Reached only by names that are not there.
+            if name == "name":
+                return default_name(type(self))
+            if name == "dtype":
+                return jnp.float32
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if not name.startswith("_") and not meta_of(self).initialized:
+                message += "; the module is not initialised: parameters appear with its first call, or with init"
+            raise AttributeError(message, name=name, obj=self)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Copies
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def copy(self: Self) -> Self:
+        """A copy of the module and of all below it. Its arrays are shared, as they are immutable."""
+        leaves, treedef = jax.tree.flatten(self)
+        copy = treedef.unflatten([np.copy(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves])
+        return copy
+
+    def __copy__(self: Self) -> Self:
+        return self.copy()
+
+    def __deepcopy__(self: Self, memo: dict[int, tp.Any]) -> Self:
+        copy = object.__new__(type(self))
+        memo[id(self)] = copy
+        copy.__setstate__(copying.deepcopy(self.__getstate__(), memo))
+        return copy
+
+    def __getstate__(self) -> tp.Any:
+        return (dict(self.__dict__), meta_of(self), getattr(self, "_depth", 1))
+
+    def __setstate__(self, saved: tp.Any) -> None:
+        attributes, meta, depth = saved
+        pytree.register(type(self))
+        self.__dict__.update(attributes)
+        pytree.set_meta(self, meta)
+        pytree.set_ties(self, None)
+        pytree.set_layout(self, None)
+        pytree.set_born(self, tracing.current())
+        if depth > 1:
+            pytree.set_depth(self, depth)
+            _make_room(depth)
+
+    def __repr__(self) -> str:
+        from elegy.rendering import summarise
+
+        return summarise(self)
+
+
+def to_module(function: tp.Callable[..., tp.Any]) -> type[Module]:
+    """A module class whose instances run `function`, in which hooks and modules can be used.
+
+    **Arguments:**
+
+    - `function`: takes no `self`.
+
+    **Returns:** a class; its constructor takes `name`.
+
+    ```python
+    import elegy
+    import jax
+    import jax.numpy as jnp
+
+
+    @elegy.to_module
+    def block(x):
+        return jax.nn.relu(elegy.nn.Linear(8)(x))
+
+
+    y = block()(jnp.ones([2, 3]))
+    assert y.shape == (2, 8)
+    ```
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+
+    class FunctionModule(Module):
+        def __init__(self, name: str | None = None):
+            super().__init__(name=name)
+
+        def call(self, *args, **kwargs):
+            return type(self).function(*args, **kwargs)
+
+    FunctionModule.function = staticmethod(function)
+    FunctionModule.__name__ = FunctionModule.__qualname__ = "lambda_" if name == "<lambda>" else name
+    FunctionModule.__qualname__ = getattr(function, "__qualname__", name)
+    FunctionModule.__module__ = getattr(function, "__module__", __name__)
+    FunctionModule.__doc__ = function.__doc__
+    return FunctionModule

@@ -1,0 +1,1 @@
+from elegy.nn.linear import Linear as Linear

@@ -1,0 +1,450 @@
+"""Creating, reading and writing the arrays of a module."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing as tp
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from elegy import tracing
+from elegy.errors import HookError, NameCollisionError, ParameterError, StructureError, TraceError
+from elegy.hooks import (
+    is_taken,
+    log,
+    name_of,
+    note_update,
+    path_of,
+    require_same_trace,
+    rng_context,
+    state,
+    undoing,
+    write,
+    write_meta,
+)
+from elegy.pytree import Node, is_array, is_foreign, is_inexact, is_node, is_static, meta_of, thaw, walk
+from elegy.random import RNG, fold_in_path
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Creating
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_parameter(
+    module: Node,
+    name: str,
+    shape: tp.Sequence[int] | None,
+    dtype: tp.Any,
+    initializer: tp.Any,
+    trainable: bool,
+) -> tp.Any:
+    frame = state.frames[-1] if state.frames else None
+    meta = meta_of(module)
+    if name in meta.parameters and name in module.__dict__:
+        value = module.__dict__[name]
+        if shape is not None and is_array(value) and tuple(value.shape) != tuple(shape):
+            raise ParameterError(
+                f"{path_of(module, name)} has shape {tuple(value.shape)}, but {tuple(shape)} is asked for now.\n"
+                "  The shape was fixed by the first call; does this input have another size than that one?\n"
+                "  Use another module for it, or module.reset() to start again."
+            )
+        return value
+    if frame is None:
+        raise HookError(
+            f"{path_of(module)}: add_parameter({name!r}) was called while no module is running.\n"
+            "  Call it in __init__, in call, or in a method marked @elegy.compact."
+        )
+    if is_taken(module, name):
+        raise NameCollisionError(
+            f"{path_of(module)}: add_parameter({name!r}) would replace another attribute or a method of "
+            f"{type(module).__name__}.\n  Choose another name."
+        )
+    if not name.isidentifier():
+        raise NameCollisionError(f"{path_of(module)}: the parameter name {name!r} is not a Python identifier.")
+    require_same_trace(module, f"created the parameter {name!r}")
+    constructing = frame.building and frame.module is module
+    if state.init_pass is None and not constructing:
+        raise ParameterError(
+            f"{path_of(module, name)} does not exist, and parameters are created by the first run of a method only.\n"
+            "  Call add_parameter unconditionally, so that the first run creates every parameter."
+        )
+    wanted = None if shape is None else tuple(int(size) for size in shape)
+    make, finish = _maker(module, name, wanted, dtype, initializer, constructing)
+    if state.init_pass is not None:
+        value = state.init_pass.create(module, name, make, finish)
+    else:
+        value = finish(make())
+        write(module, name, value, created=True)
+    constructed = (*meta.constructed, name) if constructing else meta.constructed
+    parameters = {**meta.parameters, name: bool(trainable)}
+    write_meta(module, dataclasses.replace(meta, parameters=parameters, constructed=constructed), created=True)
+    return value
+
+
+def _maker(module, name, shape, dtype, initializer, constructing):
+    """The initial value as a function to be called in any trace, and the check of what it gives."""
+    size = () if shape is None else shape
+
+    if not callable(initializer):
+
+        def make() -> tp.Any:
+            return initializer
+
+    elif not _positional(initializer):
+        make = initializer
+    elif _takes_key(initializer):
+        key = _key(module, name, constructing)
+
+        def make() -> tp.Any:
+            return initializer(key(), size, dtype)
+
+    elif initializer in (jnp.zeros, jnp.ones):
+
+        def make() -> tp.Any:
+            return initializer(size, dtype)
+
+    else:
+        key = _key(module, name, constructing)
+
+        def make() -> tp.Any:
+            with rng_context(RNG(key())):
+                return initializer(size, dtype)
+
+    def finish(value: tp.Any) -> tp.Any:
+        if jax.tree_util.all_leaves([value]):
+            value = jnp.asarray(value, dtype=None if is_array(value) else dtype)
+            if (shape is not None or callable(initializer) and make is not initializer) and value.shape != size:
+                raise ParameterError(
+                    f"{path_of(module, name)}: the initializer gave shape {value.shape} instead of {size}."
+                )
+        return value
+
+    return make, finish
+
+
+def _key(module: Node, name: str, constructing: bool) -> tp.Callable[[], jax.Array]:
+    if state.init_pass is not None:
+        journal = state.init_pass
+        return journal.constructor_key(module, name) if constructing else journal.key_for(module, name)
+    rng = state.rng
+    if rng._born != tracing.current():
+        raise TraceError(
+            f"{type(module).__name__}: the parameter {name!r} was created in __init__ inside a jax transform, but the random "
+            "stream belongs to the code outside of it.\n"
+            "  Pass a key as an argument of the transformed function and construct the module inside "
+            "`with elegy.rng_context(key):`."
+        )
+    base = rng.base_key()
+    return lambda: fold_in_path(base(), name)
+
+
+_KEY_NAMES = ("key", "rng", "rng_key", "prng_key", "random_key", "k")
+
+
+def _positional(initializer: tp.Any) -> list[inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    try:
+        parameters = inspect.signature(initializer).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return [inspect.Parameter("shape", inspect.Parameter.POSITIONAL_ONLY)]
+    return [parameter for parameter in parameters if parameter.kind in kinds]
+
+
+def _takes_key(initializer: tp.Any) -> bool:
+    """Whether the initializer is called as `(key, shape, dtype)`, like those of `jax.nn.initializers`."""
+    parameters = _positional(initializer)
+    required = [p for p in parameters if p.default is inspect.Parameter.empty and p.kind is not p.VAR_POSITIONAL]
+    return bool(parameters) and (parameters[0].name in _KEY_NAMES or len(required) >= 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trainable_flags(module: Node, name: str, value: tp.Any) -> list[bool]:
+    """For each leaf of an attribute's value, modules counting as leaves, whether it is trainable.
+
+    Trainable are a parameter that was declared so, and the inexact arrays of a pytree of another library, both in a module
+    that is not frozen.
+    """
+    meta = meta_of(module)
+    if name in meta.parameters:
+        declared = meta.trainable and meta.parameters[name]
+        return [declared and is_inexact(leaf) for leaf in jax.tree.leaves(value, is_leaf=is_node)]
+    flags: list[bool] = []
+    for part in jax.tree.leaves(value, is_leaf=lambda part: isinstance(part, Node) or is_foreign(part)):
+        if is_foreign(part):
+            leaves = jax.tree.leaves(part, is_leaf=is_node)
+            flags.extend(meta.trainable and is_array(leaf) and is_inexact(leaf) for leaf in leaves)
+        else:
+            flags.append(False)
+    return flags
+
+
+# What to put in the place of an array: given its module, the attribute, its position in the attribute, and the array.
+Leaf = tp.Callable[[Node, str, int, tp.Any], tp.Any]
+
+
+def collect(module: Node, trainable: bool | None, leaf: Leaf, seen: set[int] | None = None) -> dict[str, tp.Any]:
+    """A nested dict, by attribute name, of `leaf(...)` for each array of the kind that is asked for.
+
+    A module that is reachable by two paths appears at the first.
+    """
+    seen = set() if seen is None else seen
+    seen.add(id(module))
+    parameters = meta_of(module).parameters
+    result: dict[str, tp.Any] = {}
+    for name, value in module.__dict__.items():
+        if isinstance(value, Node):
+            if id(value) not in seen:
+                result[name] = collect(value, trainable, leaf, seen)
+        elif is_array(value):
+            if trainable is None or trainable_flags(module, name, value) == [trainable]:
+                result[name] = leaf(module, name, 0, value)
+        elif name in parameters or not is_static(value):
+            found = _collect_container(module, name, value, trainable, leaf, seen)
+            if found is not _NOTHING:
+                result[name] = found
+    return result
+
+
+_NOTHING = object()
+
+
+def _collect_container(module, name, value, trainable, leaf, seen):
+    leaves, treedef = jax.tree.flatten(value, is_leaf=is_node)
+    absent = None if is_foreign(value) or name in meta_of(module).parameters else ()
+    found: list[tp.Any] = []
+    something = False
+    for index, (item, flag) in enumerate(zip(leaves, trainable_flags(module, name, value), strict=True)):
+        if isinstance(item, Node) and id(item) not in seen:
+            found.append(collect(item, trainable, leaf, seen))
+        elif is_array(item) and trainable in (None, flag):
+            found.append(leaf(module, name, index, item))
+        else:
+            found.append(absent)
+            continue
+        something = True
+    return thaw(treedef.unflatten(found)) if something else _NOTHING
+
+
+def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.Any]:
+    return collect(module, trainable, lambda module, name, index, value: value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_value(path: str, old: tp.Any, new: tp.Any) -> tp.Any:
+    """`new` as a replacement of the array `old`."""
+    if isinstance(new, (bool, int, float, complex)):
+        new = jnp.asarray(new, old.dtype)
+    if not is_array(new):
+        raise ParameterError(f"{path}: expected an array of shape {tuple(old.shape)}, got {type(new).__name__}.")
+    if tuple(new.shape) != tuple(old.shape) or new.dtype != old.dtype:
+        raise ParameterError(
+            f"{path} is {old.dtype}{list(old.shape)}, and the new value is {new.dtype}{list(new.shape)}.\n"
+            "  Give a value of the same shape and dtype (reshape it, or use .astype)."
+        )
+    return new
+
+
+def set_parameters(module: Node, values: tp.Any) -> None:
+    """Checks everything, then writes everything."""
+    writes: list[tuple[Node, str, tp.Any]] = []
+    problems: list[str] = []
+    _plan(module, values, name_of(module), writes, problems)
+    if problems:
+        raise ParameterError("set_parameters changed nothing:\n  " + "\n  ".join(problems))
+    for owner in {id(owner): owner for owner, _, _ in writes}.values():
+        require_same_trace(owner, "set its parameters")
+    with undoing():
+        for owner, name, value in writes:
+            write(owner, name, value)
+            note_update(owner, name)
+
+
+def _plan(module: Node, values: tp.Any, path: str, writes: list, problems: list[str]) -> None:
+    if isinstance(values, Node):
+        values = get_parameters(values)
+    if not isinstance(values, tp.Mapping):
+        problems.append(f"{path}: expected a dict of parameters, got {type(values).__name__}.")
+        return
+    for name, value in values.items():
+        where = f"{path}/{name}"
+        old = module.__dict__.get(name)
+        if isinstance(old, Node):
+            _plan(old, value, where, writes, problems)
+        elif is_array(old):
+            try:
+                writes.append((module, name, check_value(where, old, value)))
+            except ParameterError as error:
+                problems.append(str(error))
+        elif name in module.__dict__ and not is_static(old):
+            _plan_container(module, name, old, value, where, writes, problems)
+        else:
+            known = ", ".join(n for n, v in module.__dict__.items() if not is_static(v)) or "none"
+            hint = "" if meta_of(module).initialized else " The module is not initialised: call it or init first."
+            problems.append(f"{where}: {type(module).__name__} has no such parameter (it has: {known}).{hint}")
+
+
+def _plan_container(module, name, old, value, where, writes, problems) -> None:
+    leaves, treedef = jax.tree.flatten(old, is_leaf=is_node)
+    try:
+        given = jax.tree.structure(thaw(old), is_leaf=is_node).flatten_up_to(value)
+    except (TypeError, ValueError) as error:
+        problems.append(f"{where}: the value has another structure than the attribute: {error}")
+        return
+    changed = False
+    for index, (leaf, new) in enumerate(zip(leaves, given, strict=True)):
+        place = f"{where}/{index}"
+        if new is None or (isinstance(new, tuple) and new == ()):
+            continue  # what get_parameters puts where there is nothing of the kind that was asked for
+        if isinstance(leaf, Node):
+            _plan(leaf, new, place, writes, problems)
+        elif is_array(leaf):
+            try:
+                leaves[index] = check_value(place, leaf, new)
+                changed = True
+            except ParameterError as error:
+                problems.append(str(error))
+        else:
+            problems.append(f"{place}: there is no array here, but the value has one.")
+    if changed:
+        writes.append((module, name, treedef.unflatten(leaves)))
+
+
+def update_parameter(module: Node, name: str, value: tp.Any) -> None:
+    if name not in meta_of(module).parameters or name not in module.__dict__:
+        known = ", ".join(meta_of(module).parameters) or "none"
+        raise ParameterError(
+            f"{path_of(module)}: update_parameter({name!r}), but there is no such parameter (there is: {known}).\n"
+            f"  Create it first: self.add_parameter({name!r}, ..., trainable=False)."
+        )
+    require_same_trace(module, f"updated the parameter {name!r}")
+    old = module.__dict__[name]
+    if is_array(old):
+        value = check_value(path_of(module, name), old, value)
+    elif jax.tree.structure(old) != jax.tree.structure(value):
+        raise ParameterError(
+            f"{path_of(module, name)}: the new value has another structure.\n"
+            f"  old: {jax.tree.structure(old)}\n  new: {jax.tree.structure(value)}"
+        )
+    else:
+        jax.tree.map(lambda a, b: check_value(path_of(module, name), a, b) if is_array(a) else b, old, value)
+    write(module, name, value)
+    note_update(module, name)
+
+
+def set_trainable(module: Node, trainable: bool) -> None:
+    modules = [node for node in walk([module]) if meta_of(node).trainable != trainable]
+    for node in modules:
+        if id(node) in state.threaded:
+            raise StructureError(
+                f"{path_of(node)}: trainable was assigned inside a function that elegy.jit or elegy.value_and_grad transforms.\n"
+                "  Which parameters are trainable is fixed while a function is compiled. Assign it outside."
+            )
+        require_same_trace(node, "assigned trainable")
+    for node in modules:
+        write_meta(node, dataclasses.replace(meta_of(node), trainable=bool(trainable)))
+
+
+def reset(module: Node) -> None:
+    """Removes what first calls created; parameters that `__init__` created keep their values."""
+    for node in walk([module]):
+        require_same_trace(node, "reset")
+        if id(node) in state.threaded:
+            raise StructureError(f"{path_of(node)}: reset() inside a transformed function. Reset the module outside.")
+    with undoing():
+        for node in walk([module]):
+            meta = meta_of(node)
+            created = {record.attribute for records in meta.hooks.values() for record in records}
+            created |= {name for name in meta.parameters if name not in meta.constructed}
+            kept = {name: flag for name, flag in meta.parameters.items() if name in meta.constructed}
+            for name in created:
+                _remove(node, name)
+            write_meta(node, dataclasses.replace(meta, parameters=kept, hooks={}, initialized=False), ties=True)
+
+
+def _remove(module: Node, name: str) -> None:
+    attributes = module.__dict__
+    if name in attributes:
+        value = attributes.pop(name)
+        log(module, lambda: attributes.__setitem__(name, value))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole trees
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trainable_mask(tree: tp.Any) -> tp.Any:
+    """A pytree like `tree` with a bool for each array: whether it is trainable.
+
+    Trainable are the trainable parameters of modules that are not frozen, and the inexact arrays of pytrees that are not
+    modules of Elegy. Fits `optax.masked`.
+    """
+    return jax.tree.map(_mask, tree, is_leaf=is_node)
+
+
+def _mask(node: tp.Any) -> tp.Any:
+    if not isinstance(node, Node):
+        return is_inexact(node)
+    return jax.tree.structure(node).unflatten(leaf_kinds(node))
+
+
+def leaf_kinds(root: Node) -> list[bool]:
+    """Whether each leaf of a module is trainable, in the order of `jax.tree.leaves`. Does not recurse."""
+    kinds: list[bool] = []
+    seen = {id(root)}
+    stack: list[Node | bool] = [root]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, bool):
+            kinds.append(item)
+            continue
+        below: list[Node | bool] = []
+        parameters = meta_of(item).parameters
+        for name, value in item.__dict__.items():
+            if isinstance(value, Node) or is_array(value) or name in parameters or not is_static(value):
+                leaves = jax.tree.leaves(value, is_leaf=is_node)
+                for leaf, flag in zip(leaves, trainable_flags(item, name, value), strict=True):
+                    if not isinstance(leaf, Node):
+                        if is_array(leaf) or name in parameters:
+                            below.append(flag)
+                    elif id(leaf) not in seen:
+                        seen.add(id(leaf))
+                        below.append(leaf)
+        stack.extend(reversed(below))
+    return kinds
+
+
+def partition(tree: tp.Any) -> tuple[tp.Any, tp.Any]:
+    """Splits a pytree of modules into its trainable part and the rest.
+
+    **Returns:** two trees of the same classes. Each array is in one of them, and None stands in the other.
+
+    ```python
+    import elegy
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones([4, 3])
+    linear = elegy.nn.Linear(2).init(x)
+    params, rest = elegy.partition(linear)
+    grads = jax.grad(lambda params: elegy.combine(params, rest)(x).sum())(params)
+    assert grads.w.shape == (3, 2)
+    ```
+    """
+    return eqx.partition(tree, trainable_mask(tree))
+
+
+def combine(*trees: tp.Any) -> tp.Any:
+    """Puts together what `partition` split: at each place, the first value that is not None."""
+    return eqx.combine(*trees)

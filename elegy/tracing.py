@@ -1,0 +1,24 @@
+"""Which trace is running. The only file that asks JAX about its traces."""
+
+from __future__ import annotations
+
+import threading
+import typing as tp
+
+from jax.extend.core import get_opaque_trace_state
+
+# The trace that is running on this thread. Two states are equal when they belong to one trace, they differ under each of
+# jit, vmap, grad, scan, checkpoint and eval_shape, and asking costs 0.3 microseconds.
+current = get_opaque_trace_state
+
+
+def _eager() -> tp.Any:
+    # A new thread is never inside a trace, even if this package is being imported inside one.
+    states: list[tp.Any] = []
+    thread = threading.Thread(target=lambda: states.append(current()))
+    thread.start()
+    thread.join()
+    return states[0]
+
+
+EAGER = _eager()

@@ -1,0 +1,304 @@
+"""The pure core of every transform: *partition → pure function → updated modules → write back*.
+
+A `View` lists the places where the modules that a transform threads hold their arrays. `run` puts other arrays (tracers) in
+those places, runs a function, and returns what it gave together with its `Effects`: the arrays that changed, the state of
+the random stream, and what the hooks declared. Afterwards everything is as it was. `write_back` gives effects to the world.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import typing as tp
+
+import jax
+
+from elegy import tracing
+from elegy.errors import StructureError, TraceError
+from elegy.hooks import Collector, Event, lock, log, note_update, path_of, require_same_trace, state, undoing
+from elegy.parameters import collect, trainable_flags
+from elegy.pytree import (
+    Node,
+    is_array,
+    is_node,
+    is_static,
+    layout_of,
+    meta_of,
+    nodes_in,
+    set_born,
+    structure,
+    walk,
+)
+
+Place = tuple[dict[str, tp.Any], str]
+
+
+class Group(tp.NamedTuple):
+    """The arrays that one attribute holds in a container or a foreign pytree."""
+
+    node: Node
+    name: str
+    positions: tuple[int, ...]
+    start: int
+
+
+class View:
+    """The arrays of the threaded modules, as a flat list of places that stays valid until a structure changes."""
+
+    def __init__(self, modules: tp.Any):
+        self.modules = modules
+        self.roots = nodes_in(modules)
+        self.version = -1
+        self.signature: tp.Any = None
+        self._signatures: dict[tp.Any, tp.Any] = {}
+
+    def refresh(self) -> None:
+        """Walks the modules again if any structure changed since the last time."""
+        if self.version == structure.version:
+            return
+        self.nodes = walk(self.roots)
+        self.places: list[Place] = []
+        self.owners: list[tuple[Node, str]] = []
+        self.groups: list[Group] = []
+        self.trainable: list[bool] = []
+        self.index: dict[tuple[int, str, int], int] = {}
+        grouped: list[tuple[Node, str, tp.Any]] = []
+        for node in self.nodes:
+            parameters = meta_of(node).parameters
+            for name, value in node.__dict__.items():
+                if is_array(value):
+                    self._add(node, name, 0, trainable_flags(node, name, value)[0])
+                    self.places.append((node.__dict__, name))
+                elif name in parameters or not (isinstance(value, Node) or is_static(value)):
+                    grouped.append((node, name, value))
+        for node, name, value in grouped:
+            leaves = jax.tree.leaves(value, is_leaf=is_node)
+            positions = tuple(i for i, leaf in enumerate(leaves) if is_array(leaf))
+            if positions:
+                flags = trainable_flags(node, name, value)
+                self.groups.append(Group(node, name, positions, len(self.owners)))
+                for position in positions:
+                    self._add(node, name, position, flags[position])
+        key = tuple(layout_of(node) for node in self.nodes)
+        try:
+            self.signature = self._signatures.setdefault(key, key)
+        except TypeError:
+            self.signature = key
+        self.signature_id = id(self.signature)
+        self.ids = {id(node): node for node in self.nodes}
+        self.version = structure.version
+
+    def _add(self, node: Node, name: str, position: int, trainable: bool) -> None:
+        self.index[id(node), name, position] = len(self.owners)
+        self.owners.append((node, name))
+        self.trainable.append(trainable)
+
+    def read(self) -> list[tp.Any]:
+        leaves = [attributes[name] for attributes, name in self.places]
+        for group in self.groups:
+            held = jax.tree.leaves(group.node.__dict__[group.name], is_leaf=is_node)
+            leaves.extend(held[position] for position in group.positions)
+        return leaves
+
+    def write(self, indices: tp.Sequence[int], values: tp.Sequence[tp.Any]) -> None:
+        places, simple = self.places, len(self.places)
+        rest: dict[int, tp.Any] = {}
+        for index, value in zip(indices, values, strict=True):
+            if index < simple:
+                attributes, name = places[index]
+                attributes[name] = value
+            else:
+                rest[index] = value
+        if rest:
+            for group in self.groups:
+                self._write_group(group, rest)
+
+    def _write_group(self, group: Group, values: dict[int, tp.Any]) -> None:
+        attributes = group.node.__dict__
+        leaves, treedef = jax.tree.flatten(attributes[group.name], is_leaf=is_node)
+        changed = False
+        for offset, position in enumerate(group.positions):
+            if group.start + offset in values:
+                leaves[position] = values[group.start + offset]
+                changed = True
+        if changed:
+            attributes[group.name] = treedef.unflatten(leaves)
+
+    def trainable_tree(self) -> tp.Any:
+        """Like the modules that were given, with the dict of `get_parameters(trainable=True)` for each module, and in it the
+        index of each array."""
+        seen: set[int] = set()
+
+        def indices(node: tp.Any) -> tp.Any:
+            if not isinstance(node, Node):
+                return None
+            if id(node) in seen:
+                return {}
+            return collect(node, True, lambda owner, name, position, _: self.index[id(owner), name, position], seen)
+
+        return jax.tree.map(indices, self.modules, is_leaf=is_node)
+
+    def uninitialised(self) -> bool:
+        return any(not meta_of(root).initialized for root in self.roots)
+
+
+class Record:
+    """The static part of `Effects`: which arrays changed, and what the declared values are called."""
+
+    __slots__ = ("events", "indices")
+
+    def __init__(self, indices: list[int], events: list[tuple[str, str, Node | None]]):
+        self.indices = indices
+        self.events = events
+
+
+class Effects:
+    """What a function did besides returning: a pytree, so that it can leave any transform."""
+
+    __slots__ = ("events", "record", "rng", "values")
+
+    def __init__(self, values: list[tp.Any], rng: tp.Any, events: list[tp.Any], record: Record):
+        self.values = values
+        self.rng = rng
+        self.events = events
+        self.record = record
+
+
+jax.tree_util.register_pytree_node(
+    Effects,
+    lambda effects: ((effects.values, effects.rng, effects.events), effects.record),
+    lambda record, parts: Effects(*parts, record),
+)
+
+
+class Opaque:
+    """Static data inside a collected value: a summary may hold what is not an array."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: tp.Any):
+        self.value = value
+
+
+jax.tree_util.register_pytree_node(Opaque, lambda opaque: ((), opaque.value), lambda value, _: Opaque(value))
+
+
+def _seal_value(value: tp.Any) -> tp.Any:
+    return jax.tree.map(lambda leaf: leaf if is_array(leaf) or isinstance(leaf, (int, float)) else Opaque(leaf), value)
+
+
+def _open_value(value: tp.Any) -> tp.Any:
+    is_opaque = lambda leaf: isinstance(leaf, Opaque)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf.value if is_opaque(leaf) else leaf, value, is_leaf=is_opaque)
+
+
+def run(
+    function: tp.Callable[..., tp.Any],
+    view: View,
+    leaves: tp.Sequence[tp.Any],
+    rng_data: tp.Any,
+    args: tp.Any,
+    kwargs: tp.Any,
+    return_all: bool = False,
+) -> tuple[tp.Any, Effects]:
+    """Runs `function` with `leaves` in the places of the view, and leaves everything as it was."""
+    outer = state.collector
+    with lock, _threaded(view, leaves):
+        before_rng, version = state._rng, structure.version
+        state.rng = rng = state.rng.threaded(rng_data)
+        state.collector = collector = None if outer is None else Collector(outer.wants_summaries)
+        try:
+            with undoing(forget=view.ids):
+                out = function(*args, **kwargs)
+                if structure.version != version:
+                    _check_structure(view)
+        finally:
+            state._rng, state.collector = before_rng, outer
+        after = view.read()
+        indices = [
+            index for index, (old, new) in enumerate(zip(leaves, after, strict=True)) if return_all or old is not new
+        ]
+        events = [] if collector is None else collector.events
+        record = Record(indices, [(event.kind, event.name, event.module) for event in events])
+        effects = Effects(
+            [after[index] for index in indices],
+            None if rng._data is rng_data else rng._data,
+            [_seal_value(event.value) for event in events],
+            record,
+        )
+    return out, effects
+
+
+@contextlib.contextmanager
+def _threaded(view: View, leaves: tp.Sequence[tp.Any]):
+    trace = tracing.current()
+    everything = range(len(leaves))
+    before, saved, born = state.threaded, view.read(), [node._born for node in view.nodes]
+    state.threaded = {**before, **view.ids}
+    view.write(everything, leaves)
+    for node in view.nodes:
+        set_born(node, trace)
+    try:
+        yield
+    finally:
+        state.threaded = before
+        view.write(everything, saved)
+        for node, old in zip(view.nodes, born, strict=True):
+            set_born(node, old)
+
+
+def _check_structure(view: View) -> None:
+    for node, layout in zip(view.nodes, view.signature, strict=True):
+        if layout_of(node) != layout:
+            raise StructureError(
+                f"{path_of(node)}: the structure of the module changed inside a transformed function.\n"
+                "  Change it outside: what is not an array is fixed while a function is compiled."
+            )
+
+
+def write_back(view: View, effects: Effects) -> None:
+    """Gives the effects of a function to the modules, the random stream and the collector of the caller."""
+    record = effects.record
+    if record.indices:
+        for root in view.roots:
+            require_same_trace(root, "was updated by a transform of elegy")
+        if state.log is not None:
+            _log(view, record.indices)
+        with lock:
+            view.write(record.indices, effects.values)
+        if view.roots[0]._born != tracing.EAGER:
+            for index in record.indices:
+                note_update(*view.owners[index])
+    if effects.rng is not None:
+        rng = state.rng
+        if rng._born != tracing.current():
+            raise TraceError(
+                "a function transformed by elegy drew random keys inside a jax transform, but the random stream belongs to "
+                "the code outside of it.\n  Pass a key as an argument of the jax-transformed function and call inside "
+                "`with elegy.rng_context(key):`."
+            )
+        rng._data = effects.rng
+    if record.events and state.collector is not None:
+        for (kind, name, module), value in zip(record.events, effects.events, strict=True):
+            state.collector.add(Event(kind, name, module, _open_value(value)))
+
+
+def _log(view: View, indices: tp.Sequence[int]) -> None:
+    for node, name in dict.fromkeys(view.owners[index] for index in indices):
+        log(node, lambda attributes=node.__dict__, name=name, old=node.__dict__[name]: attributes.__setitem__(name, old))
+
+
+def modules_of(function: tp.Any, modules: tp.Any) -> tp.Any:
+    """The modules to thread: those that were listed, and the one whose method `function` is."""
+    bound = function if isinstance(function, Node) else getattr(function, "__self__", None)
+    if not isinstance(bound, Node):
+        return modules
+    if modules is None:
+        return bound
+    return modules if any(node is bound for node in walk(nodes_in(modules))) else (bound, modules)
+
+
+def check_modules(modules: tp.Any) -> None:
+    for leaf in jax.tree.leaves(modules, is_leaf=is_node):
+        if not isinstance(leaf, Node):
+            kind = f"the class {leaf.__name__}" if isinstance(leaf, type) else f"a {type(leaf).__name__}"
+            raise TypeError(f"modules= takes a module or a list, tuple or dict of modules; it holds {kind}.")

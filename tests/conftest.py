@@ -1,0 +1,56 @@
+"""Settings of every test: two CPU devices, JAX's strict modes, a fresh seed.
+
+Warnings are errors and the package's annotations are checked on every call: see pyproject.toml.
+Nothing here may import `elegy` at the top, since the annotation checker must be in place first.
+"""
+
+import os
+
+# Both are read once, at the first import of matplotlib and the first use of a device.
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
+
+from collections.abc import Iterator
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A first call compiles, so that no deadline is right; the same examples are tried on each run.
+hypothesis.settings.register_profile(
+    "elegy", deadline=None, derandomize=True, database=None, max_examples=50, print_blob=True
+)
+hypothesis.settings.load_profile("elegy")
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    """Starts each test from the same seed and in the default mode, whatever ran before it."""
+    import elegy
+
+    if not hasattr(elegy, "set_training"):
+        yield
+        return
+    training = elegy.training()
+    elegy.set_rng(elegy.RNG(42))
+    yield
+    elegy.set_training(training)
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fails a test that lets a tracer escape. Not for all: it turns off caches and is slow."""
+    with jax.checking_leaks():
+        yield
+
+
+@pytest.fixture
+def default_promotion() -> Iterator[None]:
+    """JAX as its users have it: dtypes and ranks are promoted without asking."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
