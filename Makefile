@@ -13,6 +13,9 @@ CONSTRAINTS := .ci/constraints.txt
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
+CORE := compatibility copies deep equinox exceptions guide hooks module names parameters properties pytree random \
+	recompilation sharing threads trace_safety transforms
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
@@ -30,8 +33,8 @@ test: $(VENV)/.test  ## Run every test.
 	$(PYTEST) $(PYTEST_ARGS)
 
 .PHONY: test-core
-test-core: $(VENV)/.test  ## Run the tests but those marked slow and those of the documentation.
-	$(PYTEST) -m "not slow" --ignore=tests/test_documentation.py $(PYTEST_ARGS)
+test-core: $(VENV)/.test  ## Run the tests of the module system, for another Python or JAX.
+	$(PYTEST) -m "not slow" $(CORE:%=tests/test_%.py) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.lint  ## Check the formatting and the style.

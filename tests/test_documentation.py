@@ -134,9 +134,7 @@ def run_doctest(docstring: Docstring, namespace: dict[str, object]) -> None:
     """Runs the `>>>` examples of a docstring."""
     # A closing fence would be read as a line of the output.
     text = re.sub(r"(?m)^\s*(```|~~~).*$", "", docstring.text)
-    test = doctest.DocTestParser().get_doctest(
-        text, namespace, docstring.name, str(docstring.path), docstring.line - 1
-    )
+    test = doctest.DocTestParser().get_doctest(text, namespace, docstring.name, str(docstring.path), docstring.line - 1)
     report: list[str] = []
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
     runner.run(test, out=report.append, clear_globs=False)
@@ -261,9 +259,7 @@ def test_an_announced_failure(statement: str, namespace: dict[str, object]) -> N
     ],
     ids=["no error", "another error", "another message", "no warning"],
 )
-def test_an_announced_failure_that_does_not_come(
-    statement: str, namespace: dict[str, object]
-) -> None:
+def test_an_announced_failure_that_does_not_come(statement: str, namespace: dict[str, object]) -> None:
     with pytest.raises(pytest.fail.Exception):
         run_text(f"```python\n{statement}\n```", namespace)
 
