@@ -10,40 +10,37 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import typing as tp
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from elegy import tracing
 from elegy.errors import ParameterError, TraceError
-from elegy.hooks import (
-    RNG_ATTRIBUTE,
-    Collector,
-    lock,
-    parts_of,
-    path_of,
-    require_same_trace,
-    state,
-    undoing,
-    write,
-    write_meta,
-)
-from elegy.pytree import Node, is_array, is_node, meta_of, nodes_in, set_born, walk
+from elegy.frames import RNG_ATTRIBUTE, parts_of, path_of, require_same_trace
+from elegy.hooks import Collector
+from elegy.leaves import Node, is_array, is_node
+from elegy.pytree import meta_of, nodes_in, set_born, walk
 from elegy.random import RNG, fold_in_path
+from elegy.state import log, state, undoing, write, write_meta
+from elegy.threads import holding, lock, wait_until_idle
 
-Make = tp.Callable[[], tp.Any]
+Make = Callable[[], tp.Any]
 
 
 class Creation:
     """One entry of the journal: a parameter, and how to compute its initial value in whatever trace asks for it."""
 
-    __slots__ = ("make", "module", "name", "value")
+    __slots__ = ("make", "module", "name", "traced_key", "value")
 
-    def __init__(self, module: Node, name: str, make: Make, value: tp.Any):
+    def __init__(self, module: Node, name: str, make: Make, value: tp.Any, traced_key: bool):
         self.module = module
         self.name = name
         self.make = make
         self.value = value
+        # Whether the key is a value of the code around the pass, as under jax.vmap over keys.
+        self.traced_key = traced_key
 
 
 class InitPass:
@@ -64,31 +61,56 @@ class InitPass:
             self.drawn = state.rng()
         # The stream that stands for the thread's inside the pass.
         self.stream: RNG | None = None
+        # Modules of the code around the pass that the function found by itself, and changed.
+        self.adopted: list[Node] = []
+        self.inner: tp.Any = None
         self._bases: dict[int, Make] = {}
 
-    def create(self, module: Node, name: str, make: Make, finish: tp.Callable[[tp.Any], tp.Any]) -> tp.Any:
+    def create(
+        self, module: Node, name: str, make: Make, finish: Callable[[tp.Any], tp.Any], key: Make | None = None
+    ) -> tp.Any:
         def value() -> tp.Any:
             with jax.ensure_compile_time_eval():
                 return finish(make())
 
-        creation = Creation(module, name, value, value())
+        first = value()
+        with jax.ensure_compile_time_eval():
+            traced_key = key is not None and has_tracer(first) and isinstance(key(), Tracer)
+        creation = Creation(module, name, value, first, traced_key)
         self.creations.append(creation)
+        log(module, lambda: self.creations.remove(creation), created=True)
         write(module, name, creation.value, created=True)
         return creation.value
+
+    def take(self, inner: InitPass) -> None:
+        """Takes over what a pass inside this one created."""
+        for creation in inner.creations:
+            self.creations.append(creation)
+            log(creation.module, lambda creation=creation: self.creations.remove(creation), created=True)
+        self.modules.extend(inner.modules)
+
+    def adopt(self, module: Node, trace: tp.Any) -> bool:
+        """Lets the pass change a module of the code around it, as that code itself could."""
+        if module._born != self.trace or trace != self.inner:
+            return False
+        set_born(module, trace)
+        self.adopted.append(module)
+        return True
 
     def create_rng_key(self, module: Node) -> None:
         """Gives a module that draws random numbers the key that it uses where the thread's stream cannot follow."""
         if state._rng is not self.stream:
             return  # an initializer draws from the key of its parameter
-        if RNG_ATTRIBUTE in module.__dict__ or module._born != tracing.current():
+        if RNG_ATTRIBUTE in module.__dict__:
             return
+        require_same_trace(module, "created its random key")
         meta = meta_of(module)
         parameters = {**meta.parameters, RNG_ATTRIBUTE: False}
         key = self.key_for(module, RNG_ATTRIBUTE)
-        self.create(module, RNG_ATTRIBUTE, lambda: _default_key_data(key()), lambda data: data)
+        self.create(module, RNG_ATTRIBUTE, lambda: _default_key_data(key()), lambda data: data, key)
         write_meta(module, dataclasses.replace(meta, parameters=parameters), created=True)
 
-    def key_for(self, module: Node, name: str) -> tp.Callable[[], jax.Array]:
+    def key_for(self, module: Node, name: str) -> Callable[[], jax.Array]:
         """The key of one parameter: the base key of the outermost module that runs, folded with the path below it."""
         frames = [frame for frame in state.frames if not frame.building]
         root = frames[0].module if frames else module
@@ -98,7 +120,7 @@ class InitPass:
         path = "/".join((*parts_of(module)[1:], name))
         return lambda: fold_in_path(base(), path)
 
-    def constructor_key(self, module: Node, name: str) -> tp.Callable[[], jax.Array]:
+    def constructor_key(self, module: Node, name: str) -> Callable[[], jax.Array]:
         """The key of a parameter that is created in `__init__`, where paths are not known yet."""
         base = self._new_base(module)
         return lambda: fold_in_path(base(), name)
@@ -107,7 +129,8 @@ class InitPass:
         rng = state.rng
         if rng._born not in (self.trace, tracing.current()):
             raise TraceError(
-                f"{path_of(module)}: parameters were created inside a jax transform, but the random stream belongs to the "
+                f"{path_of(module)}: parameters were created inside a jax transform, but the random stream "
+                "belongs to the "
                 "code outside of it. There are two ways out:\n"
                 "  1. Pass a key as an argument of the transformed function: module.init(x, rng=key) or "
                 "module.apply(x, rng=key).\n"
@@ -131,22 +154,27 @@ def _default_key_data(key: jax.Array) -> jax.Array:
 class NeedsInitPass(BaseException):
     """Raised inside the trace of a transform that threads a module whose parameters do not exist yet."""
 
-    def __init__(self, module: Node):
-        super().__init__(f"{type(module).__name__} needs an init pass")
+    def __init__(self, module: Node, method: str):
+        super().__init__(f"{type(module).__name__}.{method} needs an init pass")
         self.module = module
+        self.method = method
 
 
-def run_init_pass(function: tp.Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any, roots: tp.Sequence[Node]) -> None:
-    """Runs `function` abstractly; afterwards the modules that it ran hold their initial parameters, and nothing else changed.
+def run_init_pass(function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any, roots: Sequence[Node]) -> bool:
+    """Runs `function` abstractly; afterwards the modules that it ran hold their initial parameters, and nothing else
+    changed.
 
     **Arguments:**
 
     - `args`, `kwargs`: arrays among them may be `jax.ShapeDtypeStruct`s.
     - `roots`: the modules that the function may initialise.
+
+    **Returns:** whether anything was created.
     """
     with lock:
+        wait_until_idle(walk(roots))
         try:
-            _attempt(function, args, kwargs, roots, _abstractly)
+            return _attempt(function, args, kwargs, roots, _abstractly)
         except _NeedsData as needs:
             leaves = jax.tree.leaves((args, kwargs), is_leaf=is_node)
             if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
@@ -154,7 +182,7 @@ def run_init_pass(function: tp.Callable[..., tp.Any], args: tp.Any, kwargs: tp.A
                     f"{needs.path}: the initializer uses data of the call, and init was given shapes only.\n"
                     "  Give init real arrays, or use an initializer of the shape alone."
                 ) from None
-            _attempt(function, args, kwargs, roots, _compiled)
+            return _attempt(function, args, kwargs, roots, _compiled)
 
 
 class _NeedsData(Exception):
@@ -163,27 +191,43 @@ class _NeedsData(Exception):
 
 
 def _abstractly(body, arrays, journal: InitPass) -> None:
-    jax.eval_shape(body, arrays)
+    def abstract(arrays):
+        body(arrays)
+        for creation in journal.creations:
+            if has_tracer(creation.value):  # must not outlive the trace
+                creation.value = creation.module.__dict__[creation.name] = _ABSTRACT
+
+    jax.eval_shape(abstract, arrays)
     for creation in journal.creations:
-        if has_tracer(creation.value):
+        if creation.value is _ABSTRACT:
+            # With a concrete key, an initial value that is abstract was computed from the data of the call.
+            if not creation.traced_key:
+                raise _NeedsData(path_of(creation.module, creation.name))
             try:
                 creation.value = creation.make()
             except jax.errors.UnexpectedTracerError:
                 raise _NeedsData(path_of(creation.module, creation.name)) from None
 
 
+_ABSTRACT = object()
+
+
 def _compiled(body, arrays, journal: InitPass) -> None:
-    """The fall-back for initializers that look at data: the pass is compiled, and the initial values are its outputs."""
+    """The fall-back for initializers that look at data: the pass is compiled, the initial values are its outputs."""
 
     def values(arrays):
         body(arrays)
-        return {i: c.value for i, c in enumerate(journal.creations) if has_tracer(c.value)}
+        found = {index: c.value for index, c in enumerate(journal.creations) if has_tracer(c.value)}
+        for index in found:
+            creation = journal.creations[index]
+            creation.value = creation.module.__dict__[creation.name] = _ABSTRACT
+        return found
 
     for index, value in jax.jit(values)(arrays).items():
         journal.creations[index].value = value
 
 
-def _attempt(function, args, kwargs, roots, how) -> None:
+def _attempt(function, args, kwargs, roots, how) -> bool:
     for node in roots:
         require_same_trace(node, "created its parameters")
     leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=is_node)
@@ -194,29 +238,31 @@ def _attempt(function, args, kwargs, roots, how) -> None:
     def body(arrays):
         stream = iter(arrays)
         args, kwargs = treedef.unflatten([next(stream) if is_array(leaf) else leaf for leaf in leaves])
-        with _inside(journal, nodes):
+        # What is not a creation is taken back while the trace still runs, so that nothing of it stays behind.
+        with _inside(journal, nodes), undoing(created_only=True):
             function(*args, **kwargs)
 
-    with undoing(created_only=True):
+    with undoing():
         try:
             how(body, arrays, journal)
         finally:
             for node in journal.modules:
                 set_born(node, journal.trace)
         _refuse_stored_tracers(journal)
-    for creation in journal.creations:
-        creation.module.__dict__[creation.name] = creation.value
+        for creation in journal.creations:
+            creation.module.__dict__[creation.name] = creation.value
     if journal.outer is not None:
-        journal.outer.creations.extend(journal.creations)
-        journal.outer.modules.extend(journal.modules)
+        journal.outer.take(journal)
+    return bool(journal.creations or journal.modules)
 
 
 @contextlib.contextmanager
-def _inside(journal: InitPass, nodes: tp.Sequence[Node]):
+def _inside(journal: InitPass, nodes: Sequence[Node]):
     """Within the abstract trace: the modules belong to it, draws advance a fork, and nothing is collected."""
-    before = state.init_pass, state._rng, state.collector
+    before = state.init_pass, state._rng, state.collector, state.threaded, state.unreached
     rng = state.rng
-    state.init_pass = journal
+    state.init_pass, state.threaded, state.unreached = journal, {}, frozenset()
+    journal.inner = tracing.current()
     if state.collector is not None:
         state.collector = Collector(state.collector.wants_summaries)
     if rng._born == journal.trace:
@@ -224,15 +270,17 @@ def _inside(journal: InitPass, nodes: tp.Sequence[Node]):
     for node in nodes:
         set_born(node, tracing.current())
     try:
-        yield
+        with holding(nodes):
+            yield
     finally:
-        state.init_pass, state._rng, state.collector = before
-        for node in nodes:
+        state.init_pass, state._rng, state.collector, state.threaded, state.unreached = before
+        journal.stream = None
+        for node in (*nodes, *journal.adopted):
             set_born(node, journal.trace)
 
 
 def has_tracer(value: tp.Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
 def _refuse_stored_tracers(journal: InitPass) -> None:
@@ -244,7 +292,8 @@ def _refuse_stored_tracers(journal: InitPass) -> None:
         for name, value in module.__dict__.items():
             if name not in parameters and not isinstance(value, Node) and has_tracer(value):
                 raise TraceError(
-                    f"{type(module).__name__}.{name} was given a value computed inside the call that created the module.\n"
+                    f"{type(module).__name__}.{name} was given a value computed inside the call that created "
+                    "the module.\n"
                     "  A module is created once, so it would hold the value of the first call for ever.\n"
                     "  Pass the value when the module is called, or create a parameter by add_parameter."
                 )

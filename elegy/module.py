@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy as copying
 import functools
+import importlib
+import inspect
 import sys
+import types
 import typing as tp
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elegy import parameters as _parameters
-from elegy import pytree, tracing
-from elegy.errors import FrozenModuleError, ParameterError, StaticValueError
-from elegy.hooks import (
-    Frame,
+from elegy import leaves, parameters as _parameters, pytree, tracing
+from elegy.containers import FrozenDict, FrozenList, freeze_containers
+from elegy.errors import FrozenModuleError, NameCollisionError, ParameterError, StaticValueError
+from elegy.frames import (
+    PRIVATE,
     RNG_ATTRIBUTE,
-    add_summary,
+    Frame,
     default_name,
-    lock,
-    name_of,
+    function_of,
+    note_update,
     path_of,
     plain_arguments,
     require_same_trace,
-    rng_context,
-    state,
-    training_context,
-    undoing,
-    write_meta,
 )
+from elegy.hooks import add_summary, rng_context
 from elegy.initialise import NeedsInitPass, run_init_pass
-from elegy.pytree import Meta, Node, meta_of
+from elegy.leaves import Node
+from elegy.pytree import Meta, meta_of
 from elegy.random import RNG, KeyLike
+from elegy.state import state, training_context, undoing
+from elegy.threads import holders, lock, running, wait_for
 
 Self = tp.TypeVar("Self", bound="Module")
 
@@ -47,10 +51,16 @@ class ModuleMeta(abc.ABCMeta):
     def __new__(mcs, name, bases, namespace, **kwargs):
         if namespace.get("__slots__"):
             raise TypeError(
-                f"class {name} declares __slots__, but a module keeps its attributes in __dict__, where JAX finds its arrays.\n"
+                f"class {name} declares __slots__, but a module keeps its attributes in __dict__, where JAX "
+                "finds its arrays.\n"
                 "  Remove __slots__ (for a dataclass: slots=True)."
             )
         return super().__new__(mcs, name, bases, namespace, **kwargs)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        signature = inspect.signature(cls.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(cls, *args, **kwargs):
         frame = state.frames[-1] if state.frames else None
@@ -66,18 +76,22 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
     pytree.set_layout(module, None)
     pytree.set_ties(module, None)
     pytree.set_born(module, tracing.current())
+    if module._born != tracing.EAGER:
+        pytree.set_pending(module, PRIVATE)
+    if len(state.frames) % 32 == 31:
+        _refuse_endless(module)
+        _make_room(len(state.frames))
     _under_construction.add(id(module))
     frame = Frame(module, "__init__")
     state.frames.append(frame)
+    # What __init__ computes from constants is concrete, though the call around it may be abstract.
+    concretely = contextlib.nullcontext() if state.init_pass is None else jax.ensure_compile_time_eval()
     try:
-        if state.init_pass is None:
+        with undoing(), concretely:
             cls.__init__(module, *args, **kwargs)
-        else:
-            # What __init__ computes from constants is concrete, though the call around it is abstract.
-            with jax.ensure_compile_time_eval():
-                cls.__init__(module, *args, **kwargs)
-            state.init_pass.modules.append(module)
-        _seal(module)
+            if state.init_pass is not None:
+                state.init_pass.modules.append(module)
+            _seal(module)
     finally:
         state.frames.pop()
         _under_construction.discard(id(module))
@@ -85,39 +99,60 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
 
 
 def _seal(module: Module) -> None:
-    """Fixes the attributes of a new module: containers are frozen, static values checked."""
-    attributes = module.__dict__
-    meta = meta_of(module)
-    owned = {id(attributes[name]): name for name in meta.parameters}
-    depth = 1
+    """Fixes the attributes of a new module: values are checked, containers frozen."""
+    owner, meta = type(module).__name__, meta_of(module)
+    attributes = tp.cast(dict[str, tp.Any], module.__dict__)
+    if RNG_ATTRIBUTE in attributes:
+        raise NameCollisionError(
+            f"{owner}.{RNG_ATTRIBUTE} is the attribute in which a module keeps the key of its random draws.\n"
+            "  Choose another name."
+        )
+    parameters = {id(attributes[name]): name for name in meta.parameters}
     for name, value in attributes.items():
-        if isinstance(value, Node):
-            depth = max(depth, 1 + getattr(value, "_depth", 1))
+        if leaves.is_static(value):
             continue
-        if pytree.is_static(value):
-            continue
-        if id(value) in owned and name not in meta.parameters:
+        if id(value) in parameters and name not in meta.parameters:
             raise ParameterError(
-                f"{type(module).__name__}.{name} holds the parameter {owned[id(value)]!r} under another name, and would keep "
-                f"its old value when the parameter changes.\n  Write self.{name} = self.add_parameter({name!r}, ...)."
+                f"{owner}.{name} holds the parameter {parameters[id(value)]!r} under another name, and would keep its "
+                f"old value when the parameter changes.\n  Write self.{name} = self.add_parameter({name!r}, ...)."
             )
-        if isinstance(value, np.ndarray) and value.dtype.kind in "OSUMm":
-            pytree.check_static(type(module).__name__, name, value)
-        if not pytree.is_array(value):
-            if name not in meta.parameters:
-                attributes[name] = value = pytree.freeze_containers(value)
-            for leaf in jax.tree.leaves(value, is_leaf=pytree.is_node):
-                if isinstance(leaf, Node):
-                    depth = max(depth, 1 + getattr(leaf, "_depth", 1))
-                elif not pytree.is_array(leaf):
-                    pytree.check_static(type(module).__name__, name, leaf)
-    if depth > 1:
+        _check_attribute(owner, name, value)
+        if not isinstance(value, Node) and not leaves.is_array(value) and name not in meta.parameters:
+            attributes[name] = frozen = freeze_containers(value, f"{owner}.{name}")
+            leaves.check_keys(f"{owner}.{name}", frozen)
+    below = [child for _, child in pytree.children(module)]
+    if below:
+        depth = 1 + max(getattr(child, "_depth", 1) for child in below)
+        if depth > _MOST_LEVELS:
+            raise RecursionError(
+                f"{owner}: modules are nested more than {_MOST_LEVELS} deep, and JAX flattens recursively"
+            )
         pytree.set_depth(module, depth)
         _make_room(depth)
-    if not meta.trainable:
-        _parameters.set_trainable(module, False)
-        for _, child in pytree.children(module):
+    if not meta.trainable:  # assigned in __init__, perhaps before the submodules were there
+        for child in below:
             _parameters.set_trainable(child, False)
+
+
+def _check_attribute(owner: str, name: str, value: tp.Any) -> None:
+    """Refuses what a module cannot hold."""
+    if isinstance(value, Node):
+        if id(value) in _under_construction:
+            raise StaticValueError(
+                f"{owner}.{name} is a module whose __init__ is still running: a module cannot be below itself.\n"
+                "  Pass what the child needs from its parent when it is called."
+            )
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "OSUMm":
+        leaves.check_static(owner, name, value)
+    elif isinstance(value, jax.tree_util.Partial) and isinstance(value.func, Node):
+        raise StaticValueError(
+            f"{owner}.{name} is a jax.tree_util.Partial whose function is a module: JAX sees the arguments of a "
+            "Partial, not its function.\n  Store the module and the arguments as attributes."
+        )
+    elif not leaves.is_array(value):
+        for leaf in jax.tree.leaves(freeze_containers(value), is_leaf=leaves.is_node):
+            if not isinstance(leaf, Node) and not leaves.is_array(leaf):
+                leaves.check_static(owner, name, leaf)
 
 
 _ROOM_BELOW = 1000  # frames that the code around the modules may use
@@ -126,44 +161,70 @@ _MOST_LEVELS = 2000
 
 
 def _make_room(depth: int) -> None:
-    """Lets deeply nested modules call each other and be flattened: Python's recursion limit is raised, never lowered."""
+    """Lets deeply nested modules call each other and be flattened: raises Python's recursion limit, never lowers it."""
     if depth > 30:
         needed = _ROOM_BELOW + _ROOM_PER_LEVEL * min(depth, _MOST_LEVELS)
         if sys.getrecursionlimit() < needed:
             sys.setrecursionlimit(needed)
 
 
-def run_method(module: Module, method: str, function: tp.Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
+def _refuse_endless(module: Module) -> None:
+    """Stops a recursion that has no end while the stack of the interpreter still has room."""
+    if len(state.frames) > _MOST_LEVELS:
+        raise RecursionError(
+            f"{type(module).__name__}: more than {_MOST_LEVELS} modules run or are constructed inside each other; does "
+            "a module call or construct itself?"
+        )
+
+
+def run_method(module: Module, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
     """Runs a method of a module in a frame of its own, after an init pass if it never ran."""
-    if not state.frames and not state.threaded:
-        with lock:  # another thread may be in the middle of a trace that makes this module hold tracers
-            pass
-    if state.init_pass is None and method not in meta_of(module).hooks:
-        _initialise(module, method, function, args, kwargs)
-    frame = Frame(module, method)
     frames = state.frames
     if len(frames) % 32 == 31:
+        _refuse_endless(module)
         _make_room(len(frames))
-    with undoing():
+    outermost = not frames and not state.threaded and state.init_pass is None
+    with running(module) if outermost else contextlib.nullcontext(), undoing():
+        if holders:
+            wait_for(module)
+        if method not in meta_of(module).hooks:
+            _initialise(module, method, function, args, kwargs)
+        frame = Frame(module, method)
         frames.append(frame)
         try:
             outputs = function(module, *args, **kwargs)
             frame.close()
+            if state.collector is not None and state.collector.wants_summaries:
+                add_summary(module, outputs)
         except Exception as error:
             _annotate(error, frame, args, kwargs)
             raise
         finally:
             frames.pop()
-        if state.collector is not None and state.collector.wants_summaries:
-            add_summary(module, outputs)
     return outputs
 
 
-def _initialise(module: Module, method: str, function, args, kwargs) -> None:
+def _initialise(module: Module, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> None:
+    """Runs the init pass of a method, where one is due."""
     if id(module) in state.threaded:
-        raise NeedsInitPass(module)
-    require_same_trace(module, "created its parameters")
-    run_init_pass(lambda *args, **kwargs: run_method(module, method, function, args, kwargs), args, kwargs, [module])
+        if (id(module), method) in state.unreached:
+            return
+        raise NeedsInitPass(module, method)
+    if state.init_pass is not None:
+        return  # the pass that is running creates what the method asks for
+    if module._born != tracing.current():
+        return  # a module of an outer trace may run if it creates nothing; what it creates is refused where it does
+    _init_pass(module, method, function, args, kwargs)
+
+
+def _init_pass(module: Module, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> None:
+    def run(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        return run_method(module, method, function, args, kwargs)
+
+    with lock:
+        if method not in meta_of(module).hooks:  # another thread may have been first
+            if run_init_pass(run, args, kwargs, [module]):
+                note_update(module, "its parameters")
 
 
 def _annotate(error: Exception, frame: Frame, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> None:
@@ -173,18 +234,19 @@ def _annotate(error: Exception, frame: Frame, args: tuple[tp.Any, ...], kwargs: 
     try:
         error._elegy_noted = True  # type: ignore[attr-defined]
         module = frame.module
-        arrays = {name: value for name, value in module.__dict__.items() if pytree.is_array(value)}
+        arrays = {name: value for name, value in module.__dict__.items() if leaves.is_array(value)}
         own = ", ".join(f"{name}: {_describe(value)}" for name, value in arrays.items()) or "none"
         given = ", ".join([*map(_describe, args), *(f"{name}={_describe(value)}" for name, value in kwargs.items())])
         error.add_note(
-            f"in {'/'.join(frame.parts)} ({type(module).__name__}.{frame.method}); parameters: {own}; inputs: {given or 'none'}"
+            f"in {'/'.join(frame.parts)} ({type(module).__name__}.{frame.method_name}); parameters: {own}; inputs: "
+            f"{given or 'none'}"
         )
     except Exception:
         pass  # an error that takes no note, or a module whose repr fails, must not hide the error itself
 
 
 def _describe(value: tp.Any) -> str:
-    if pytree.is_array(value):
+    if leaves.is_array(value):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if isinstance(value, (tuple, list)):
         return f"({', '.join(map(_describe, value))})"
@@ -195,7 +257,7 @@ def _describe(value: tp.Any) -> str:
     return type(value).__name__
 
 
-Method = tp.TypeVar("Method", bound=tp.Callable[..., tp.Any])
+Method = tp.TypeVar("Method", bound=Callable[..., tp.Any])
 
 
 def compact(method: Method) -> Method:
@@ -229,8 +291,8 @@ def compact(method: Method) -> Method:
     """
 
     @functools.wraps(method)
-    def wrapper(self, *args, **kwargs):
-        return run_method(self, method.__name__, method, args, kwargs)
+    def wrapper(self, /, *args, **kwargs):
+        return run_method(self, method.__qualname__, method, args, kwargs)
 
     return tp.cast(Method, wrapper)
 
@@ -238,14 +300,14 @@ def compact(method: Method) -> Method:
 class Module(Node, metaclass=ModuleMeta):
     """A neural-network module: an immutable pytree whose object is a reference to it.
 
-    Subclasses define `call`, and `__init__` where they need one. Inside `call`, parameters are made by `add_parameter` and
-    modules by constructing them; both are created by the first call, with the shapes that the data asks for, and found
-    again on every later one.
+    Subclasses define `call`, and `__init__` where they need one. Inside `call`, parameters are made by
+    `add_parameter` and modules by constructing them; both are created by the first call, with the shapes that the
+    data asks for, and found again on every later one.
 
     **Arguments:**
 
-    - `name`: the attribute under which a parent that creates this module inside `call` keeps it. The default is the class
-      name in lower case, `linear` for `Linear`.
+    - `name`: the attribute under which a parent that creates this module inside `call` keeps it. The default is the
+      class name in lower case, `linear` for `Linear`.
     - `dtype`: the dtype of the parameters that do not state one. The default is `jnp.float32`.
 
     Calling `super().__init__()` is not required.
@@ -293,11 +355,11 @@ class Module(Node, metaclass=ModuleMeta):
         """The computation of the module. Define it in the subclass; run it by calling the module."""
         raise NotImplementedError(f"{type(self).__name__} does not define `call`.")
 
-    def __call__(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    def __call__(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """Runs `call`. The first time, an init pass creates the parameters before."""
         return run_method(self, "call", type(self).call, args, kwargs)
 
-    def init(self: Self, *args: tp.Any, rng: KeyLike | RNG | None = None, **kwargs: tp.Any) -> Self:
+    def init(self: Self, /, *args: tp.Any, rng: KeyLike | RNG | None = None, **kwargs: tp.Any) -> Self:
         """Creates the parameters, by an abstract run of `call`: nothing of the forward computation is executed and no
         state is updated. A module that is initialised already stays as it is.
 
@@ -311,15 +373,16 @@ class Module(Node, metaclass=ModuleMeta):
         """
         if "call" in meta_of(self).hooks:
             return self
-        if rng is None:
-            _initialise(self, "call", type(self).call, args, kwargs)
-        else:
-            with rng_context(rng):
-                _initialise(self, "call", type(self).call, args, kwargs)
+        require_same_trace(self, "created its parameters")
+        if id(self) in state.threaded:
+            raise NeedsInitPass(self, "call")
+        with contextlib.nullcontext() if rng is None else rng_context(rng), undoing():
+            _init_pass(self, "call", type(self).call, args, kwargs)
         return self
 
     def apply(
         self: Self,
+        /,
         *args: tp.Any,
         rng: KeyLike | RNG | None = None,
         training: bool | None = None,
@@ -345,11 +408,11 @@ class Module(Node, metaclass=ModuleMeta):
             with rng_context(rng):
                 return run(*args, **kwargs), module
 
-    def jit(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    def jit(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """Calls the module through `elegy.jit`."""
         return self._transformed("call")(*args, **kwargs)
 
-    def init_jit(self: Self, *args: tp.Any, **kwargs: tp.Any) -> Self:
+    def init_jit(self: Self, /, *args: tp.Any, **kwargs: tp.Any) -> Self:
         """As `init`; kept for code that compiles the initialisation, which needs no compilation here."""
         return self.init(*args, **kwargs)
 
@@ -369,7 +432,7 @@ class Module(Node, metaclass=ModuleMeta):
     def add_parameter(
         self,
         name: str,
-        shape: tp.Sequence[int] | None = None,
+        shape: Sequence[tp.SupportsIndex] | None = None,
         dtype: tp.Any = None,
         initializer: tp.Any = jnp.zeros,
         trainable: bool = True,
@@ -382,7 +445,8 @@ class Module(Node, metaclass=ModuleMeta):
         - `shape`: the default is `()`, or the shape of `initializer` if that is an array.
         - `dtype`: the default is the `dtype` of the module.
         - `initializer`: a function of `(shape, dtype)`, a function of `(key, shape, dtype)` such as those of
-          `jax.nn.initializers`, a function without arguments, or the initial value itself (an array, or a pytree of arrays).
+          `jax.nn.initializers`, a function without arguments, or the initial value itself (an array, or a pytree of
+          arrays).
         - `trainable`: False makes it state: it is never differentiated, and `update_parameter` changes it.
 
         **Returns:** its current value.
@@ -409,7 +473,7 @@ class Module(Node, metaclass=ModuleMeta):
         """
         return _parameters.get_parameters(self, trainable)
 
-    def set_parameters(self, values: tp.Mapping[str, tp.Any]) -> None:
+    def set_parameters(self, values: Mapping[str, tp.Any] | Module) -> None:
         """Replaces arrays by name. `values` may be a part of what `get_parameters` returns.
 
         **Raises:** `ParameterError`, naming every unknown name, wrong shape and wrong dtype, and changing nothing.
@@ -483,7 +547,11 @@ class Module(Node, metaclass=ModuleMeta):
             f"{path_of(self)}.{name} cannot be deleted: a module is immutable once its __init__ has returned."
         )
 
-    if not tp.TYPE_CHECKING:
+    if tp.TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> tp.Any: ...
+
+    else:
 
         def __getattr__(self, name):
             # Reached only by names that are not there.
@@ -504,6 +572,9 @@ class Module(Node, metaclass=ModuleMeta):
         """A copy of the module and of all below it. Its arrays are shared, as they are immutable."""
         leaves, treedef = jax.tree.flatten(self)
         copy = treedef.unflatten([np.copy(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves])
+        if copy._born != tracing.EAGER:
+            for module in pytree.walk([copy]):
+                pytree.set_pending(module, PRIVATE)
         return copy
 
     def __copy__(self: Self) -> Self:
@@ -516,16 +587,21 @@ class Module(Node, metaclass=ModuleMeta):
         return copy
 
     def __getstate__(self) -> tp.Any:
-        return (dict(self.__dict__), meta_of(self), getattr(self, "_depth", 1))
+        if holders:
+            wait_for(self)
+        attributes = {name: _by_name(value) for name, value in self.__dict__.items()}
+        return (attributes, meta_of(self), getattr(self, "_depth", 1))
 
     def __setstate__(self, saved: tp.Any) -> None:
         attributes, meta, depth = saved
         pytree.register(type(self))
-        self.__dict__.update(attributes)
+        tp.cast(dict[str, tp.Any], self.__dict__).update(attributes)
         pytree.set_meta(self, meta)
         pytree.set_ties(self, None)
         pytree.set_layout(self, None)
         pytree.set_born(self, tracing.current())
+        if self._born != tracing.EAGER:
+            pytree.set_pending(self, PRIVATE)
         if depth > 1:
             pytree.set_depth(self, depth)
             _make_room(depth)
@@ -535,8 +611,48 @@ class Module(Node, metaclass=ModuleMeta):
 
         return summarise(self)
 
+    def __pdoc__(self, **kwargs: tp.Any) -> tp.Any:
+        """How `wadler_lindig`, and with it `equinox.tree_pformat` and jaxtyping, show a module."""
+        from elegy.rendering import document
 
-def to_module(function: tp.Callable[..., tp.Any]) -> type[Module]:
+        return document(self, **kwargs)
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: tp.Any) -> tp.Any:
+        """How treescope shows a module."""
+        from elegy.rendering import render_in_treescope
+
+        return render_in_treescope(self, path, subtree_renderer)
+
+
+class _Named:
+    """Pickles an object that pickle refuses, such as `jax.nn.relu`, as pickle does a function: by its name."""
+
+    def __init__(self, module: str, name: str):
+        self.names = (module, name)
+
+    def __reduce__(self):
+        return _import, self.names
+
+
+def _import(module: str, name: str) -> tp.Any:
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+
+
+def _by_name(value: tp.Any) -> tp.Any:
+    if isinstance(value, FrozenList):
+        return FrozenList(map(_by_name, value))
+    if isinstance(value, FrozenDict):
+        return FrozenDict((key, _by_name(item)) for key, item in value.items())
+    if type(value) is tuple:
+        return tuple(map(_by_name, value))
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not callable(value) or isinstance(value, (type, types.FunctionType)) or not (module and name):
+        return value
+    found = functools.reduce(lambda place, part: getattr(place, part, None), name.split("."), sys.modules.get(module))
+    return _Named(module, name) if found is value else value
+
+
+def to_module(function: Callable[..., tp.Any]) -> type[Module]:
     """A module class whose instances run `function`, in which hooks and modules can be used.
 
     **Arguments:**
@@ -563,13 +679,15 @@ def to_module(function: tp.Callable[..., tp.Any]) -> type[Module]:
     name = getattr(function, "__name__", type(function).__name__)
 
     class FunctionModule(Module):
+        _function: tp.ClassVar[tp.Any] = staticmethod(function)
+
         def __init__(self, name: str | None = None):
             super().__init__(name=name)
 
+        @tp.no_type_check  # a checker's wrapper could not be pickled with the class
         def call(self, *args, **kwargs):
-            return type(self).function(*args, **kwargs)
+            return (function_of(self) or type(self)._function)(*args, **kwargs)
 
-    FunctionModule.function = staticmethod(function)
     FunctionModule.__name__ = FunctionModule.__qualname__ = "lambda_" if name == "<lambda>" else name
     FunctionModule.__qualname__ = getattr(function, "__qualname__", name)
     FunctionModule.__module__ = getattr(function, "__module__", __name__)

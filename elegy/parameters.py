@@ -4,60 +4,63 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 import typing as tp
+from collections.abc import Callable, Mapping, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elegy import tracing
+from elegy.containers import is_plain_container, thaw
 from elegy.errors import HookError, NameCollisionError, ParameterError, StructureError, TraceError
-from elegy.hooks import (
-    is_taken,
-    log,
-    name_of,
-    note_update,
-    path_of,
-    require_same_trace,
-    rng_context,
-    state,
-    undoing,
-    write,
-    write_meta,
-)
-from elegy.pytree import Node, is_array, is_foreign, is_inexact, is_node, is_static, meta_of, thaw, walk
+from elegy.frames import RNG_ATTRIBUTE, is_taken, note_update, path_of, require_same_trace
+from elegy.hooks import rng_context
+from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_static
+from elegy.pytree import meta_of, walk
 from elegy.random import RNG, fold_in_path
+from elegy.state import log, state, undoing, write, write_meta
+from elegy.threads import holders, wait_for
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Creating
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+# What a module may not call a parameter, since the library reads it: `rng_key` is the key of a module that draws.
+_RESERVED = ("name", "dtype", RNG_ATTRIBUTE)
+
+
 def add_parameter(
     module: Node,
     name: str,
-    shape: tp.Sequence[int] | None,
+    shape: Sequence[tp.SupportsIndex] | None,
     dtype: tp.Any,
     initializer: tp.Any,
     trainable: bool,
 ) -> tp.Any:
     frame = state.frames[-1] if state.frames else None
     meta = meta_of(module)
-    if name in meta.parameters and name in module.__dict__:
+    wanted = None if shape is None else tuple(operator.index(size) for size in shape)
+    if name in meta.parameters and name in module.__dict__ and name != RNG_ATTRIBUTE:
         value = module.__dict__[name]
-        if shape is not None and is_array(value) and tuple(value.shape) != tuple(shape):
+        if wanted is not None and is_array(value) and tuple(value.shape) != wanted:
             raise ParameterError(
-                f"{path_of(module, name)} has shape {tuple(value.shape)}, but {tuple(shape)} is asked for now.\n"
+                f"{path_of(module, name)} has shape {tuple(value.shape)}, but {wanted} is asked for now.\n"
                 "  The shape was fixed by the first call; does this input have another size than that one?\n"
                 "  Use another module for it, or module.reset() to start again."
             )
         return value
     if frame is None:
+        overridden = getattr(type(module).__call__, "__module__", "") != "elegy.module"
+        hint = f" {type(module).__name__} overrides __call__: define `call` instead." if overridden else ""
         raise HookError(
-            f"{path_of(module)}: add_parameter({name!r}) was called while no module is running.\n"
+            f"{path_of(module)}: add_parameter({name!r}) was called while no module is running.{hint}\n"
             "  Call it in __init__, in call, or in a method marked @elegy.compact."
         )
-    if is_taken(module, name):
+    if is_taken(module, name) or name in _RESERVED:
         raise NameCollisionError(
             f"{path_of(module)}: add_parameter({name!r}) would replace another attribute or a method of "
             f"{type(module).__name__}.\n  Choose another name."
@@ -66,15 +69,14 @@ def add_parameter(
         raise NameCollisionError(f"{path_of(module)}: the parameter name {name!r} is not a Python identifier.")
     require_same_trace(module, f"created the parameter {name!r}")
     constructing = frame.building and frame.module is module
-    if state.init_pass is None and not constructing:
+    if not constructing and (state.init_pass is None or (frame.module is module and not frame.first)):
         raise ParameterError(
             f"{path_of(module, name)} does not exist, and parameters are created by the first run of a method only.\n"
             "  Call add_parameter unconditionally, so that the first run creates every parameter."
         )
-    wanted = None if shape is None else tuple(int(size) for size in shape)
-    make, finish = _maker(module, name, wanted, dtype, initializer, constructing)
+    make, finish, key = _maker(module, name, wanted, dtype, initializer, constructing)
     if state.init_pass is not None:
-        value = state.init_pass.create(module, name, make, finish)
+        value = state.init_pass.create(module, name, make, finish, key)
     else:
         value = finish(make())
         write(module, name, value, created=True)
@@ -87,6 +89,7 @@ def add_parameter(
 def _maker(module, name, shape, dtype, initializer, constructing):
     """The initial value as a function to be called in any trace, and the check of what it gives."""
     size = () if shape is None else shape
+    key: Callable[[], jax.Array] | None = None
 
     if not callable(initializer):
 
@@ -96,10 +99,10 @@ def _maker(module, name, shape, dtype, initializer, constructing):
     elif not _positional(initializer):
         make = initializer
     elif _takes_key(initializer):
-        key = _key(module, name, constructing)
+        own = key = _key(module, name, constructing)
 
         def make() -> tp.Any:
-            return initializer(key(), size, dtype)
+            return initializer(own(), size, dtype)
 
     elif initializer in (jnp.zeros, jnp.ones):
 
@@ -107,32 +110,38 @@ def _maker(module, name, shape, dtype, initializer, constructing):
             return initializer(size, dtype)
 
     else:
-        key = _key(module, name, constructing)
+        own = key = _key(module, name, constructing)
 
         def make() -> tp.Any:
-            with rng_context(RNG(key())):
+            with rng_context(RNG(own())):
                 return initializer(size, dtype)
 
     def finish(value: tp.Any) -> tp.Any:
         if jax.tree_util.all_leaves([value]):
-            value = jnp.asarray(value, dtype=None if is_array(value) else dtype)
+            value = strong(jnp.asarray(value, dtype=None if is_array(value) else dtype))
             if (shape is not None or callable(initializer) and make is not initializer) and value.shape != size:
                 raise ParameterError(
                     f"{path_of(module, name)}: the initializer gave shape {value.shape} instead of {size}."
                 )
         return value
 
-    return make, finish
+    return make, finish, key
 
 
-def _key(module: Node, name: str, constructing: bool) -> tp.Callable[[], jax.Array]:
+def strong(value: tp.Any) -> tp.Any:
+    """An array without JAX's weak type, which would be another input to a compiled function than its own output."""
+    return jnp.asarray(value, value.dtype) if getattr(value, "weak_type", False) else value
+
+
+def _key(module: Node, name: str, constructing: bool) -> Callable[[], jax.Array]:
     if state.init_pass is not None:
         journal = state.init_pass
         return journal.constructor_key(module, name) if constructing else journal.key_for(module, name)
     rng = state.rng
     if rng._born != tracing.current():
         raise TraceError(
-            f"{type(module).__name__}: the parameter {name!r} was created in __init__ inside a jax transform, but the random "
+            f"{type(module).__name__}: the parameter {name!r} was created in __init__ inside a jax transform, "
+            "but the random "
             "stream belongs to the code outside of it.\n"
             "  Pass a key as an argument of the transformed function and construct the module inside "
             "`with elegy.rng_context(key):`."
@@ -145,7 +154,11 @@ _KEY_NAMES = ("key", "rng", "rng_key", "prng_key", "random_key", "k")
 
 
 def _positional(initializer: tp.Any) -> list[inspect.Parameter]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    kinds = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    )
     try:
         parameters = inspect.signature(initializer).parameters.values()
     except (TypeError, ValueError):  # some builtins have no signature
@@ -168,13 +181,13 @@ def _takes_key(initializer: tp.Any) -> bool:
 def trainable_flags(module: Node, name: str, value: tp.Any) -> list[bool]:
     """For each leaf of an attribute's value, modules counting as leaves, whether it is trainable.
 
-    Trainable are a parameter that was declared so, and the inexact arrays of a pytree of another library, both in a module
-    that is not frozen.
+    Trainable are a parameter that was declared so, and the inexact arrays of a pytree of another library, both in a
+    module that is not frozen.
     """
     meta = meta_of(module)
     if name in meta.parameters:
         declared = meta.trainable and meta.parameters[name]
-        return [declared and is_inexact(leaf) for leaf in jax.tree.leaves(value, is_leaf=is_node)]
+        return [declared and is_array(leaf) and is_inexact(leaf) for leaf in jax.tree.leaves(value, is_leaf=is_node)]
     flags: list[bool] = []
     for part in jax.tree.leaves(value, is_leaf=lambda part: isinstance(part, Node) or is_foreign(part)):
         if is_foreign(part):
@@ -186,7 +199,7 @@ def trainable_flags(module: Node, name: str, value: tp.Any) -> list[bool]:
 
 
 # What to put in the place of an array: given its module, the attribute, its position in the attribute, and the array.
-Leaf = tp.Callable[[Node, str, int, tp.Any], tp.Any]
+Leaf = Callable[[Node, str, int, tp.Any], tp.Any]
 
 
 def collect(module: Node, trainable: bool | None, leaf: Leaf, seen: set[int] | None = None) -> dict[str, tp.Any]:
@@ -233,6 +246,8 @@ def _collect_container(module, name, value, trainable, leaf, seen):
 
 
 def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.Any]:
+    if holders:
+        wait_for(module)
     return collect(module, trainable, lambda module, name, index, value: value)
 
 
@@ -245,6 +260,8 @@ def check_value(path: str, old: tp.Any, new: tp.Any) -> tp.Any:
     """`new` as a replacement of the array `old`."""
     if isinstance(new, (bool, int, float, complex)):
         new = jnp.asarray(new, old.dtype)
+    elif isinstance(new, np.generic):
+        new = jnp.asarray(new)
     if not is_array(new):
         raise ParameterError(f"{path}: expected an array of shape {tuple(old.shape)}, got {type(new).__name__}.")
     if tuple(new.shape) != tuple(old.shape) or new.dtype != old.dtype:
@@ -252,72 +269,97 @@ def check_value(path: str, old: tp.Any, new: tp.Any) -> tp.Any:
             f"{path} is {old.dtype}{list(old.shape)}, and the new value is {new.dtype}{list(new.shape)}.\n"
             "  Give a value of the same shape and dtype (reshape it, or use .astype)."
         )
-    return new
+    return strong(new)
+
+
+class _Write(tp.NamedTuple):
+    module: Node
+    name: str
+    value: tp.Any
+    path: str
 
 
 def set_parameters(module: Node, values: tp.Any) -> None:
     """Checks everything, then writes everything."""
-    writes: list[tuple[Node, str, tp.Any]] = []
+    writes: list[_Write] = []
     problems: list[str] = []
-    _plan(module, values, name_of(module), writes, problems)
+    _plan(module, values, path_of(module), writes, problems)
     if problems:
         raise ParameterError("set_parameters changed nothing:\n  " + "\n  ".join(problems))
-    for owner in {id(owner): owner for owner, _, _ in writes}.values():
-        require_same_trace(owner, "set its parameters")
+    for owner, _, _, path in writes:
+        require_same_trace(owner, "set its parameters", path)
     with undoing():
-        for owner, name, value in writes:
+        for owner, name, value, path in writes:
             write(owner, name, value)
-            note_update(owner, name)
+            note_update(owner, name, path)
 
 
-def _plan(module: Node, values: tp.Any, path: str, writes: list, problems: list[str]) -> None:
+def _plan(module: Node, values: tp.Any, path: str, writes: list[_Write], problems: list[str]) -> None:
     if isinstance(values, Node):
         values = get_parameters(values)
-    if not isinstance(values, tp.Mapping):
+    if not isinstance(values, Mapping):
         problems.append(f"{path}: expected a dict of parameters, got {type(values).__name__}.")
         return
     for name, value in values.items():
-        where = f"{path}/{name}"
         old = module.__dict__.get(name)
-        if isinstance(old, Node):
-            _plan(old, value, where, writes, problems)
-        elif is_array(old):
-            try:
-                writes.append((module, name, check_value(where, old, value)))
-            except ParameterError as error:
-                problems.append(str(error))
-        elif name in module.__dict__ and not is_static(old):
-            _plan_container(module, name, old, value, where, writes, problems)
-        else:
-            known = ", ".join(n for n, v in module.__dict__.items() if not is_static(v)) or "none"
+        if not isinstance(old, Node) and (name not in module.__dict__ or is_static(old)):
+            known = ", ".join(collect(module, None, lambda *_: 0)) or "none"
             hint = "" if meta_of(module).initialized else " The module is not initialised: call it or init first."
-            problems.append(f"{where}: {type(module).__name__} has no such parameter (it has: {known}).{hint}")
+            problems.append(f"{path}/{name}: {type(module).__name__} has no such parameter (it has: {known}).{hint}")
+            continue
+        new = _replaced(old, value, f"{path}/{name}", writes, problems)
+        if new is not old:
+            writes.append(_Write(module, name, new, path))
 
 
-def _plan_container(module, name, old, value, where, writes, problems) -> None:
+def _replaced(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], problems: list[str]) -> tp.Any:
+    """What an attribute, or an entry of a container, becomes. Modules keep their identity: their writes are planned."""
+    if (
+        value is _NOTHING
+        or (value is None and old is None)
+        or (isinstance(value, tuple) and value == () and not is_array(old))
+    ):
+        return old  # what get_parameters puts where there is nothing of the kind that was asked for
+    if isinstance(old, Node):
+        _plan(old, value, path, writes, problems)
+        return old
+    if is_array(old):
+        try:
+            return check_value(path, old, value)
+        except ParameterError as error:
+            problems.append(str(error))
+            return old
+    if isinstance(old, dict) and isinstance(value, Mapping):
+        unknown = [key for key in value if key not in old]
+        problems.extend(f"{path}/{key}: no such entry (there is: {', '.join(map(str, old))})." for key in unknown)
+        items = {
+            key: _replaced(item, value.get(key, _NOTHING), f"{path}/{key}", writes, problems)
+            for key, item in old.items()
+        }
+        return old if all(items[key] is old[key] for key in old) else type(old)(items)
+    if is_plain_container(old) and isinstance(value, (list, tuple)) and len(value) == len(old):
+        pairs = enumerate(zip(old, value, strict=True))
+        parts = [_replaced(item, new, f"{path}/{index}", writes, problems) for index, (item, new) in pairs]
+        if all(part is item for part, item in zip(parts, old, strict=True)):
+            return old
+        return type(old)(*parts) if hasattr(old, "_fields") else type(old)(parts)
+    if is_foreign(old):
+        return _replaced_foreign(old, value, path, writes, problems)
+    problems.append(f"{path}: the value ({type(value).__name__}) has another structure than the attribute.")
+    return old
+
+
+def _replaced_foreign(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], problems: list[str]) -> tp.Any:
     leaves, treedef = jax.tree.flatten(old, is_leaf=is_node)
     try:
-        given = jax.tree.structure(thaw(old), is_leaf=is_node).flatten_up_to(value)
+        given = treedef.flatten_up_to(value)
     except (TypeError, ValueError) as error:
-        problems.append(f"{where}: the value has another structure than the attribute: {error}")
-        return
-    changed = False
-    for index, (leaf, new) in enumerate(zip(leaves, given, strict=True)):
-        place = f"{where}/{index}"
-        if new is None or (isinstance(new, tuple) and new == ()):
-            continue  # what get_parameters puts where there is nothing of the kind that was asked for
-        if isinstance(leaf, Node):
-            _plan(leaf, new, place, writes, problems)
-        elif is_array(leaf):
-            try:
-                leaves[index] = check_value(place, leaf, new)
-                changed = True
-            except ParameterError as error:
-                problems.append(str(error))
-        else:
-            problems.append(f"{place}: there is no array here, but the value has one.")
-    if changed:
-        writes.append((module, name, treedef.unflatten(leaves)))
+        problems.append(f"{path}: the value has another structure than the attribute: {error}")
+        return old
+    pairs = enumerate(zip(leaves, given, strict=True))
+    return treedef.unflatten(
+        leaf if new is None else _replaced(leaf, new, f"{path}/{i}", writes, problems) for i, (leaf, new) in pairs
+    )
 
 
 def update_parameter(module: Node, name: str, value: tp.Any) -> None:
@@ -345,12 +387,12 @@ def update_parameter(module: Node, name: str, value: tp.Any) -> None:
 def set_trainable(module: Node, trainable: bool) -> None:
     modules = [node for node in walk([module]) if meta_of(node).trainable != trainable]
     for node in modules:
+        require_same_trace(node, "assigned trainable")
         if id(node) in state.threaded:
             raise StructureError(
-                f"{path_of(node)}: trainable was assigned inside a function that elegy.jit or elegy.value_and_grad transforms.\n"
-                "  Which parameters are trainable is fixed while a function is compiled. Assign it outside."
+                f"{path_of(node)}: trainable was assigned inside a function that elegy.jit or elegy.value_and_grad "
+                "transforms.\n  Which parameters are trainable is fixed during compilation: assign it outside."
             )
-        require_same_trace(node, "assigned trainable")
     for node in modules:
         write_meta(node, dataclasses.replace(meta_of(node), trainable=bool(trainable)))
 
@@ -374,9 +416,14 @@ def reset(module: Node) -> None:
 
 def _remove(module: Node, name: str) -> None:
     attributes = module.__dict__
-    if name in attributes:
-        value = attributes.pop(name)
-        log(module, lambda: attributes.__setitem__(name, value))
+    before = dict(attributes)
+
+    def back() -> None:  # with the order of the attributes, which is that of the leaves
+        attributes.clear()
+        attributes.update(before)
+
+    if attributes.pop(name, None) is not None:
+        log(module, back)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -387,8 +434,8 @@ def _remove(module: Node, name: str) -> None:
 def trainable_mask(tree: tp.Any) -> tp.Any:
     """A pytree like `tree` with a bool for each array: whether it is trainable.
 
-    Trainable are the trainable parameters of modules that are not frozen, and the inexact arrays of pytrees that are not
-    modules of Elegy. Fits `optax.masked`.
+    Trainable are the trainable parameters of modules that are not frozen, and the inexact arrays of pytrees that are
+    not modules of Elegy. Fits `optax.masked`.
     """
     return jax.tree.map(_mask, tree, is_leaf=is_node)
 

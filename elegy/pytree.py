@@ -8,159 +8,17 @@ structure share one object and JAX compares structures by identity.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import operator
-import sys
-import types
 import typing as tp
 import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import jax
-import numpy as np
 
 from elegy import tracing
-from elegy.errors import FrozenModuleError, StaticValueError
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Frozen containers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _refuse(self: tp.Any, *args: tp.Any, **kwargs: tp.Any) -> tp.NoReturn:
-    raise FrozenModuleError(
-        f"this {type(self).__base__.__name__} is an attribute of a module, and modules are immutable.\n"
-        "  Fill it in __init__, or build a new module; to change the arrays in it use set_parameters or equinox.tree_at."
-    )
-
-
-class FrozenList(list):
-    """A list that belongs to a constructed module: it reads as any list and refuses to change."""
-
-    __slots__ = ()
-    append = extend = insert = remove = pop = clear = sort = reverse = _refuse
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
-
-    def __reduce__(self):
-        return FrozenList, (list(self),)
-
-    def __deepcopy__(self, memo):
-        import copy
-
-        return FrozenList(copy.deepcopy(list(self), memo))
-
-
-class FrozenDict(dict):
-    """A dict that belongs to a constructed module: it reads as any dict and refuses to change."""
-
-    __slots__ = ()
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
-
-    def __reduce__(self):
-        return FrozenDict, (dict(self),)
-
-    def __deepcopy__(self, memo):
-        import copy
-
-        return FrozenDict(copy.deepcopy(dict(self), memo))
-
-
-def _sorted_keys(mapping: dict[tp.Any, tp.Any]) -> tuple[tp.Any, ...]:
-    try:
-        return tuple(sorted(mapping))
-    except TypeError:  # keys of several types have no order of their own
-        return tuple(mapping)
-
-
-def _flatten_dict(mapping: FrozenDict):
-    keys = _sorted_keys(mapping)
-    return tuple(mapping[key] for key in keys), keys
-
-
-def _flatten_dict_with_keys(mapping: FrozenDict):
-    keys = _sorted_keys(mapping)
-    return tuple((jax.tree_util.DictKey(key), mapping[key]) for key in keys), keys
-
-
-jax.tree_util.register_pytree_with_keys(
-    FrozenList,
-    lambda x: (tuple((jax.tree_util.SequenceKey(i), value) for i, value in enumerate(x)), None),
-    lambda _, children: FrozenList(children),
-    lambda x: (tuple(x), None),
-)
-jax.tree_util.register_pytree_with_keys(
-    FrozenDict,
-    _flatten_dict_with_keys,
-    lambda keys, children: FrozenDict(zip(keys, children, strict=True)),
-    _flatten_dict,
-)
-
-
-def freeze_containers(value: tp.Any) -> tp.Any:
-    """Lists and dicts, nested ones included, in their frozen form."""
-    kind = type(value)
-    if kind is list or kind is FrozenList:
-        return FrozenList(freeze_containers(item) for item in value)
-    if kind is dict or kind is FrozenDict:
-        return FrozenDict((key, freeze_containers(item)) for key, item in value.items())
-    if kind is tuple:
-        return tuple(freeze_containers(item) for item in value)
-    return value
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Leaves and static values
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Node:
-    """What the pytree machinery needs of a module: attributes in `__dict__`, and four slots beside it.
-
-    - `_layout`: the interned structure, or None after a structural change.
-    - `_meta`: the bookkeeping from which the layout is made.
-    - `_ties`: submodules reachable by two paths that part at this node; None when nobody has looked.
-    - `_born`: the trace to which the object belongs.
-    """
-
-    __slots__ = ("__dict__", "__weakref__", "_born", "_compiled", "_depth", "_layout", "_meta", "_pending", "_ties")
-
-    _born: tp.Any
-    _compiled: tp.Any
-    _depth: int
-    _layout: Layout | None
-    _meta: Meta
-    _pending: tp.Any
-    _ties: tuple[Tie, ...] | None
-
-
-def is_node(value: tp.Any) -> bool:
-    return isinstance(value, Node)
-
-
-def is_array(value: tp.Any) -> bool:
-    return isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
-
-
-def is_inexact(value: tp.Any) -> bool:
-    dtype = getattr(value, "dtype", None)
-    return dtype is not None and jax.dtypes.issubdtype(dtype, np.inexact)
-
-
-def is_foreign(value: tp.Any) -> bool:
-    """Whether a value is a pytree of another library: an `equinox` layer, say."""
-    if value is None or isinstance(value, (Node, jax.Array, *_PLAIN, *_CALLABLE)) or is_plain_container(value):
-        return False
-    return not jax.tree_util.all_leaves([value])
-
-
-def is_static(value: tp.Any) -> bool:
-    """Whether a value is static at first sight. Containers and unknown objects need a closer look."""
-    return isinstance(value, (*_PLAIN, *_CALLABLE))
-
-
-def _is_dynamic(leaf: tp.Any) -> bool:
-    return isinstance(leaf, Node) or is_array(leaf)
+from elegy.errors import FrozenModuleError
+from elegy.leaves import Node, StaticKey, is_array, is_dynamic, is_foreign, is_node, is_static, static_key
+from elegy.threads import holders, wait_for
 
 
 class _Tied:
@@ -171,92 +29,6 @@ class _Tied:
 
 
 TIED = _Tied()
-
-_PLAIN = (int, float, complex, str, bytes, bool, type(None), type, np.dtype, np.generic, range)
-_CALLABLE = (types.FunctionType, types.BuiltinFunctionType, np.ufunc)
-
-
-def check_static(owner: str, name: str, value: tp.Any) -> None:
-    """Refuses a static value that hides arrays or cannot be compared."""
-    if is_static(value):
-        return
-    where = f"{owner}.{name}"
-    if isinstance(value, types.MethodType) and isinstance(value.__self__, Node):
-        raise StaticValueError(
-            f"{where} is the bound method {value.__qualname__} of a module. It would keep that module's arrays out of sight "
-            f"of JAX.\n  Store the module itself, or the plain function {value.__qualname__}."
-        )
-    if isinstance(value, functools.partial):
-        for item in (value.func, *value.args, *value.keywords.values()):
-            if any(_is_dynamic(leaf) for leaf in jax.tree.leaves(item, is_leaf=is_node)):
-                raise StaticValueError(
-                    f"{where} is a functools.partial that holds an array or a module, which JAX would not see.\n"
-                    "  Use jax.tree_util.Partial, which is a pytree."
-                )
-            check_static(owner, name, item)
-        return
-    if isinstance(value, (set, frozenset)):
-        if any(_is_dynamic(item) for item in value):
-            raise StaticValueError(
-                f"{where} is a set that holds a module, which JAX would not see.\n  Use a tuple, a list or a dict."
-            )
-        return
-    if isinstance(value, (tuple, list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            check_static(owner, name, item)
-        return
-    if isinstance(value, np.ndarray):
-        raise StaticValueError(f"{where} is a NumPy array of dtype {value.dtype}, which JAX cannot hold.\n  Use a tuple.")
-    _check_comparable(where, value)
-
-
-def _check_comparable(where: str, value: tp.Any) -> None:
-    if type(value).__eq__ is object.__eq__:
-        return
-    import copy
-
-    try:
-        other = copy.deepcopy(value)
-    except Exception:
-        return  # what cannot be copied is compared by identity first, which always works
-    try:
-        equal = value == other
-    except Exception as error:
-        raise _incomparable(where, value, f"raises {type(error).__name__}: {error}") from None
-    if not isinstance(equal, (bool, np.bool_)):
-        raise _incomparable(where, value, f"gives a {type(equal).__name__}")
-
-
-def _incomparable(where: str, value: tp.Any, what: str) -> StaticValueError:
-    return StaticValueError(
-        f"{where} is a {type(value).__name__} whose == {what}, not a bool. JAX compares static values to decide whether a "
-        "compiled function can be used again.\n  Give the class an __eq__ that returns a bool, or keep its arrays in "
-        "attributes of the module."
-    )
-
-
-def static_key(value: tp.Any) -> tp.Hashable:
-    """A key that tells apart what `==` does not: 1, 1.0 and True, 0.0 and -0.0, a list and a tuple."""
-    kind = type(value)
-    if kind is float:
-        return (kind, value.hex() if math.isfinite(value) else repr(value))
-    if kind in (tuple, FrozenList, list):
-        return (kind, tuple(static_key(item) for item in value))
-    if kind in (FrozenDict, dict):
-        return (kind, tuple((static_key(key), static_key(item)) for key, item in value.items()))
-    return (kind, value)
-
-
-def thaw(value: tp.Any) -> tp.Any:
-    """Frozen containers as plain lists and dicts."""
-    kind = type(value)
-    if kind is FrozenList:
-        return [thaw(item) for item in value]
-    if kind is FrozenDict:
-        return {key: thaw(item) for key, item in value.items()}
-    if kind is tuple:
-        return tuple(thaw(item) for item in value)
-    return value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,13 +51,13 @@ class Meta:
     trainable: bool = True
     initialized: bool = False
     # Parameter name -> whether it was declared trainable.
-    parameters: tp.Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     # Names of the parameters that were created in __init__, which a reset keeps.
     constructed: tuple[str, ...] = ()
     # Method name -> what it creates, in order.
-    hooks: tp.Mapping[str, tuple[Record, ...]] = dataclasses.field(default_factory=dict)
+    hooks: Mapping[str, tuple[Record, ...]] = dataclasses.field(default_factory=dict)
 
-    def key(self) -> tp.Hashable:
+    def key(self) -> Hashable:
         # Creation sites and arguments stay out: modules made in two places have one structure.
         return (
             self.trainable,
@@ -298,7 +70,7 @@ class Meta:
 
 # The way from a module to a child: the attribute, and the position among the leaves of the attribute's value when that
 # value is a container.
-Step = tuple[str, tp.Union[int, None]]
+Step = tuple[str, int | None]
 
 
 class Tie(tp.NamedTuple):
@@ -317,15 +89,30 @@ class Compound(tp.NamedTuple):
 class Layout:
     """The static structure of a module: the auxiliary data of its pytree node."""
 
-    __slots__ = ("__weakref__", "_key", "cls", "compounds", "keys", "meta", "names", "read", "simple", "static", "ties")
+    __slots__ = (
+        "__weakref__",
+        "_key",
+        "cls",
+        "compounds",
+        "keys",
+        "meta",
+        "names",
+        "order",
+        "read",
+        "simple",
+        "static",
+        "ties",
+    )
 
-    def __init__(self, cls, meta, names, static, compounds, ties, key):
+    def __init__(self, cls, meta, names, static, compounds, ties, order, key):
         self.cls = cls
         self.meta = meta
         self.names = names
         self.static = static
         self.compounds = compounds
         self.ties = ties
+        # The order of the attributes, where a tied one is among them: it decides by which path a shared module goes.
+        self.order = order
         self.simple = not compounds and not ties
         self.keys = tuple(jax.tree_util.GetAttrKey(name) for name in names)
         self.read = _reader(names)
@@ -348,7 +135,7 @@ class Layout:
         return f"{self.cls.__name__}({', '.join(parts)})"
 
 
-def _reader(names: tuple[str, ...]) -> tp.Callable[[dict[str, tp.Any]], tuple[tp.Any, ...]]:
+def _reader(names: tuple[str, ...]) -> Callable[[dict[str, tp.Any]], tuple[tp.Any, ...]]:
     if not names:
         return lambda attributes: ()
     if len(names) == 1:
@@ -357,10 +144,10 @@ def _reader(names: tuple[str, ...]) -> tp.Callable[[dict[str, tp.Any]], tuple[tp
     return operator.itemgetter(*names)
 
 
-_layouts: weakref.WeakValueDictionary[tp.Hashable, Layout] = weakref.WeakValueDictionary()
+_layouts: weakref.WeakValueDictionary[Hashable, Layout] = weakref.WeakValueDictionary()
 
 
-def _split(attributes: dict[str, tp.Any], parameters: tp.Mapping[str, bool]):
+def _split(attributes: dict[str, tp.Any], parameters: Mapping[str, bool]):
     """Names of the dynamic attributes, the static ones, and how to split the compound ones."""
     names: list[str] = []
     static: dict[str, tp.Any] = {}
@@ -373,31 +160,33 @@ def _split(attributes: dict[str, tp.Any], parameters: tp.Mapping[str, bool]):
         elif is_static(value) and name not in parameters:
             static[name] = value
         else:
-            leaves, treedef = jax.tree.flatten(value, is_leaf=is_node)
-            dynamic = tuple(_is_dynamic(leaf) for leaf in leaves)
+            parts, treedef = jax.tree.flatten(value, is_leaf=_is_wholly_dynamic)
+            dynamic = tuple(map(_is_wholly_dynamic, parts))
             if any(dynamic) or is_foreign(value) or name in parameters:
                 names.append(name)
                 if not all(dynamic):
-                    rest = tuple(None if moves else leaf for moves, leaf in zip(dynamic, leaves, strict=True))
+                    rest = tuple(None if moves else part for moves, part in zip(dynamic, parts, strict=True))
                     compounds[name] = Compound(treedef, dynamic, rest)
             else:
                 static[name] = value
     return tuple(names), static, compounds
 
 
-def is_plain_container(value: tp.Any) -> bool:
-    return type(value) in (tuple, list, dict, FrozenList, FrozenDict) or (
-        isinstance(value, tuple) and hasattr(value, "_fields")
-    )
+def _is_wholly_dynamic(value: tp.Any) -> bool:
+    """Whether a value is a leaf, a module, or a pytree of nothing else."""
+    leaves = jax.tree.leaves(value, is_leaf=is_node)
+    return bool(leaves) and all(map(is_dynamic, leaves))
 
 
 def make_layout(node: Node, ties: tuple[Tie, ...]) -> Layout:
     cls, meta = type(node), node._meta
     names, static, compounds = _split(node.__dict__, meta.parameters)
+    order = tuple(node.__dict__) if ties or any(value is TIED for value in static.values()) else ()
     key = (
         cls,
         meta.key(),
         names,
+        order,
         tuple((name, static_key(value)) for name, value in static.items()),
         tuple((name, c.treedef, c.dynamic, static_key(c.static)) for name, c in compounds.items()),
         ties,
@@ -405,9 +194,9 @@ def make_layout(node: Node, ties: tuple[Tie, ...]) -> Layout:
     try:
         layout = _layouts.get(key)
     except TypeError:  # an unhashable static value: such layouts are compared by value
-        return Layout(cls, meta, names, static, compounds, ties, key)
+        return Layout(cls, meta, names, static, compounds, ties, order, key)
     if layout is None:
-        layout = Layout(cls, meta, names, static, compounds, ties, key)
+        layout = Layout(cls, meta, names, static, compounds, ties, order, key)
         layout = _layouts.setdefault(key, layout)
     return layout
 
@@ -418,7 +207,7 @@ def layout_of(node: Node) -> Layout:
     if layout is not None:
         return layout
     pending = getattr(node, "_pending", None)
-    if pending is not None:
+    if pending:
         pending.clear()
         set_pending(node, None)
     if node._ties is None:
@@ -463,13 +252,29 @@ class Structure:
 
 structure = Structure()
 
+
 # Assignment past the frozen __setattr__, at the price of one C call.
+set_attributes = Node.__dict__["__dict__"].__set__
+
+
 set_layout = Node.__dict__["_layout"].__set__
+
+
 set_meta = Node.__dict__["_meta"].__set__
+
+
 set_ties = Node.__dict__["_ties"].__set__
+
+
 set_born = Node.__dict__["_born"].__set__
+
+
 set_pending = Node.__dict__["_pending"].__set__
+
+
 set_depth = Node.__dict__["_depth"].__set__
+
+
 set_compiled = Node.__dict__["_compiled"].__set__
 
 
@@ -478,26 +283,61 @@ set_compiled = Node.__dict__["_compiled"].__set__
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Fixed:
+    """A static leaf of a container or foreign pytree, while its module is flattened: a node without leaves.
+
+    It is one object for each place, so that `equinox.tree_at`, and with it `equinox.nn.inference_mode`, can find the
+    place and put another value there.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: tp.Any):
+        self.value = value
+
+
+jax.tree_util.register_pytree_node(Fixed, lambda fixed: ((), StaticKey(fixed.value)), lambda key, _: Fixed(key.value))
+
+
+_fixed: weakref.WeakKeyDictionary[Node, dict[str, tuple[Fixed, ...]]] = weakref.WeakKeyDictionary()
+
+
+def _fixed_leaves(node: Node, name: str, compound: Compound) -> tuple[Fixed, ...]:
+    found = _fixed.setdefault(node, {})
+    if name not in found:
+        found[name] = tuple(map(Fixed, compound.static))
+    return found[name]
+
+
 def _dynamic_part(node: Node, name: str, compound: Compound) -> tp.Any:
-    leaves, treedef = jax.tree.flatten(node.__dict__[name], is_leaf=is_node)
-    if treedef != compound.treedef:
+    value = node.__dict__[name]
+    try:
+        parts = compound.treedef.flatten_up_to(value)
+    except (TypeError, ValueError) as error:
         raise FrozenModuleError(
-            f"{type(node).__name__}.{name} has another structure than when the module was constructed: modules are immutable.\n"
-            f"  then: {compound.treedef}\n  now:  {treedef}\n"
-            "  Build a new module, or change the arrays only (set_parameters, equinox.tree_at)."
-        )
-    return treedef.unflatten([leaf if moves else None for moves, leaf in zip(compound.dynamic, leaves, strict=True)])
+            f"{type(node).__name__}.{name} has another structure than when the module was constructed, and modules are "
+            f"immutable: {error}\n  Build a new module, or change the arrays only (set_parameters, equinox.tree_at)."
+        ) from None
+    fixed = _fixed_leaves(node, name, compound)
+    return compound.treedef.unflatten(
+        part if moves else still for moves, part, still in zip(compound.dynamic, parts, fixed, strict=True)
+    )
 
 
-def _join(compound: Compound, child: tp.Any) -> tp.Any:
+def _join(compound: Compound, child: tp.Any) -> tuple[tp.Any, bool]:
+    """The value of a container attribute, and whether its static leaves are those of the layout."""
     try:
         parts = compound.treedef.flatten_up_to(child)
     except (TypeError, ValueError):
-        return child  # some object that a caller of tree_unflatten put in the place of the whole container
-    return compound.treedef.unflatten(
-        part if moves or part is not None else fixed
-        for moves, part, fixed in zip(compound.dynamic, parts, compound.static, strict=True)
-    )
+        return child, False  # an object that a caller of tree_unflatten put in the place of the whole container
+    same = True
+    for index, (part, moves) in enumerate(zip(parts, compound.dynamic, strict=True)):
+        if isinstance(part, Fixed):
+            parts[index] = part.value
+            same = same and part.value is compound.static[index]
+        else:
+            same = same and moves  # else equinox.tree_at has replaced a static leaf
+    return compound.treedef.unflatten(parts), same
 
 
 def _children(node: Node, layout: Layout) -> tuple[tp.Any, ...]:
@@ -505,11 +345,14 @@ def _children(node: Node, layout: Layout) -> tuple[tp.Any, ...]:
         node = cut(node, [tie.target for tie in layout.ties])
     compounds = layout.compounds
     return tuple(
-        _dynamic_part(node, name, compounds[name]) if name in compounds else node.__dict__[name] for name in layout.names
+        _dynamic_part(node, name, compounds[name]) if name in compounds else node.__dict__[name]
+        for name in layout.names
     )
 
 
 def flatten(node: Node) -> tuple[tuple[tp.Any, ...], Layout]:
+    if holders:
+        wait_for(node)
     layout = node._layout
     if layout is None:
         layout = layout_of(node)
@@ -523,31 +366,46 @@ def flatten_with_keys(node: Node):
     return tuple(zip(layout.keys, children, strict=True)), layout
 
 
-def unflatten(layout: Layout, children: tp.Iterable[tp.Any]) -> Node:
+def unflatten(layout: Layout, children: Iterable[tp.Any]) -> Node:
     node = object.__new__(layout.cls)
-    attributes = node.__dict__
-    attributes.update(layout.static)
+    attributes = layout.static.copy()
     attributes.update(zip(layout.names, children))  # noqa: B905  (hot, and JAX checked the length)
+    set_attributes(node, attributes)
     set_layout(node, layout)
     set_born(node, tracing.current())
     if not layout.simple:
         for name, compound in layout.compounds.items():
-            attributes[name] = _join(compound, attributes[name])
+            attributes[name], same = _join(compound, attributes[name])
+            if not same:
+                relayout(node)
         for tie in layout.ties:
             _tie(node, tie)
     return node
 
 
+_registered: weakref.WeakSet[type[Node]] = weakref.WeakSet()
+
+
 def register(cls: type[Node]) -> None:
     """Makes `cls` a pytree. Done when the first instance appears, so that classes without instances cost nothing."""
-    if "_registered" in cls.__dict__:
+    if cls in _registered:
         return
-    type.__setattr__(cls, "_registered", True)
+    _registered.add(cls)
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    if dataclasses.is_dataclass(cls) and cls.__hash__ is None and "__eq__" in cls.__dict__:
-        # A dataclass compares field by field, which has no meaning for arrays: a module is equal to itself.
+    if dataclasses.is_dataclass(cls) and ("__dataclass_params__" in cls.__dict__ or "__eq__" not in cls.__dict__):
+        # A dataclass compares field by field, which has no meaning for arrays: a module is equal to itself. And it is
+        # shown and frozen as modules are.
         cls.__eq__ = object.__eq__  # type: ignore[method-assign]
         cls.__hash__ = object.__hash__  # type: ignore[method-assign]
+        for name in ("__repr__", "__setattr__", "__delattr__"):
+            if _is_generated(cls.__dict__.get(name)):
+                type.__delattr__(cls, name)
+
+
+def _is_generated(method: tp.Any) -> bool:
+    """Whether a method was written by `dataclasses` rather than by the user."""
+    code = getattr(getattr(method, "__wrapped__", method), "__code__", None)
+    return code is not None and code.co_filename == "<string>"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -577,7 +435,7 @@ def step_parts(node: Node, step: Step) -> tuple[str, ...]:
     return (name, *(jax.tree_util.keystr((key,), simple=True) for key in paths[index][0]))
 
 
-def walk(roots: tp.Iterable[Node]) -> list[Node]:
+def walk(roots: Iterable[Node]) -> list[Node]:
     """Every module reachable from `roots`, each once, parents before children. Does not recurse."""
     seen: dict[int, Node] = {}
     stack = list(roots)[::-1]
@@ -636,17 +494,18 @@ def _part_points(root: Node) -> dict[int, list[Tie]]:
         stack.extend(reversed(below))
     ties: dict[int, list[Tie]] = {}
     for identity, others in repeats.items():
-        places = [first[identity], *others]
-        for path in {place[:size] for place in places for size in range(len(place))}:
-            inside = [place for place in places if place[: len(path)] == path]
-            for other in inside[1:]:
-                if other[len(path)] != inside[0][len(path)]:
-                    tie = Tie(other[len(path) :], inside[0][len(path) :])
-                    ties.setdefault(id(paths[path]), []).append(tie)
+        inside: dict[tuple[Step, ...], list[tuple[Step, ...]]] = {}
+        for place in (first[identity], *others):
+            for size in range(len(place)):
+                inside.setdefault(place[:size], []).append(place)
+        for path, (source, *targets) in inside.items():
+            for target in targets:
+                if target[len(path)] != source[len(path)]:
+                    ties.setdefault(id(paths[path]), []).append(Tie(target[len(path) :], source[len(path) :]))
     return ties
 
 
-def child_at(node: Node, path: tp.Iterable[Step]) -> tp.Any:
+def child_at(node: Node, path: Iterable[Step]) -> tp.Any:
     for name, index in path:
         value = node.__dict__[name]
         node = value if index is None else jax.tree.leaves(value, is_leaf=is_node)[index]
@@ -674,7 +533,7 @@ def shallow_copy(node: Node) -> Node:
     return copy
 
 
-def cut(node: Node, targets: tp.Sequence[tuple[Step, ...]]) -> Node:
+def cut(node: Node, targets: Sequence[tuple[Step, ...]]) -> Node:
     """A copy of the nodes along `targets`, in which a marker stands at the end of each."""
     copy = shallow_copy(node)
     groups: dict[Step, list[tuple[Step, ...]]] = {}
@@ -691,9 +550,18 @@ def _tie(node: Node, tie: Tie) -> None:
     try:
         source = child_at(node, tie.source)
         parent = node
+        order = node._layout.order if node._layout is not None else ()
         for step in tie.target[:-1]:
             parent = child_at(parent, [step])
-            change(parent)
+            if parent._layout is not None:
+                order = parent._layout.order
+                relayout(parent)
+            set_ties(parent, None)
         place(parent, tie.target[-1], source)
+        attributes = parent.__dict__
+        if len(order) == len(attributes):
+            ordered = {name: attributes[name] for name in order}
+            attributes.clear()
+            attributes.update(ordered)
     except (AttributeError, IndexError, KeyError):
         return  # objects without structure stand where the modules were

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import typing as tp
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from elegy import tracing
 from elegy.errors import TraceError
 
-KeyLike = tp.Union[int, jax.Array]
+KeyLike = int | np.integer | jax.Array | np.ndarray
 
 
 def as_key(key: KeyLike) -> jax.Array:
@@ -19,13 +21,13 @@ def as_key(key: KeyLike) -> jax.Array:
     if isinstance(key, (int, np.integer)):
         return jax.random.key(int(key))
     if isinstance(key, (jax.Array, np.ndarray)):
-        if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             if key.shape != ():
                 raise ValueError(f"expected one key, got an array of keys of shape {key.shape}")
             return tp.cast(jax.Array, key)
         if key.dtype == np.uint32 and key.ndim == 1:
-            return jax.random.wrap_key_data(key)
-        if key.ndim == 0 and jax.numpy.issubdtype(key.dtype, np.integer):
+            return jax.random.wrap_key_data(jnp.asarray(key))
+        if key.ndim == 0 and jnp.issubdtype(key.dtype, np.integer):
             return jax.random.key(key)
     raise TypeError(f"expected a seed or a key such as jax.random.key(0), got {key!r}")
 
@@ -38,7 +40,7 @@ def _split(data: jax.Array, impl: str) -> tuple[jax.Array, jax.Array]:
 _split = jax.jit(_split, static_argnums=1, inline=True)
 
 
-def _fold(data: jax.Array, number: jax.Array, impl: str) -> jax.Array:
+def _fold(data: jax.Array, number: tp.Any, impl: str) -> jax.Array:
     key = jax.random.fold_in(jax.random.wrap_key_data(data, impl=impl), number)
     return jax.random.key_data(key)
 
@@ -103,7 +105,7 @@ class RNG:
         self._data, drawn = _split(self._data, self._impl)
         return jax.random.wrap_key_data(drawn, impl=self._impl)
 
-    def base_key(self) -> tp.Callable[[], jax.Array]:
+    def base_key(self) -> Callable[[], jax.Array]:
         """The key of one more initialisation, as a function that computes it in the trace that asks."""
         if self._root is None:
             drawn = self()

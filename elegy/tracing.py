@@ -7,7 +7,8 @@ import typing as tp
 
 from jax.extend.core import get_opaque_trace_state
 
-# The trace that is running on this thread. Two states are equal when they belong to one trace, they differ under each of
+# The trace that is running on this thread. Two states are equal when they belong to one trace, they differ under each
+# of
 # jit, vmap, grad, scan, checkpoint and eval_shape, and asking costs 0.3 microseconds.
 current = get_opaque_trace_state
 

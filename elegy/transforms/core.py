@@ -1,33 +1,30 @@
 """The pure core of every transform: *partition → pure function → updated modules → write back*.
 
-A `View` lists the places where the modules that a transform threads hold their arrays. `run` puts other arrays (tracers) in
-those places, runs a function, and returns what it gave together with its `Effects`: the arrays that changed, the state of
-the random stream, and what the hooks declared. Afterwards everything is as it was. `write_back` gives effects to the world.
+A `View` lists the places where the modules that a transform threads hold their arrays. `run` puts other arrays
+(tracers) in those places, runs a function, and returns what it gave together with its `Effects`: the arrays that
+changed, the state of the random stream, and what the hooks declared. Afterwards everything is as it was. `write_back`
+gives effects to the world.
 """
 
 from __future__ import annotations
 
 import contextlib
 import typing as tp
+from collections.abc import Callable, Sequence
 
 import jax
+from jax.core import Tracer
 
 from elegy import tracing
 from elegy.errors import StructureError, TraceError
-from elegy.hooks import Collector, Event, lock, log, note_update, path_of, require_same_trace, state, undoing
+from elegy.frames import note_update, path_of, require_same_trace
+from elegy.hooks import Collector, Event
+from elegy.initialise import NeedsInitPass, run_init_pass
+from elegy.leaves import Node, is_array, is_node, is_static
 from elegy.parameters import collect, trainable_flags
-from elegy.pytree import (
-    Node,
-    is_array,
-    is_node,
-    is_static,
-    layout_of,
-    meta_of,
-    nodes_in,
-    set_born,
-    structure,
-    walk,
-)
+from elegy.pytree import layout_of, meta_of, nodes_in, set_born, structure, walk
+from elegy.state import log, state, undoing
+from elegy.threads import holding, lock
 
 Place = tuple[dict[str, tp.Any], str]
 
@@ -49,6 +46,8 @@ class View:
         self.roots = nodes_in(modules)
         self.version = -1
         self.signature: tp.Any = None
+        # Modules and methods that an init pass did not reach.
+        self.unreached: set[tuple[int, str]] = set()
         self._signatures: dict[tp.Any, tp.Any] = {}
 
     def refresh(self) -> None:
@@ -79,10 +78,7 @@ class View:
                 for position in positions:
                     self._add(node, name, position, flags[position])
         key = tuple(layout_of(node) for node in self.nodes)
-        try:
-            self.signature = self._signatures.setdefault(key, key)
-        except TypeError:
-            self.signature = key
+        self.signature = self._signatures.setdefault(key, key)
         self.signature_id = id(self.signature)
         self.ids = {id(node): node for node in self.nodes}
         self.version = structure.version
@@ -99,7 +95,7 @@ class View:
             leaves.extend(held[position] for position in group.positions)
         return leaves
 
-    def write(self, indices: tp.Sequence[int], values: tp.Sequence[tp.Any]) -> None:
+    def write(self, indices: Sequence[int], values: Sequence[tp.Any]) -> None:
         places, simple = self.places, len(self.places)
         rest: dict[int, tp.Any] = {}
         for index, value in zip(indices, values, strict=True):
@@ -124,8 +120,8 @@ class View:
             attributes[group.name] = treedef.unflatten(leaves)
 
     def trainable_tree(self) -> tp.Any:
-        """Like the modules that were given, with the dict of `get_parameters(trainable=True)` for each module, and in it the
-        index of each array."""
+        """The modules that were given, with the dict of `get_parameters(trainable=True)` in the place of each, and in
+        it the indices of the arrays."""
         seen: set[int] = set()
 
         def indices(node: tp.Any) -> tp.Any:
@@ -140,34 +136,43 @@ class View:
     def uninitialised(self) -> bool:
         return any(not meta_of(root).initialized for root in self.roots)
 
+    def initialise(self, function: tp.Any, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None = None) -> None:
+        """Runs the init pass of a function that uses the modules; `needs` says which of them asked for it."""
+        run_init_pass(function, args, kwargs, self.roots)
+        if needs is not None and needs.method not in meta_of(needs.module).hooks:
+            self.unreached.add((id(needs.module), needs.method))
+        self.refresh()
+
+    def threads(self, module: Node) -> bool:
+        """Whether a module is threaded by this view, and by no other one around it."""
+        return id(module) in self.ids and id(module) not in state.threaded
+
 
 class Record:
-    """The static part of `Effects`: which arrays changed, and what the declared values are called."""
+    """The static part of effects: which arrays changed, and what the declared values are called."""
 
-    __slots__ = ("events", "indices")
+    __slots__ = ("events", "indices", "places", "version")
 
     def __init__(self, indices: list[int], events: list[tuple[str, str, Node | None]]):
         self.indices = indices
         self.events = events
+        # Where the changed arrays go, as of a version of the view; None where that takes more than an assignment.
+        self.places: list[Place] | None = None
+        self.version = -1
+
+    def resolve(self, view: View) -> list[Place] | None:
+        if self.version != view.version:
+            simple = all(index < len(view.places) for index in self.indices)
+            self.places = [view.places[index] for index in self.indices] if simple else None
+            self.version = view.version
+        return self.places
 
 
-class Effects:
-    """What a function did besides returning: a pytree, so that it can leave any transform."""
+jax.tree_util.register_pytree_node(Record, lambda record: ((), record), lambda record, _: record)
 
-    __slots__ = ("events", "record", "rng", "values")
-
-    def __init__(self, values: list[tp.Any], rng: tp.Any, events: list[tp.Any], record: Record):
-        self.values = values
-        self.rng = rng
-        self.events = events
-        self.record = record
-
-
-jax.tree_util.register_pytree_node(
-    Effects,
-    lambda effects: ((effects.values, effects.rng, effects.events), effects.record),
-    lambda record, parts: Effects(*parts, record),
-)
+# What a function did besides returning, as outputs that can leave any transform: the arrays that changed, the state of
+# the random stream if it advanced, the values that hooks declared, and their static part.
+Effects = tuple[list[tp.Any], tp.Any, list[tp.Any], Record]
 
 
 class Opaque:
@@ -192,9 +197,9 @@ def _open_value(value: tp.Any) -> tp.Any:
 
 
 def run(
-    function: tp.Callable[..., tp.Any],
+    function: Callable[..., tp.Any],
     view: View,
-    leaves: tp.Sequence[tp.Any],
+    leaves: Sequence[tp.Any],
     rng_data: tp.Any,
     args: tp.Any,
     kwargs: tp.Any,
@@ -203,11 +208,14 @@ def run(
     """Runs `function` with `leaves` in the places of the view, and leaves everything as it was."""
     outer = state.collector
     with lock, _threaded(view, leaves):
-        before_rng, version = state._rng, structure.version
-        state.rng = rng = state.rng.threaded(rng_data)
+        before_rng, version, trace = state._rng, structure.version, tracing.current()
+        rng = state.rng
+        if rng_data is not None:
+            state.rng = rng = rng.threaded(rng_data)
         state.collector = collector = None if outer is None else Collector(outer.wants_summaries)
         try:
-            with undoing(forget=view.ids):
+            # The threaded modules are restored below, and those that were made in this trace end with it.
+            with undoing(forget=lambda module: id(module) in view.ids or module._born == trace):
                 out = function(*args, **kwargs)
                 if structure.version != version:
                     _check_structure(view)
@@ -219,28 +227,25 @@ def run(
         ]
         events = [] if collector is None else collector.events
         record = Record(indices, [(event.kind, event.name, event.module) for event in events])
-        effects = Effects(
-            [after[index] for index in indices],
-            None if rng._data is rng_data else rng._data,
-            [_seal_value(event.value) for event in events],
-            record,
-        )
-    return out, effects
+        values = [after[index] for index in indices]
+        advanced = None if rng_data is None or rng._data is rng_data else rng._data
+    return out, (values, advanced, [_seal_value(event.value) for event in events], record)
 
 
 @contextlib.contextmanager
-def _threaded(view: View, leaves: tp.Sequence[tp.Any]):
+def _threaded(view: View, leaves: Sequence[tp.Any]):
     trace = tracing.current()
     everything = range(len(leaves))
-    before, saved, born = state.threaded, view.read(), [node._born for node in view.nodes]
-    state.threaded = {**before, **view.ids}
+    before, saved, born = (state.threaded, state.unreached), view.read(), [node._born for node in view.nodes]
+    state.threaded, state.unreached = {**state.threaded, **view.ids}, state.unreached | view.unreached
     view.write(everything, leaves)
     for node in view.nodes:
         set_born(node, trace)
     try:
-        yield
+        with holding(view.nodes):
+            yield
     finally:
-        state.threaded = before
+        state.threaded, state.unreached = before
         view.write(everything, saved)
         for node, old in zip(view.nodes, born, strict=True):
             set_born(node, old)
@@ -255,36 +260,57 @@ def _check_structure(view: View) -> None:
             )
 
 
-def write_back(view: View, effects: Effects) -> None:
-    """Gives the effects of a function to the modules, the random stream and the collector of the caller."""
-    record = effects.record
-    if record.indices:
-        for root in view.roots:
-            require_same_trace(root, "was updated by a transform of elegy")
+def rng_data(leaves: Sequence[tp.Any]) -> tp.Any:
+    """The state of the random stream to thread, or None where the stream belongs to code around a jax transform.
+
+    The question costs a microsecond, so it is asked only where the threaded arrays do not answer it.
+    """
+    rng = state._rng or state.rng
+    if leaves and not isinstance(leaves[0], Tracer):
+        return rng._data
+    return rng._data if rng._born == tracing.current() else None
+
+
+def write_back(view: View, effects: Effects, inputs: Sequence[tp.Any] = ()) -> None:
+    """Gives the effects of a function to the modules, the random stream and the collector of the caller.
+
+    Tracers among the effects or the inputs show that the caller is inside a transform.
+    """
+    values, advanced, events, record = effects
+    if values:
+        if isinstance(values[0], Tracer) or any([isinstance(value, Tracer) for value in inputs]):
+            for root in view.roots:
+                require_same_trace(root, "was updated by a transform of elegy")
+            for index in record.indices:
+                note_update(*view.owners[index])
         if state.log is not None:
             _log(view, record.indices)
         with lock:
-            view.write(record.indices, effects.values)
-        if view.roots[0]._born != tracing.EAGER:
-            for index in record.indices:
-                note_update(*view.owners[index])
-    if effects.rng is not None:
-        rng = state.rng
-        if rng._born != tracing.current():
+            places = record.resolve(view)
+            if places is None:
+                view.write(record.indices, values)
+            else:
+                for (attributes, name), value in zip(places, values):  # noqa: B905  (hot, and of equal length)
+                    attributes[name] = value
+    if advanced is not None:
+        rng = state._rng or state.rng
+        if isinstance(advanced, Tracer) and rng._born != tracing.current():
             raise TraceError(
-                "a function transformed by elegy drew random keys inside a jax transform, but the random stream belongs to "
-                "the code outside of it.\n  Pass a key as an argument of the jax-transformed function and call inside "
-                "`with elegy.rng_context(key):`."
+                "a function transformed by elegy drew random keys inside a jax transform, but the random stream "
+                "belongs to the code outside of it.\n  Pass a key as an argument of the jax-transformed function and "
+                "call inside `with elegy.rng_context(key):`."
             )
-        rng._data = effects.rng
-    if record.events and state.collector is not None:
-        for (kind, name, module), value in zip(record.events, effects.events, strict=True):
+        rng._data = advanced
+    if events and state.collector is not None:
+        for (kind, name, module), value in zip(record.events, events, strict=True):
             state.collector.add(Event(kind, name, module, _open_value(value)))
 
 
-def _log(view: View, indices: tp.Sequence[int]) -> None:
+def _log(view: View, indices: Sequence[int]) -> None:
     for node, name in dict.fromkeys(view.owners[index] for index in indices):
-        log(node, lambda attributes=node.__dict__, name=name, old=node.__dict__[name]: attributes.__setitem__(name, old))
+        log(
+            node, lambda attributes=node.__dict__, name=name, old=node.__dict__[name]: attributes.__setitem__(name, old)
+        )
 
 
 def modules_of(function: tp.Any, modules: tp.Any) -> tp.Any:

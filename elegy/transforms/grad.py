@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import typing as tp
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from elegy.errors import NothingToDifferentiateError
-from elegy.hooks import name_of, state
-from elegy.initialise import NeedsInitPass, run_init_pass
-from elegy.pytree import Node, is_node, nodes_in
-from elegy.transforms.core import View, _threaded, check_modules, modules_of, run, write_back
+from elegy.frames import name_of
+from elegy.initialise import NeedsInitPass
+from elegy.pytree import nodes_in
+from elegy.state import undoing
+from elegy.threads import lock, wait_until_idle
+from elegy.transforms.core import View, _threaded, check_modules, modules_of, rng_data, run, write_back
 
 
 class GradFunction:
@@ -26,13 +29,15 @@ class GradFunction:
         threaded = modules_of(function, modules)
         self._view = None if threaded is None else View(threaded)
 
-    def __call__(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    def __call__(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         if self._view is not None:
             return self._differentiate(self.function, self._view, args, kwargs)
         if not args or not nodes_in(args[0]):
             raise TypeError(
-                "without modules=, elegy.value_and_grad differentiates with respect to the modules in the first argument, "
-                "and there are none.\n  Call it as value_and_grad(f)(module, ...), or use value_and_grad(f, modules=module)."
+                "without modules=, elegy.value_and_grad differentiates with respect to the modules in the first "
+                "argument, "
+                "and there are none.\n  Call it as value_and_grad(f)(module, ...), or use value_and_grad(f, "
+                "modules=module)."
             )
         # The pure form is the shim over a copy.
         leaves, treedef = jax.tree.flatten(args[0])
@@ -42,17 +47,20 @@ class GradFunction:
         return (out, module), grads
 
     def _differentiate(self, function: tp.Any, view: View, args: tp.Any, kwargs: tp.Any) -> tp.Any:
-        view.refresh()
-        if view.uninitialised():
-            run_init_pass(function, args, kwargs, view.roots)
-        while True:
+        with lock, undoing():
             view.refresh()
-            try:
-                return self._attempt(function, view, args, kwargs)
-            except NeedsInitPass as needs:
-                if id(needs.module) not in view.ids or id(needs.module) in state.threaded:
-                    raise
-                run_init_pass(function, args, kwargs, view.roots)
+            wait_until_idle(view.nodes)
+            if view.uninitialised():
+                view.initialise(function, args, kwargs)
+            while True:
+                view.refresh()
+                wait_until_idle(view.nodes)
+                try:
+                    return self._attempt(function, view, args, kwargs)
+                except NeedsInitPass as needs:
+                    if not view.threads(needs.module):
+                        raise
+                    view.initialise(function, args, kwargs, needs)
 
     def _attempt(self, function: tp.Any, view: View, args: tp.Any, kwargs: tp.Any) -> tp.Any:
         leaves = view.read()
@@ -61,14 +69,17 @@ class GradFunction:
         if not indices:
             raise NothingToDifferentiateError(
                 f"{', '.join(name_of(root) for root in view.roots) or 'modules'}: there is no trainable parameter to "
-                "differentiate with respect to.\n  Are the modules frozen (module.trainable), or is the list of modules empty?"
+                "differentiate with respect to.\n  Are the modules frozen (module.trainable), or is the list of "
+                "modules empty?"
             )
+
+        rng = rng_data(leaves)
 
         def pure(selected):
             inside = list(leaves)
             for index, leaf in zip(indices, selected, strict=True):
                 inside[index] = leaf
-            out, effects = run(function, view, inside, state.rng._data, args, kwargs)
+            out, effects = run(function, view, inside, rng, args, kwargs)
             return _loss(out), (out, effects)
 
         differentiate = jax.value_and_grad(pure, has_aux=True, **self._options)
@@ -95,23 +106,24 @@ class GradFunction:
 
 
 def _loss(out: tp.Any) -> tp.Any:
-    loss = out[0] if isinstance(out, (tuple, list)) and not is_node(out) and out else out
+    loss: tp.Any = out[0] if isinstance(out, (tuple, list)) and out else out
     shape = getattr(loss, "shape", None)
     if isinstance(loss, (int, float)):
         return jnp.asarray(loss, jnp.result_type(float))
     if shape != () or not jnp.issubdtype(loss.dtype, jnp.inexact):
         given = f"{loss.dtype}{list(loss.shape)}" if shape is not None else type(loss).__name__
         raise TypeError(
-            f"the function to differentiate must return a scalar loss, or a tuple whose first element is one; it returned "
+            f"the function to differentiate must return a scalar loss, or a tuple whose first element is one; "
+            "it returned "
             f"{given}.\n  Reduce it, for example with jnp.mean."
         )
     return loss
 
 
 def value_and_grad(
-    function: tp.Callable[..., tp.Any],
+    function: Callable[..., tp.Any],
     modules: tp.Any = None,
-    parameters_fn: tp.Callable[[tp.Any], tp.Any] | None = None,
+    parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     **options: tp.Any,
 ) -> GradFunction:
     """A function that gives the outputs of `function` and the gradients of its loss.
@@ -121,13 +133,14 @@ def value_and_grad(
     - `function`: returns a scalar loss, or a tuple whose first element is one.
     - `modules`: a module, or a list, tuple or dict of modules, that the function uses without taking them as arguments;
       their state is updated in place.
-    - `parameters_fn`: given `modules`, returns the arrays to differentiate with respect to, in any structure. The default
-      takes the trainable ones.
+    - `parameters_fn`: given `modules`, returns the arrays to differentiate with respect to, in any structure. The
+      default takes the trainable ones.
     - `options`: those of `jax.value_and_grad`, such as `holomorphic`.
 
-    **Returns:** with `modules`, a function that returns `(outputs, grads)`. Without, the modules are the first argument, and
-    the function returns `((outputs, modules), grads)`, with the updated modules. `grads` has the structure of
-    `module.get_parameters(trainable=True)`; for a list, tuple or dict of modules, one such dict in the place of each.
+    **Returns:** with `modules`, a function that returns `(outputs, grads)`. Without, the modules are the first
+    argument, and the function returns `((outputs, modules), grads)`, with the updated modules. `grads` has the
+    structure of `module.get_parameters(trainable=True)`; for a list, tuple or dict of modules, one such dict in the
+    place of each.
 
     **Raises:** `NothingToDifferentiateError` if nothing is trainable.
 
@@ -149,11 +162,11 @@ def value_and_grad(
 
 
 def grad(
-    function: tp.Callable[..., tp.Any],
+    function: Callable[..., tp.Any],
     modules: tp.Any = None,
-    parameters_fn: tp.Callable[[tp.Any], tp.Any] | None = None,
+    parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     **options: tp.Any,
-) -> tp.Callable[..., tp.Any]:
+) -> Callable[..., tp.Any]:
     """As `value_and_grad`, without the outputs: gives `grads`, or without `modules` `(grads, modules)`.
 
     ```python
@@ -183,7 +196,8 @@ def _check(function: tp.Any, modules: tp.Any, options: dict[str, tp.Any]) -> Non
     for name in ("argnums", "has_aux"):
         if name in options:
             raise TypeError(
-                f"{name}= has no meaning here: the gradient is taken with respect to modules, and what the function returns "
+                f"{name}= has no meaning here: the gradient is taken with respect to modules, and what the "
+                "function returns "
                 "besides the loss is always part of the outputs"
             )
     check_modules(modules)

@@ -6,15 +6,20 @@ import functools
 import inspect
 import typing as tp
 import warnings
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from elegy.errors import RecompilationWarning
-from elegy.hooks import _scope, lock, state
-from elegy.initialise import NeedsInitPass, run_init_pass
-from elegy.pytree import is_array, structure
-from elegy.transforms.core import View, check_modules, modules_of, run, write_back
+from elegy.frames import name_of, paths_below, scope, user_level
+from elegy.initialise import NeedsInitPass
+from elegy.leaves import Node, is_array, is_node
+from elegy.pytree import layout_of, structure, walk
+from elegy.state import state, undoing
+from elegy.threads import Busy, is_run_elsewhere, lock, wait_until_idle
+from elegy.transforms.core import View, check_modules, modules_of, rng_data, run, write_back
 
 WARN_AT = 10
 
@@ -43,73 +48,100 @@ class JitFunction:
         self._initialised: set[tp.Any] = set()
         self._described: dict[str, str] | None = None
 
-        def body(config: Config, leaves: list[tp.Any], rng_data: tp.Any, *args: tp.Any, **kwargs: tp.Any):
-            self._note_trace(config, leaves, args, kwargs)
-            return run(self.function, self._view, leaves, rng_data, args, kwargs, return_all=self._donate)
+        def body(
+            elegy_config: Config, elegy_leaves: list[tp.Any], elegy_rng: tp.Any, /, *args: tp.Any, **kwargs: tp.Any
+        ):
+            # JAX is inside one of its caches now, for which another thread may wait: so do not wait for one here.
+            if not lock.acquire(blocking=False):
+                raise Busy
+            try:
+                if is_run_elsewhere(self._view.nodes):
+                    raise Busy
+                explained = self._explain or self.traces >= WARN_AT - 2  # else nobody will ask what changed
+                described = _describe(elegy_config, self._view, elegy_leaves, args, kwargs) if explained else None
+                result = run(function, self._view, elegy_leaves, elegy_rng, args, kwargs, self._donate)
+            finally:
+                lock.release()
+            self._note_trace(described)
+            return result
 
         body.__name__ = getattr(function, "__name__", type(function).__name__)
         self._jitted = jax.jit(body, **_shifted(function, options, donate_modules))
 
-    def __call__(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    def __call__(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         view = self._view
-        while True:
-            if view.version != structure.version:
-                view.refresh()
-            rng = state.rng
-            collector = state.collector
-            collects = None if collector is None else (collector.wants_summaries, *_scope())
-            key = (state.training, collects, rng._impl, view.signature_id)
-            config = self._configs.get(key)
-            try:
-                if config is not None:
-                    with lock:
-                        leaves = view.read()
-                    out, effects = self._jitted(config, leaves, rng._data, *args, **kwargs)
-                else:
-                    with lock:
-                        if view.uninitialised() and view.signature_id not in self._initialised:
-                            self._initialise(args, kwargs)
-                            continue
-                        config = Config(key, view.signature)
-                        out, effects = self._jitted(config, view.read(), rng._data, *args, **kwargs)
-                        self._configs[key] = config
-            except NeedsInitPass as needs:
-                if id(needs.module) not in view.ids:
-                    raise
-                self._initialise(args, kwargs)
-                if view.version == structure.version:
-                    raise AssertionError(f"the init pass did not reach {needs.module!r}") from None
-                continue
-            record = effects.record
-            if record.indices or record.events or effects.rng is not None:
-                write_back(view, effects)
-            return out
+        config = self._configs.get(self._key()) if view.version == structure.version else None
+        if config is None:
+            return self._first_call(args, kwargs)
+        with lock:
+            leaves = view.read()
+        if self._donate:
+            leaves = _distinct(leaves)
+        try:
+            out, effects = self._jitted(config, leaves, rng_data(leaves), *args, **kwargs)
+        except NeedsInitPass as needs:
+            if not view.threads(needs.module):
+                raise
+            return self._first_call(args, kwargs, needs)
+        except Busy:
+            return self._first_call(args, kwargs)
+        write_back(view, effects, args)
+        return out
 
-    def lower(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    def _key(self) -> tp.Any:
+        """What is static besides the arguments."""
+        collector = state.collector
+        collects = None if collector is None else (collector.wants_summaries, *scope())
+        rng = state._rng or state.rng
+        return state.training, collects, rng._impl, self._view.signature_id
+
+    def _first_call(self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None = None) -> tp.Any:
+        """A call for which the modules must be looked at again, or initialised."""
+        view = self._view
+        with lock, undoing():
+            while True:
+                view.refresh()
+                wait_until_idle(view.nodes)
+                if needs is not None or (view.uninitialised() and view.signature_id not in self._initialised):
+                    view.initialise(self.function, args, kwargs, needs)
+                    self._initialised.add(view.signature_id)
+                key = self._key()
+                config = self._configs.get(key) or Config(key, view.signature)
+                leaves = view.read()
+                if self._donate:
+                    leaves = _distinct(leaves)
+                try:
+                    out, effects = self._jitted(config, leaves, rng_data(leaves), *args, **kwargs)
+                except NeedsInitPass as again:
+                    if not view.threads(again.module):
+                        raise
+                    needs = again
+                    continue
+                except Busy:
+                    continue
+                self._configs[key] = config
+                write_back(view, effects, args)
+                return out
+
+    def lower(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """As `jax.jit(f).lower`: the computation for these arguments, to be looked at or compiled ahead of time."""
         view = self._view
-        view.refresh()
-        if view.uninitialised():
-            self._initialise(args, kwargs)
+        with lock:
             view.refresh()
-        key = (state.training, None, state.rng._impl, view.signature_id)
-        config = self._configs.get(key) or Config(key, view.signature)
-        return self._jitted.lower(config, view.read(), state.rng._data, *args, **kwargs)
+            if view.uninitialised():
+                view.initialise(self.function, args, kwargs)
+            config = self._configs.get(self._key()) or Config(self._key(), view.signature)
+            leaves = view.read()
+            return self._jitted.lower(config, leaves, rng_data(leaves), *args, **kwargs)
 
     def __get__(self, instance: tp.Any, owner: tp.Any = None) -> tp.Any:
         return self if instance is None else functools.partial(self, instance)
 
-    def _initialise(self, args: tp.Any, kwargs: tp.Any) -> None:
-        run_init_pass(self.function, args, kwargs, self._view.roots)
-        self._view.refresh()
-        self._initialised.add(self._view.signature_id)
-
-    def _note_trace(self, config: Config, leaves, args, kwargs) -> None:
-        """Runs while JAX traces: counts, and says what changed where that is wanted."""
+    def _note_trace(self, described: dict[str, str] | None) -> None:
+        """Runs when JAX has traced: counts, and says what changed where that is wanted."""
         self.traces += 1
-        described = _describe(config, self._view, leaves, args, kwargs)
         before, self._described = self._described, described
-        if before is None:
+        if before is None or described is None:
             return
         names = [name for name in {**before, **described} if before.get(name) != described.get(name)]
         changes = [f"{name}: {before.get(name, 'absent')} -> {described.get(name, 'absent')}" for name in names]
@@ -123,55 +155,64 @@ class JitFunction:
                     f"elegy.jit: {name} has been traced {WARN_AT} times. Since the last trace:\n  {reason}\n"
                     "  Each trace compiles again. elegy.jit(..., explain=True) says what changed at each of them."
                 ),
-                stacklevel=2,
+                stacklevel=user_level(),
             )
 
 
 def _describe(config: Config, view: View, leaves, args, kwargs) -> dict[str, str]:
     training, collects, impl, _ = config.key
     described = {"training": str(training), "hooks": str(collects), "random implementation": impl}
+    paths: dict[int, str] = {}
+    for root in view.roots:
+        for identity, parts in paths_below(root).items():
+            paths.setdefault(identity, "/".join((name_of(root), *parts)))
     for node, layout in zip(view.nodes, config.signature, strict=True):
-        described[f"static part of {_path(view, node)}"] = repr(layout)
+        described[f"static part of {paths[id(node)]}"] = repr(layout)
     for (node, name), leaf in zip(view.owners, leaves, strict=True):
-        described[f"{_path(view, node)}/{name}"] = _aval(leaf)
-    for path, leaf in jax.tree_util.tree_flatten_with_path((args, kwargs))[0]:
-        kind, rest = ("argument ", path[1:]) if path[0] == jax.tree_util.SequenceKey(0) else ("keyword ", path[1:])
-        described[kind + jax.tree_util.keystr(rest, simple=True, separator="/")] = _aval(leaf)
+        described[f"{paths[id(node)]}/{name}"] = _aval(leaf)
+    for path, leaf in jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_node)[0]:
+        kind = "argument " if path[0] == jax.tree_util.SequenceKey(0) else "keyword "
+        name = kind + jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        described.update(_describe_module(name, leaf) if isinstance(leaf, Node) else {name: _aval(leaf)})
     return described
 
 
-def _path(view: View, node: tp.Any) -> str:
-    from elegy.hooks import name_of, path_below
-
-    for root in view.roots:
-        if root is node:
-            return name_of(root)
-        below = path_below(root, node)
-        if below is not None:
-            return "/".join((name_of(root), *below))
-    return name_of(node)
+def _describe_module(name: str, module: Node) -> dict[str, str]:
+    described: dict[str, str] = {}
+    paths = paths_below(module)
+    for node in walk([module]):
+        described[f"static part of {'/'.join((name, *paths[id(node)]))}"] = repr(layout_of(node))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(module)[0]:
+        described[f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = _aval(leaf)
+    return described
 
 
 def _aval(leaf: tp.Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}" if is_array(leaf) else repr(leaf)
 
 
-_OURS = 3  # arguments of the compiled body before those of the user's function: config, leaves, rng_data
+def _distinct(leaves: list[tp.Any]) -> list[tp.Any]:
+    """Copies an array that stands in two places: XLA takes each donated buffer once."""
+    seen: set[int] = set()
+    distinct = []
+    for leaf in leaves:
+        distinct.append(jnp.copy(leaf) if id(leaf) in seen else leaf)
+        seen.add(id(leaf))
+    return distinct
+
+
+_OURS = 3  # arguments of the compiled body before those of the user's function: config, leaves, random state
 
 
 def _shifted(function: tp.Any, options: dict[str, tp.Any], donate_modules: bool) -> dict[str, tp.Any]:
     """The options of `jax.jit` for the body, which has three arguments before those of the function."""
     options = dict(options)
-    shift = lambda numbers: tuple(number + _OURS if number >= 0 else number for number in _as_tuple(numbers))  # noqa: E731
-    static = _as_tuple(options.pop("static_argnums", ()))
-    names = _as_tuple(options.pop("static_argnames", ()))
-    options["static_argnums"] = (0, *shift(static))
-    options["static_argnames"] = tuple(dict.fromkeys((*names, *_names(function, static))))
-    donated = _as_tuple(options.pop("donate_argnums", ()))
-    donate_names = _as_tuple(options.pop("donate_argnames", ()))
-    options["donate_argnums"] = (*((1,) if donate_modules else ()), *shift(donated))
-    if donate_names:
-        options["donate_argnames"] = donate_names
+    for kind, ours in (("static", (0,)), ("donate", (1,) if donate_modules else ())):
+        numbers, names = _numbers_and_names(
+            function, _as_tuple(options.pop(f"{kind}_argnums", ())), _as_tuple(options.pop(f"{kind}_argnames", ()))
+        )
+        options[f"{kind}_argnums"] = (*ours, *(n + _OURS if n >= 0 else n for n in numbers))
+        options[f"{kind}_argnames"] = names
     if options.get("in_shardings") is not None:
         if not isinstance(options["in_shardings"], tuple):
             raise ValueError("in_shardings takes a tuple with one entry for each argument of the function")
@@ -187,24 +228,33 @@ def _as_tuple(value: tp.Any) -> tuple[tp.Any, ...]:
     return (value,) if isinstance(value, (int, np.integer, str)) else tuple(value)
 
 
-def _names(function: tp.Any, numbers: tp.Sequence[int]) -> list[str]:
-    """The names of positional parameters, so that a static argument is static when given by keyword too."""
+def _numbers_and_names(function: tp.Any, numbers: tuple[int, ...], names: tuple[str, ...]):
+    """Completes each by the other from the signature, as `jax.jit` does: an argument may be given either way."""
     try:
-        call = function.call if hasattr(function, "call") else function
-        parameters = list(inspect.signature(call).parameters.values())
+        called = getattr(function, "call") if isinstance(function, Node) else function  # noqa: B009
+        parameters = list(inspect.signature(called).parameters.values())
     except (TypeError, ValueError):
-        return []
-    keyworded = [p.name if p.kind is p.POSITIONAL_OR_KEYWORD else None for p in parameters]
-    found = [keyworded[n] for n in numbers if -len(keyworded) <= n < len(keyworded)]
-    return [name for name in found if name is not None]
+        return numbers, names
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_name = {p.name: number for number, p in enumerate(positional)}
+    keyworded = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    known = {p.name for p in parameters}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters) is False:
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{name!r} is not an argument of the function, whose arguments are {sorted(known)}")
+    named = [p.name for n in numbers if -len(positional) <= n < len(positional) for p in [positional[n]]]
+    all_numbers = dict.fromkeys((*numbers, *(by_name[name] for name in names if name in by_name)))
+    all_names = dict.fromkeys((*names, *(name for name in named if name in keyworded)))
+    return tuple(all_numbers), tuple(all_names)
 
 
 def jit(
-    function: tp.Callable[..., tp.Any],
+    function: Callable[..., tp.Any],
     modules: tp.Any = None,
     *,
     donate_modules: bool = False,
-    explain: bool | tp.Callable[[str], None] = False,
+    explain: bool | Callable[[str], None] = False,
     **options: tp.Any,
 ) -> JitFunction:
     """Compiles a function, carrying modules, the random stream and hooks through.
@@ -213,17 +263,18 @@ def jit(
 
     - `function`: any function, a module, or a method of one.
     - `modules`: a module, or a list, tuple or dict of modules, that the function uses without taking them as arguments.
-      They are threaded in and out, and updated in place, so the function behaves as if it were not compiled. If `function`
-      is a module or a method of one, that module is threaded too. Without `modules` the function is pure: modules come
-      in as arguments and updated ones must be returned.
-    - `donate_modules`: lets XLA reuse the memory of the threaded arrays. Arrays taken from the modules before are deleted.
+      They are threaded in and out, and updated in place, so the function behaves as if it were not compiled. If
+      `function` is a module or a method of one, that module is threaded too. Without `modules` the function is pure:
+      modules come in as arguments and updated ones must be returned.
+    - `donate_modules`: lets XLA reuse the memory of the threaded arrays. Arrays taken from the modules before are
+      deleted.
     - `explain`: True prints, at each trace after the first, what changed since the last one; a function gets that text.
-    - `options`: those of `jax.jit`: `static_argnums`, `static_argnames`, `donate_argnums`, `in_shardings`, …; numbers count
-      the arguments of `function`.
+    - `options`: those of `jax.jit`: `static_argnums`, `static_argnames`, `donate_argnums`, `in_shardings`, …; numbers
+      count the arguments of `function`.
 
-    **Returns:** the compiled function. It is traced again if, and only if, something static changed: the training mode, which
-    hooks are collected, which parameters are trainable, a static attribute of a module, the shapes of arguments or
-    parameters. It does not wait for the result.
+    **Returns:** the compiled function. It is traced again if, and only if, something static changed: the training
+    mode, which hooks are collected, which parameters are trainable, a static attribute of a module, the shapes of
+    arguments or parameters. It does not wait for the result.
 
     ```python
     import elegy
@@ -235,6 +286,8 @@ def jit(
     ```
     """
     if isinstance(function, type):
-        raise TypeError(f"elegy.jit takes a function or a module, got the class {function.__name__}: construct it first.")
+        raise TypeError(
+            f"elegy.jit takes a function or a module, got the class {function.__name__}: construct it first."
+        )
     check_modules(modules)
     return JitFunction(function, modules, explain, donate_modules, options)

@@ -1,0 +1,368 @@
+"""Which method of which module is running: creation order, paths, and the rule that a trace changes only its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import types
+import typing as tp
+import warnings
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+
+from elegy import tracing
+from elegy.errors import LostUpdateWarning, ModuleOrderError, NameCollisionError, TraceError
+from elegy.leaves import Node, static_key
+from elegy.pytree import Record, change, children, meta_of, relayout, set_pending, step_parts, walk
+from elegy.state import log, state, write, write_meta
+from elegy.threads import holders, wait_for
+
+# The attribute in which a module that draws random numbers keeps a key of its own.
+RNG_ATTRIBUTE = "rng_key"
+
+
+def default_name(cls: type) -> str:
+    """`Conv2D` -> `conv2d`, `BatchNormalization` -> `batch_normalization`, `MLP` -> `mlp`."""
+    name = re.sub(r"\W+", "", cls.__name__)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    name = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+    return re.sub(r"__+", "_", name).lstrip("_") or "module"
+
+
+def name_of(module: Node) -> str:
+    name = module.__dict__.get("name")
+    return name if isinstance(name, str) else default_name(type(module))
+
+
+# The functions of the last eager run, for such modules when they are called by themselves.
+functions: weakref.WeakKeyDictionary[Node, Callable[..., tp.Any]] = weakref.WeakKeyDictionary()
+
+
+def function_of(module: Node) -> Callable[..., tp.Any] | None:
+    """The function that a module made by `to_module` runs now, if its class was made inside a call."""
+    for frame in reversed(state.frames):
+        if id(module) in frame.functions:
+            return frame.functions[id(module)]
+    return functions.get(module)
+
+
+class Frame:
+    """One running method of one module. `method` is `__init__` while the module is being constructed."""
+
+    __slots__ = ("_below", "_parts", "first", "functions", "index", "method", "module", "names", "parent", "records")
+
+    def __init__(self, module: Node, method: str):
+        self.module = module
+        self.method = method
+        frames = state.frames
+        self.parent = frames[-1] if frames else None
+        records = meta_of(module).hooks.get(method) if method != "__init__" else None
+        # On the first run of a method the modules that it creates are recorded; later runs must match the record.
+        self.first = records is None
+        self.records: list[Record] = [] if records is None else list(records)
+        self.index = 0
+        self.names: dict[str, int] = {}
+        # The functions of this run for modules whose class `to_module` makes anew on each run, by the module's id.
+        self.functions: dict[int, Callable[..., tp.Any]] = {}
+        self._parts: tuple[str, ...] | None = None
+        self._below: dict[int, tuple[str, ...]] | None = None
+
+    @property
+    def method_name(self) -> str:
+        return self.method.rsplit(".", 1)[-1]
+
+    @property
+    def building(self) -> bool:
+        return self.method == "__init__"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The path of the module, the root's name first."""
+        if self._parts is None:
+            name = (name_of(self.module),)
+            if self.parent is None or self.parent.building:
+                self._parts = name
+            elif self.parent.module is self.module:
+                self._parts = self.parent.parts
+            else:
+                self._parts = self.parent.parts + (self.parent.find(self.module) or name)
+        return self._parts
+
+    def find(self, module: Node) -> tuple[str, ...] | None:
+        """The path from this frame's module to a module below it."""
+        if self._below is None or id(module) not in self._below:
+            self._below = {id(child): step_parts(self.module, step) for step, child in reversed(children(self.module))}
+        return self._below.get(id(module)) or path_below(self.module, module)
+
+    def create(self, cls: type, arguments: tuple[tp.Any, ...], construct: Callable[[], Node]) -> Node:
+        """The module that the running method creates at this position: a new one, or that of the first run."""
+        position = self.index
+        if not self.first:
+            found = self._match(position, cls, arguments)
+            self.index += 1
+            return found
+        require_same_trace(self.module, f"created {cls.__name__}")
+        module = construct()
+        attribute = self._free_name(module)
+        self.index += 1
+        write(self.module, attribute, module, created=True)
+        change(self.module)
+        if self._below is not None:
+            self._below[id(module)] = (attribute,)
+        self.records.append(Record(attribute, arguments, call_site()))
+        if not meta_of(self.module).trainable:
+            for node in walk([module]):  # what a frozen module creates is frozen
+                write_meta(node, dataclasses.replace(meta_of(node), trainable=False), created=True)
+        return module
+
+    def _match(self, position: int, cls: type, arguments: tuple[tp.Any, ...]) -> Node:
+        where = f"{'/'.join(self.parts)}.{self.method_name}"
+        if position >= len(self.records):
+            count = f"{len(self.records)} module{'s' * (len(self.records) != 1)}"
+            raise ModuleOrderError(
+                f"{where} created {cls.__name__} at position {position} ({call_site()}), but its first run created "
+                f"only {count}.\n  Create every module on every run; use it conditionally."
+            )
+        record = self.records[position]
+        module = self.module.__dict__[record.attribute]
+        found = type(module)
+        if found is not cls and (found.__module__, found.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ModuleOrderError(
+                f"{where} created {cls.__name__} at position {position} ({call_site()}), where its first run created "
+                f"{found.__name__} ({record.site}).\n"
+                "  Create modules unconditionally and in one order; use them in any order, or not at all."
+            )
+        if "_function" in cls.__dict__ and found is not cls:
+            # A class made anew by to_module on each run: its function closes over the values of this run.
+            self.functions[id(module)] = function = cls.__dict__["_function"].__func__
+            if tracing.current() == tracing.EAGER:
+                functions[module] = function
+        if arguments != record.arguments:
+            raise ModuleOrderError(
+                f"{where} created {cls.__name__} at position {position} ({call_site()}) with "
+                f"{_show(arguments)}, but its "
+                f"first run ({record.site}) used {_show(record.arguments)}.\n"
+                "  A module keeps the arguments of its first creation: use the same ones, or another module."
+            )
+        return module
+
+    def _free_name(self, module: Node) -> str:
+        base = name_of(module)
+        explicit = "name" in module.__dict__
+        if explicit and base not in self.names and is_taken(self.module, base):
+            raise NameCollisionError(
+                f"{'/'.join(self.parts)}: the name {base!r} given to {type(module).__name__} ({call_site()}) is "
+                "already an "
+                f"attribute or a method of {type(self.module).__name__}.\n  Choose another name=."
+            )
+        number = self.names.get(base, 0)
+        attribute = f"{base}_{number}" if number else base
+        while is_taken(self.module, attribute):
+            number += 1
+            attribute = f"{base}_{number}"
+        self.names[base] = number + 1
+        return attribute
+
+    def close(self) -> None:
+        """Called when the method has returned: records a first run, and refuses a later one that created fewer."""
+        if self.first:
+            if id(self.module) in state.threaded and state.init_pass is None:
+                return  # an init pass could not reach it: what it does, it does without creating
+            if self.module._born != tracing.current():
+                return  # a module of an outer trace that creates nothing: it may run, and is left as it was
+            meta = meta_of(self.module)
+            hooks = {**meta.hooks, self.method: tuple(self.records)}
+            write_meta(self.module, dataclasses.replace(meta, hooks=hooks, initialized=True), created=True)
+        elif self.index < len(self.records):
+            record = self.records[self.index]
+            raise ModuleOrderError(
+                f"{'/'.join(self.parts)}.{self.method_name} created fewer modules than on its first run: {self.index} "
+                f"instead of {len(self.records)}. The first one missing is {record.attribute} ({record.site}).\n"
+                "  Create every module on every run; use it conditionally."
+            )
+
+
+def _show(arguments: tuple[tp.Any, ...]) -> str:
+    def value(key: tp.Any) -> str:
+        kind, content = key
+        if kind is float and isinstance(content, str):
+            return repr(float.fromhex(content)) if "x" in content else content
+        if isinstance(content, tuple):
+            return "[" + ", ".join(value(item) for item in content) + "]"
+        return getattr(content, "__name__", repr(content))
+
+    shown = [value(key) if isinstance(name, int) else f"{name}={value(key)}" for name, key in arguments]
+    return f"({', '.join(shown)})"
+
+
+def plain_arguments(args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> tuple[tp.Any, ...]:
+    """The constructor arguments that are plain data, in a form that `==` compares strictly."""
+    named = [*enumerate(args), *sorted(kwargs.items())]
+    return tuple((name, static_key(value)) for name, value in named if _is_plain(value))
+
+
+def _is_plain(value: tp.Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, (bool, int, float, complex, str, bytes, type(None), np.dtype, np.generic, type))
+
+
+def is_taken(module: Node, name: str) -> bool:
+    return name in module.__dict__ or any(name in cls.__dict__ for cls in type(module).__mro__)
+
+
+_BETWEEN = (
+    "elegy.frames",
+    "elegy.hooks",
+    "elegy.module",
+    "elegy.initialise",
+    "elegy.parameters",
+    "elegy.state",
+    "beartype",
+    "contextlib",
+    "jaxtyping",
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Places in the code, and paths
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def user_level() -> int:
+    """The `stacklevel` that makes a warning point at the nearest caller outside of elegy and jax."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("elegy", "jax", "contextlib")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def call_site() -> str:
+    """File and line of the nearest caller outside the core and outside type checkers."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_between(frame):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_between(frame: types.FrameType) -> bool:
+    name = frame.f_globals.get("__name__", "")
+    return name.startswith(_BETWEEN) or frame.f_code.co_filename.startswith("<")
+
+
+def paths_below(root: Node) -> dict[int, tuple[str, ...]]:
+    """The path from `root` to each module at or below it, by the module's id."""
+    paths: dict[int, tuple[str, ...]] = {id(root): ()}
+    queue = [root]
+    for node in queue:  # grows while it is read
+        for step, child in children(node):
+            if id(child) not in paths:
+                paths[id(child)] = (*paths[id(node)], *step_parts(node, step))
+                queue.append(child)
+    return paths
+
+
+def path_below(root: Node, module: Node) -> tuple[str, ...] | None:
+    """The path from `root` to a module below it, or None."""
+    return None if module is root else paths_below(root).get(id(module))
+
+
+def parts_of(module: Node) -> tuple[str, ...]:
+    for frame in reversed(state.frames):
+        if frame.module is module:
+            return frame.parts
+    for frame in reversed(state.frames):
+        if not frame.building:
+            below = path_below(frame.module, module)
+            if below is not None:
+                return frame.parts + below
+    for root in state.threaded.values():
+        below = path_below(root, module)
+        if below is not None:
+            return (name_of(root), *below)
+    return (name_of(module),)
+
+
+def path_of(module: Node, name: str | None = None) -> str:
+    """The readable path of a module, or of one of its parameters: `mlp/linear_1/w`."""
+    return "/".join(parts_of(module) if name is None else (*parts_of(module), name))
+
+
+def scope() -> list[str]:
+    """The levels of the current path: modules that run, and name contexts."""
+    parts: list[str] = []
+    frames = [frame for frame in state.frames if not frame.building]
+    if frames and not state.name_levels:
+        return list(frames[-1].parts)
+    shown: tuple[str, ...] = ()
+    for depth in range(len(state.frames) + 1):
+        parts.extend(name for level, name in state.name_levels if level == depth)
+        if depth < len(state.frames) and not state.frames[depth].building:
+            own = state.frames[depth].parts
+            parts.extend(own[len(shown) :] if own[: len(shown)] == shown else own)
+            shown = own
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changes that a trace may make, and updates that nobody returns
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def require_same_trace(module: Node, what: str, path: str | None = None) -> None:
+    """Refuses to change a module of an outer trace."""
+    if holders:
+        wait_for(module)
+    trace = tracing.current()
+    if module._born != trace and not (state.init_pass is not None and state.init_pass.adopt(module, trace)):
+        raise TraceError(
+            f"{path or path_of(module)}: {what} inside a jax transform, but the module belongs to the code outside "
+            "of it.\n"
+            "  The change is a value of the trace and could not leave it. There are two ways out:\n"
+            "  1. Make the module an argument of the transformed function and return it: "
+            "jax.jit(lambda m, x: (m(x), m))(module, x).\n"
+            "  2. Use the transform of the same name in elegy and list the module: elegy.jit(f, modules=module)(x)."
+        )
+
+
+def note_update(module: Node, name: str, path: str | None = None) -> None:
+    """Inside a jax transform: remembers an update until the module is flattened, and warns if it never is.
+
+    The state of a module that the transformed function made itself, by `copy` or `apply` or anew, is its own affair;
+    but a lost key would give the same random numbers in every call.
+    """
+    if module._born == tracing.EAGER or id(module) in state.threaded or state.init_pass is not None:
+        return
+    pending = getattr(module, "_pending", None)
+    if pending is PRIVATE and name != RNG_ATTRIBUTE:
+        return
+    if not isinstance(pending, list):
+        pending = []
+        set_pending(module, pending)
+        weakref.finalize(module, _warn_if_lost, pending, path or path_of(module)).atexit = False
+    pending.append(name)
+    log(module, lambda: pending.pop() if pending else None)
+    relayout(module)
+
+
+# Stands for the pending updates of a module that was made inside a transform.
+PRIVATE = ()
+
+
+def _warn_if_lost(pending: list[str], path: str) -> None:
+    if pending:
+        names = sorted(set(pending))
+        without = (
+            "pass a key (m.apply(x, rng=key))" if names == [RNG_ATTRIBUTE] else "run the module in evaluation mode"
+        )
+        warnings.warn(
+            LostUpdateWarning(
+                f"{path}: the update of {', '.join(names)} inside a jax transform was lost, since the changed module "
+                "was not returned.\n  Return the module from the transformed function, use the transform of the same "
+                f"name in elegy with modules=, or {without}."
+            ),
+            stacklevel=user_level(),
+        )

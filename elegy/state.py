@@ -1,0 +1,194 @@
+"""The hidden state of the library, all of it: an object for each thread, and the log by which a call is undone."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import typing as tp
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+
+from elegy import tracing
+from elegy.leaves import Node
+from elegy.pytree import Meta, change, meta_of
+from elegy.random import RNG
+
+if tp.TYPE_CHECKING:
+    from elegy.frames import Frame
+    from elegy.hooks import Collector
+    from elegy.initialise import InitPass
+
+
+DEFAULT_SEED = 42
+
+
+# What hooks answer is fixed while a function is compiled, also by stock jax.jit: this context is part of its cache key.
+_compiled_for = jax.make_user_context((True, None))
+
+
+class State(threading.local):
+    """Everything that a thread keeps between calls."""
+
+    def __init__(self) -> None:
+        # Plain Python values.
+        self.frames: list[Frame] = []
+        self.training: bool = True
+        self.mode: tp.Any = None
+        self.name_levels: list[tuple[int, str]] = []
+        self.init_pass: InitPass | None = None
+        # How to undo what the running call has done so far; None outside of calls.
+        self.log: list[Undo] | None = None
+        # The modules that a transform of elegy carries in and out of the running trace, by id.
+        self.threaded: Mapping[int, Node] = {}
+        # Those among them that an init pass did not reach, with the method.
+        self.unreached: frozenset[tuple[int, str]] = frozenset()
+        # JAX values.
+        self.collector: Collector | None = None
+        self._rng: RNG | None = None
+
+    @property
+    def rng(self) -> RNG:
+        if self._rng is None:
+            with jax.ensure_compile_time_eval():
+                self._rng = RNG(DEFAULT_SEED)
+            self._rng._born = tracing.EAGER
+        return self._rng
+
+    @rng.setter
+    def rng(self, rng: RNG | None) -> None:
+        self._rng = rng
+
+
+state = State()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Undoing: an exception leaves nothing behind
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Undo(tp.NamedTuple):
+    """How to take one change back, and whether it is a creation, which an init pass keeps."""
+
+    back: Callable[[], None]
+    created: bool
+    module: Node
+
+
+@contextlib.contextmanager
+def undoing(created_only: bool = False, forget: Callable[[Node], bool] = lambda module: False):
+    """Takes back every change of the body if it fails.
+
+    On success, `created_only` takes back what is not a creation, and the changes of the modules that `forget` names
+    become final, as their caller restores them.
+    """
+    outer, collector, rng, training = state.log, state.collector, state._rng, state.training
+    rng_before = None if rng is None else rng.snapshot()
+    events_before = None if collector is None else len(collector.events)
+    mine: list[Undo] = []
+    state.log = mine
+    try:
+        yield
+    except BaseException:
+        _take_back(mine)
+        mine.clear()
+        state._rng, state.collector = rng, collector
+        if state.training != training:
+            set_training(training)
+        if rng is not None and rng_before is not None:
+            rng.restore(rng_before)
+        if collector is not None:
+            collector.shorten(events_before)
+        raise
+    else:
+        if created_only:
+            _take_back([undo for undo in mine if not undo.created])
+        if outer is not None:
+            outer.extend(undo for undo in mine if (undo.created or not created_only) and not forget(undo.module))
+    finally:
+        state.log = outer
+
+
+def _take_back(entries: Sequence[Undo]) -> None:
+    for undo in reversed(entries):
+        undo.back()
+
+
+def log(module: Node, back: Callable[[], None], created: bool = False) -> None:
+    if state.log is not None:
+        state.log.append(Undo(back, created, module))
+
+
+_ABSENT = object()
+
+
+def write(module: Node, name: str, value: tp.Any, created: bool = False) -> None:
+    """Sets an attribute of a constructed module, so that it can be taken back."""
+    attributes = module.__dict__
+    if state.log is not None:
+        old = attributes.get(name, _ABSENT)
+
+        def back() -> None:
+            if old is _ABSENT:
+                attributes.pop(name, None)
+            else:
+                attributes[name] = old
+
+        state.log.append(Undo(back, created, module))
+    attributes[name] = value
+
+
+def write_meta(module: Node, meta: Meta, ties: bool = False, created: bool = False) -> None:
+    """Replaces a module's bookkeeping, so that it can be taken back."""
+    old = meta_of(module)
+    log(module, lambda: change(module, old), created)
+    change(module, meta, ties=ties)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mode
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def training() -> bool:
+    """Whether training is happening: True unless `training_context` or `set_training` said otherwise."""
+    return state.training
+
+
+is_training = training
+
+
+def set_training(training: bool) -> None:
+    """Sets the mode of this thread."""
+    state.training = bool(training)
+    if state.mode is not None:
+        state.mode.__exit__(None, None, None)
+    state.mode = compiling_for(state.training, state.collector)
+    state.mode.__enter__()
+
+
+@contextlib.contextmanager
+def training_context(training: bool) -> Iterator[None]:
+    """Sets the mode of this thread for the duration of a `with` block.
+
+    ```python
+    import elegy
+
+    with elegy.training_context(False):
+        assert not elegy.training()
+    assert elegy.training()
+    ```
+    """
+    before, state.training = state.training, bool(training)
+    try:
+        with compiling_for(state.training, state.collector):
+            yield
+    finally:
+        state.training = before
+
+
+@contextlib.contextmanager
+def compiling_for(training: bool, collector: Collector | None):
+    with _compiled_for((training, None if collector is None else collector.wants_summaries)):
+        yield
