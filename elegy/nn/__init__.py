@@ -1,1 +1,13 @@
+"""Layers."""
+
+from elegy.nn.batch_normalization import BatchNormalization as BatchNormalization
+from elegy.nn.conv import (
+    Conv1D as Conv1D,
+    Conv2D as Conv2D,
+    Conv3D as Conv3D,
+    ConvND as ConvND,
+)
+from elegy.nn.dropout import Dropout as Dropout
+from elegy.nn.flatten import Flatten as Flatten
 from elegy.nn.linear import Linear as Linear
+from elegy.nn.sequential import Sequential as Sequential, sequential as sequential

@@ -1,10 +1,74 @@
-import jax, jax.numpy as jnp
+from __future__ import annotations
+
+import typing as tp
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Inexact, Num
+
+from elegy.frames import path_of
+from elegy.initializers import VarianceScaling
 from elegy.module import Module
+from elegy.nn.inputs import converted, positive
+
+
 class Linear(Module):
-    def __init__(self, output_size, with_bias=True, w_init=None, b_init=None, **kw):
-        super().__init__(**kw)
-        self.output_size=output_size
-    def call(self, x):
-        w = self.add_parameter("w", [x.shape[-1], self.output_size], initializer=jax.nn.initializers.lecun_normal())
-        b = self.add_parameter("b", [self.output_size])
-        return x @ w + b
+    """An affine map of the last axis: `y = x w + b`.
+
+    **Arguments:**
+
+    - `output_size`: the size of the last axis of the output.
+    - `with_bias`: whether there is a `b`. Any value will do, and is taken for its truth.
+    - `w_init`: the initializer of `w`. The default is `elegy.initializers.VarianceScaling()`: a truncated normal of
+      variance `1 / in`, as in Flax (`lecun_normal`).
+    - `b_init`: the initializer of `b`.
+    - `name`, `dtype`: those of `elegy.Module`.
+
+    **Parameters:** `w` of shape `[in, out]`; `b` of shape `[out]`.
+
+    The layer computes in the dtype of its parameters, and converts the input to it: integers and NumPy's float64 can be
+    given as they are, and `Linear(64, dtype=jnp.bfloat16)` computes and returns bfloat16.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    linear = elegy.nn.Linear(64)
+    y = linear(jnp.ones([15, 3]))
+    assert y.shape == (15, 64)
+    assert linear.w.shape == (3, 64)
+    ```
+    """
+
+    w: Inexact[Array, "in out"]
+    b: Inexact[Array, "out"]
+
+    def __init__(
+        self,
+        output_size: int,
+        with_bias: tp.Any = True,
+        w_init: tp.Any = None,
+        b_init: tp.Any = jnp.zeros,
+        name: str | None = None,
+        dtype: tp.Any = None,
+    ):
+        super().__init__(name=name, dtype=dtype)
+        self.output_size = positive("Linear", "output_size", output_size)
+        self.with_bias = bool(with_bias)
+        self.w_init = VarianceScaling() if w_init is None else w_init
+        self.b_init = jnp.zeros if b_init is None else b_init
+
+    def call(self, x: Num[ArrayLike, "*batch in"]) -> Inexact[Array, "*batch out"]:
+        """**Arguments:**
+
+        - `x`: an array of at least one axis.
+
+        **Returns:** an array of the same shape but for the last axis, which has `output_size` elements.
+        """
+        if jnp.ndim(x) == 0:
+            raise ValueError(f"{path_of(self)}: the input of Linear must have at least one axis, got a scalar.")
+        w = self.add_parameter("w", [jnp.shape(x)[-1], self.output_size], initializer=self.w_init)
+        y = jnp.dot(converted(self, x, w.dtype), w)
+        if self.with_bias:
+            b = self.add_parameter("b", [self.output_size], initializer=self.b_init)
+            y = y + jnp.broadcast_to(b, y.shape)
+        return y

@@ -1,0 +1,11 @@
+"""Losses: modules that compare targets and predictions, and the functions that they reduce."""
+
+from elegy.losses.loss import Loss as Loss, Reduction as Reduction
+from elegy.losses.mean_squared_error import (
+    MeanSquaredError as MeanSquaredError,
+    mean_squared_error as mean_squared_error,
+)
+from elegy.losses.sparse_categorical_crossentropy import (
+    SparseCategoricalCrossentropy as SparseCategoricalCrossentropy,
+    sparse_categorical_crossentropy as sparse_categorical_crossentropy,
+)

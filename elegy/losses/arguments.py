@@ -1,0 +1,132 @@
+"""What losses and metrics do with their arguments: `on`, `sample_weight`, and targets that must fit predictions."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing as tp
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Num, Shaped
+
+from elegy.frames import path_of
+from elegy.module import Module
+from elegy.precision import at_least_float32
+
+On = str | int | Sequence[str | int] | None
+
+
+@functools.cache
+def _signature(cls: type[Module]) -> inspect.Signature:
+    return inspect.signature(cls.call)
+
+
+def takes(module: Module, name: str) -> bool:
+    """Whether `call` of this module has a parameter of that name."""
+    return name in _signature(type(module)).parameters
+
+
+def positional_count(module: Module) -> int | None:
+    """How many positional arguments `call` takes besides `self`; None if any number."""
+    parameters = list(_signature(type(module)).parameters.values())[1:]
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return None
+    return sum(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters
+    )
+
+
+def bind(module: Module, args: tp.Any, kwargs: tp.Any) -> inspect.BoundArguments:
+    """The arguments of `call` by name."""
+    return _signature(type(module)).bind(module, *args, **kwargs)
+
+
+def select(module: Module, on: On, args: tp.Any, kwargs: tp.Any) -> tuple[tp.Any, tp.Any]:
+    """The arguments of `call`, with the part of `y_true` and `y_pred` that `on` names in their place."""
+    if on is None:
+        return args, kwargs
+    bound = bind(module, args, kwargs)
+    for name in ("y_true", "y_pred"):
+        if name in bound.arguments:
+            bound.arguments[name] = _part(module, name, on, bound.arguments[name])
+    return bound.args[1:], bound.kwargs
+
+
+def _part(module: Module, name: str, on: On, value: tp.Any) -> tp.Any:
+    path = (on,) if isinstance(on, (str, int)) else tuple(tp.cast(tp.Any, on))
+    for key in path:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError) as error:
+            has = (
+                f"the keys {sorted(map(str, value))}" if isinstance(value, Mapping) else f"type {type(value).__name__}"
+            )
+            raise ValueError(
+                f"{path_of(module)}: on={on!r} selects {key!r} of {name}, which has {has} ({type(error).__name__})."
+            ) from None
+    return value
+
+
+def comparable(owner: str, y_true: Num[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."]) -> tuple[Array, Array]:
+    """Targets and predictions in one dtype, of at least float32. Their shapes must be equal."""
+    y_true, y_pred = jnp.asarray(y_true), jnp.asarray(y_pred)
+    if y_true.shape != y_pred.shape:
+        raise ValueError(
+            f"{owner}: y_true has shape {y_true.shape} and y_pred {y_pred.shape}; they must be equal.\n"
+            "  A missing last axis of size 1 is added by y_true[..., None]."
+        )
+    if jnp.iscomplexobj(y_true) or jnp.iscomplexobj(y_pred):
+        raise TypeError(f"{owner}: expected real numbers, got {y_true.dtype} and {y_pred.dtype}.")
+    dtype = at_least_float32(y_pred.dtype)
+    return y_true.astype(dtype), y_pred.astype(dtype)
+
+
+def class_labels(
+    owner: str, y_true: Shaped[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."]
+) -> tuple[Num[Array, "*batch"], Float[Array, "*batch classes"]]:
+    """Labels of the shape of the batch, and scores with one axis more, of at least float32.
+
+    Labels may have a last axis of size 1, as a column of a table has.
+    """
+    y_true, y_pred = jnp.asarray(y_true), jnp.asarray(y_pred)
+    if y_pred.ndim == 0:
+        raise ValueError(f"{owner}: y_pred must have an axis of classes, got a scalar.")
+    if not jnp.issubdtype(y_true.dtype, jnp.integer):
+        raise TypeError(
+            f"{owner}: y_true must hold integer class labels, got {y_true.dtype}{list(y_true.shape)}.\n"
+            "  Convert labels by y_true.astype(int); of one-hot rows take y_true.argmax(-1)."
+        )
+    if y_true.shape == (*y_pred.shape[:-1], 1):
+        y_true = jnp.squeeze(y_true, -1)
+    if y_true.shape != y_pred.shape[:-1]:
+        raise ValueError(
+            f"{owner}: y_true has shape {y_true.shape} and y_pred {y_pred.shape}; y_true must have the shape of y_pred "
+            f"without its last axis, {y_pred.shape[:-1]}."
+        )
+    if y_true.dtype.itemsize < 4:  # int8 cannot be compared with the number of classes, which may be 1000
+        y_true = y_true.astype(jnp.int32)
+    return y_true, y_pred.astype(at_least_float32(y_pred.dtype))
+
+
+def weights_for(
+    owner: str, values: Float[Array, "*shape"], sample_weight: Num[ArrayLike, "..."]
+) -> Float[Array, "*shape"]:
+    """`sample_weight` in the shape and dtype of `values`.
+
+    It may have the leading axes of the values only, as one number for each example has, axes of size 1, and further
+    last axes of size 1.
+    """
+    weight = jnp.asarray(sample_weight)
+    shape = weight.shape
+    while len(shape) > values.ndim and shape[-1] == 1:
+        shape = shape[:-1]
+    shape = (*shape, *(1,) * (values.ndim - len(shape)))
+    if len(shape) > values.ndim or any(
+        size not in (1, wanted) for size, wanted in zip(shape, values.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{owner}: sample_weight has shape {weight.shape}, and the values that it weights {values.shape}.\n"
+            "  Its axes must be the first ones of the values, for example (batch,)."
+        )
+    return jnp.broadcast_to(weight.reshape(shape).astype(values.dtype), values.shape)

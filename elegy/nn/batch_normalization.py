@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import math
+import typing as tp
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Num
+
+from elegy.frames import path_of
+from elegy.hooks import is_initializing
+from elegy.module import Module
+from elegy.nn.inputs import floating
+from elegy.precision import at_least_float32
+from elegy.state import training as training_mode
+
+Axes = int | Sequence[int]
+
+
+class BatchNormalization(Module):
+    """Normalises each channel over the batch: `y = scale * (x - mean) / sqrt(var + eps) + offset`.
+
+    In training `mean` and `var` are those of the batch, and running averages of them are kept as state:
+    `running = decay_rate * running + (1 - decay_rate) * batch`. Outside of training the running averages are used, and
+    nothing changes; before the first training step they are 0 and 1. Ioffe and Szegedy, *Batch Normalization* (2015),
+    algorithms 1 and 2; as in Flax, and unlike algorithm 2, the running variance averages the *biased* variance
+    (divided by the number of elements, not by one less).
+
+    **Arguments:**
+
+    - `create_scale`, `create_offset`: whether there is a parameter `scale`, and `offset`.
+    - `decay_rate`: the weight of the past in the running averages, in `[0, 1]`. Other libraries call it `momentum`.
+    - `eps`: added to the variance.
+    - `scale_init`, `offset_init`: initializers; the defaults are ones and zeros.
+    - `axis`: the axis or axes to average over. The default is all but the channel axis. The parameters and the state
+      have the shape of the other axes.
+    - `cross_replica_axis`: the name of a mapped axis (`jax.vmap(..., axis_name=...)`, `jax.shard_map`) over which
+      statistics are averaged too.
+    - `data_format`: where the channel axis is: `"channels_last"` or `"channels_first"` (or a layout such as `"NHWC"`).
+    - `name`, `dtype`: those of `elegy.Module`; `dtype` is that of `scale`, `offset` and the output.
+
+    **Parameters:** `scale` and `offset` of shape `[channels]`.
+
+    **State:** `mean` and `var` of shape `[channels]`, in float32 at least: statistics of half-precision inputs are
+    computed, and averaged, in float32.
+
+    ```python
+    import elegy
+    import jax
+    import jax.numpy as jnp
+
+    norm = elegy.nn.BatchNormalization()
+    x = 3 + jax.random.normal(jax.random.key(0), [256, 4])
+    y = norm(x)
+    assert abs(y.mean()) < 1e-4
+    assert norm.mean.shape == (4,)
+
+    with elegy.training_context(False):
+        y = norm(x)
+    ```
+    """
+
+    scale: Float[Array, "..."]
+    offset: Float[Array, "..."]
+    mean: Float[Array, "..."]
+    var: Float[Array, "..."]
+
+    def __init__(
+        self,
+        create_scale: bool = True,
+        create_offset: bool = True,
+        decay_rate: float | int = 0.99,
+        eps: float | int = 1e-5,
+        scale_init: tp.Any = jnp.ones,
+        offset_init: tp.Any = jnp.zeros,
+        axis: Axes | None = None,
+        cross_replica_axis: str | Sequence[str] | None = None,
+        data_format: str = "channels_last",
+        name: str | None = None,
+        dtype: tp.Any = None,
+    ):
+        super().__init__(name=name, dtype=dtype)
+        if not 0 <= decay_rate <= 1:
+            raise ValueError(f"elegy.nn.BatchNormalization: decay_rate must be in [0, 1], got {decay_rate}.")
+        if eps < 0:
+            raise ValueError(f"elegy.nn.BatchNormalization: eps must not be negative, got {eps}.")
+        self.create_scale = create_scale
+        self.create_offset = create_offset
+        self.decay_rate = float(decay_rate)
+        self.eps = float(eps)
+        self.scale_init = jnp.ones if scale_init is None else scale_init
+        self.offset_init = jnp.zeros if offset_init is None else offset_init
+        self.axis = axis if axis is None or isinstance(axis, int) else tuple(axis)
+        self.cross_replica_axis = (
+            tuple(cross_replica_axis) if isinstance(cross_replica_axis, (list, tuple)) else cross_replica_axis
+        )
+        self.data_format = data_format
+        self.channel_axis = _channel_axis(data_format)
+
+    def call(
+        self,
+        x: Num[ArrayLike, "*shape"],
+        training: bool | None = None,
+        test_local_stats: bool = False,
+        scale: Num[ArrayLike, "..."] | None = None,
+        offset: Num[ArrayLike, "..."] | None = None,
+    ) -> Float[Array, "*shape"]:
+        """**Arguments:**
+
+        - `x`: an array of at least two axes (of at least one if `axis` is given).
+        - `training`: whether to normalise by the batch and to update the running averages. The default is
+          `elegy.training()`.
+        - `test_local_stats`: normalise by the batch outside of training too. The running averages stay as they are.
+        - `scale`, `offset`: values to use where there is no such parameter: a number, or an array of `[channels]` or
+          of the shape of `x`.
+
+        **Returns:** an array of the shape of `x`, in the dtype of the layer.
+        """
+        x = floating(self, x)
+        axes = self._reduced_axes(x)
+        training = training_mode() if training is None else training
+        shape = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
+        precise = at_least_float32(self.dtype)
+        mean = self.add_parameter("mean", shape, precise, jnp.zeros, trainable=False)
+        var = self.add_parameter("var", shape, precise, jnp.ones, trainable=False)
+        scale = self._parameter("scale", self.create_scale, self.scale_init, shape, scale)
+        offset = self._parameter("offset", self.create_offset, self.offset_init, shape, offset)
+        if training or test_local_stats:
+            batch_mean, batch_var = self._statistics(x, axes)
+            if training:
+                self._update("mean", mean, batch_mean)
+                self._update("var", var, batch_var)
+            mean, var = batch_mean, batch_var
+        return self._normalise(x, axes, mean, var, scale, offset)
+
+    def _reduced_axes(self, x: Array) -> tuple[int, ...]:
+        if jnp.iscomplexobj(x):
+            raise TypeError(f"{path_of(self)}: BatchNormalization takes real numbers, got {x.dtype}.")
+        if self.axis is not None:
+            axes = (self.axis,) if isinstance(self.axis, int) else self.axis
+            if any(not -x.ndim <= axis < x.ndim for axis in axes):
+                raise ValueError(f"{path_of(self)}: axis={self.axis} is not an axis of the input, of shape {x.shape}.")
+            axes = tuple(sorted({axis % x.ndim for axis in axes}))
+        else:
+            if x.ndim < 2:
+                raise ValueError(
+                    f"{path_of(self)}: the input of BatchNormalization needs an axis of the batch and one of channels, "
+                    f"got shape {x.shape}.\n  Give it a batch, or state the axis to average over: axis=0."
+                )
+            axes = tuple(axis for axis in range(x.ndim) if axis != self.channel_axis % x.ndim)
+        return axes
+
+    def _parameter(self, name: str, create: bool, initializer: tp.Any, shape: tuple[int, ...], given: tp.Any) -> tp.Any:
+        """The parameter `name`, or the value that the call was given in its place, or None."""
+        if not create:
+            return given
+        if given is not None:
+            raise ValueError(
+                f"{path_of(self)}: {name} was given in the call, but the layer has a parameter of that name.\n"
+                f"  Construct it by BatchNormalization(create_{name}=False)."
+            )
+        return self.add_parameter(name, shape, initializer=initializer)
+
+    def _statistics(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+        """Mean and biased variance. Two passes: E[x²] - E[x]² loses all digits where the mean is large."""
+        if math.prod(x.shape[axis] for axis in axes) == 0:
+            raise ValueError(f"{path_of(self)}: there is nothing to average over in an input of shape {x.shape}.")
+        x = x.astype(at_least_float32(x.dtype))
+        mean = self._over_replicas(jnp.mean(x, axes, keepdims=True))
+        var = self._over_replicas(jnp.mean(jnp.square(x - mean), axes, keepdims=True))
+        return jnp.squeeze(mean, axes), jnp.squeeze(var, axes)
+
+    def _over_replicas(self, statistic: Array) -> Array:
+        # In the init pass the mapped axis need not exist, and the values are thrown away.
+        if self.cross_replica_axis is None or is_initializing():
+            return statistic
+        return jax.lax.pmean(statistic, self.cross_replica_axis)
+
+    def _update(self, name: str, running: Array, batch: Array) -> None:
+        average = self.decay_rate * running + (1 - self.decay_rate) * batch.astype(running.dtype)
+        self.update_parameter(name, average)
+
+    def _normalise(
+        self, x: Array, axes: tuple[int, ...], mean: Array, var: Array, scale: tp.Any, offset: tp.Any
+    ) -> Array:
+        dtype = self.scale.dtype if self.create_scale else self.offset.dtype if self.create_offset else self.dtype
+        precise = at_least_float32(x.dtype, dtype)
+
+        def aligned(value: tp.Any) -> Array:
+            value = jnp.asarray(value).astype(precise)
+            if value.ndim not in (0, x.ndim):
+                value = jnp.expand_dims(value, axes)
+            return jnp.broadcast_to(value, x.shape)
+
+        factor = jax.lax.rsqrt(var.astype(precise) + self.eps)
+        y = (x.astype(precise) - aligned(mean)) * aligned(factor)
+        if scale is not None:
+            y = y * aligned(scale)
+        if offset is not None:
+            y = y + aligned(offset)
+        return y.astype(dtype)
+
+
+_CHANNEL_AXES = {
+    **dict.fromkeys(("channels_last", "NC", "NWC", "NHWC", "NDHWC"), -1),
+    **dict.fromkeys(("channels_first", "NCW", "NCHW", "NCDHW"), 1),
+}
+
+
+def _channel_axis(data_format: str) -> int:
+    if data_format not in _CHANNEL_AXES:
+        raise ValueError(
+            f"elegy.nn.BatchNormalization: data_format must be one of {', '.join(_CHANNEL_AXES)}, got {data_format!r}."
+        )
+    return _CHANNEL_AXES[data_format]

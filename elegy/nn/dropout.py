@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Inexact, Num
+
+from elegy.hooks import is_initializing, next_rng_key
+from elegy.module import Module
+from elegy.nn.inputs import floating
+from elegy.random import KeyLike, as_key
+from elegy.state import training as training_mode
+
+
+class Dropout(Module):
+    """In training, sets each element to zero with probability `rate`, and divides the others by `1 - rate`.
+
+    The division keeps the expectation, so that nothing needs to be scaled outside of training, where the layer
+    returns its input. Srivastava et al., *Dropout* (2014), with the scaling of section 10.
+
+    **Arguments:**
+
+    - `rate`: the probability, in `[0, 1)`.
+    - `name`, `dtype`: those of `elegy.Module`. The dtype matters for inputs of integers or bools only, which are
+      converted to it.
+
+    **State:** `rng_key`, the raw data of a key. The layer draws from `elegy.next_rng_key`, and uses this key of its
+    own only inside a stock `jax` transform, which cannot carry the random stream of the thread.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    dropout = elegy.nn.Dropout(0.5)
+    x = jnp.ones([2, 3])
+    y = dropout(x)
+    assert bool(jnp.all((y == 0) | (y == 2)))
+    assert bool(jnp.all(dropout(x, training=False) == x))
+    ```
+    """
+
+    def __init__(self, rate: float | int, name: str | None = None, dtype: object = None):
+        super().__init__(name=name, dtype=dtype)
+        if isinstance(rate, bool) or not 0 <= rate < 1:
+            raise ValueError(
+                f"elegy.nn.Dropout: rate is the probability to drop an element and must be in [0, 1), got {rate}."
+            )
+        self.rate = float(rate)
+
+    def call(
+        self,
+        x: Num[ArrayLike, "*shape"],
+        training: bool | None = None,
+        rng: KeyLike | None = None,
+    ) -> Inexact[Array, "*shape"]:
+        """**Arguments:**
+
+        - `x`: an array of any shape.
+        - `training`: whether to drop. The default is `elegy.training()`.
+        - `rng`: a seed or a key. The default is `elegy.next_rng_key()`, which is asked only when something is to be
+          dropped.
+
+        **Returns:** an array of the shape and dtype of `x`.
+        """
+        x = floating(self, x)
+        training = training_mode() if training is None else training
+        # An init pass in evaluation mode draws too, so that the layer has a key of its own when training begins.
+        if self.rate == 0 or not (training or is_initializing()):
+            return x
+        key = next_rng_key() if rng is None else as_key(rng)
+        if not training:
+            return x
+        kept = jax.random.bernoulli(key, 1 - self.rate, x.shape)
+        return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
