@@ -1,0 +1,5 @@
+"""`Model`, which trains a module, with its optimiser and its callbacks."""
+
+from elegy.model.callbacks import Callback as Callback, History as History
+from elegy.model.model import Model as Model
+from elegy.model.optimizer import Optimizer as Optimizer

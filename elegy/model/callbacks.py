@@ -1,0 +1,212 @@
+"""What happens beside training: the base class of callbacks, the history, the progress that is shown."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import typing as tp
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+if tp.TYPE_CHECKING:
+    from elegy.model.model import Model
+
+# From names to floats. Not said in the type, lest a type checker look into them and wait for the device.
+Logs = Mapping
+
+
+class Callback:
+    """Base class of callbacks: override what is wanted. `self.model` is the model that trains.
+
+    A callback may change the parameters of the module, freeze parts of it, or set `self.model.stop_training`; training
+    goes on with what it finds.
+
+    ```python
+    import elegy
+    import numpy as np
+
+
+    class StopBelow(elegy.model.Callback):
+        def __init__(self, loss):
+            self.loss = loss
+
+        def on_epoch_end(self, epoch, logs):
+            if logs["loss"] < self.loss:
+                self.model.stop_training = True
+
+
+    x = np.linspace(0, 1, 32, dtype=np.float32)[:, None]
+    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+    history = model.fit(x, 2 * x, epochs=10_000, callbacks=[StopBelow(0.1)], verbose=0)
+    assert history.history["loss"][-1] < 0.1
+    ```
+    """
+
+    model: Model
+    params: Mapping[str, tp.Any]
+    # Whether the batch hooks may look at the module: it is then brought up to date before each of them, which takes
+    # time.
+    sees_module = True
+
+    def on_train_begin(self) -> None:
+        """Before the first epoch. `self.params` has `epochs`, `batch_size`, `steps` (per epoch) and `samples`."""
+
+    def on_train_end(self) -> None:
+        """After the last epoch; not after an exception."""
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        """**Arguments:** `epoch`, counted from 0."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """**Arguments:** `epoch`, counted from 0, and `logs`, its means; those of validation data begin with `val_`."""
+
+    def on_train_batch_begin(self, batch: int) -> None:
+        """**Arguments:** `batch`, counted from 0 in each epoch."""
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """**Arguments:** `batch`, counted from 0 in each epoch, and `logs`, the means of the epoch so far.
+
+        To look into `logs` waits for the device.
+        """
+
+
+class LazyLogs(Mapping[str, float]):
+    """Logs that are read from the device when someone looks into them."""
+
+    def __init__(self, read: Callable[[], dict[str, float]]):
+        self._read = read
+        self._values: dict[str, float] | None = None
+
+    @property
+    def _now(self) -> dict[str, float]:
+        if self._values is None:
+            self._values = self._read()
+        return self._values
+
+    def __getitem__(self, name: str) -> float:
+        return self._now[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    def __repr__(self) -> str:
+        return repr(self._now)
+
+
+class History(Callback):
+    """The logs of all epochs: what `Model.fit` returns.
+
+    **Attributes:**
+
+    - `history`: a list of floats for each name. Where an epoch has no such value, its list has `nan`.
+    - `epoch`: the numbers of the epochs, counted from 0.
+    """
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[float]] = {}
+        self.epoch: list[int] = []
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        for name in {**self.history, **logs}:
+            before = [float("nan")] * len(self.epoch)
+            self.history.setdefault(name, before).append(float(logs.get(name, float("nan"))))
+        self.epoch.append(epoch)
+
+
+class EpochLines(Callback):
+    """Prints one line for each epoch."""
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        print(self._line(epoch, f"{time.perf_counter() - self._began:.1f}s", logs), flush=True)
+
+    def _line(self, epoch: int, position: str, logs: Logs) -> str:
+        values = "".join(f"  {name}: {value:.4g}" for name, value in logs.items())
+        return f"Epoch {epoch + 1}/{self.params['epochs']}  {position}{values}"
+
+
+class ProgressLine(EpochLines):
+    """Keeps one line of a terminal up to date during each epoch, at most ten times a second."""
+
+    sees_module = False
+    _SECONDS = 0.1
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        super().on_epoch_begin(epoch)
+        self._epoch = epoch
+        self._shown = self._began
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        if time.perf_counter() - self._shown >= self._SECONDS:
+            self._show(self._line(self._epoch, f"{batch + 1}/{self.params['steps']}", logs))
+            self._shown = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        self._show("")
+        super().on_epoch_end(epoch, logs)
+
+    def _show(self, line: str) -> None:
+        columns = shutil.get_terminal_size().columns - 1
+        # Carriage return, and the escape sequence that clears the line.
+        sys.stdout.write("\r\x1b[K" + line[:columns])
+        sys.stdout.flush()
+
+
+def progress(verbose: int) -> list[Callback]:
+    """What shows the progress: nothing for 0; for 1 a line that is kept up to date, on a terminal; else lines."""
+    if verbose not in (0, 1, 2):
+        raise ValueError(f"verbose must be 0 (silent), 1 (progress) or 2 (a line for each epoch), got {verbose!r}.")
+    if verbose == 0:
+        return []
+    return [ProgressLine()] if verbose == 1 and sys.stdout.isatty() else [EpochLines()]
+
+
+class Callbacks:
+    """All callbacks of one call of `fit`, called in turn."""
+
+    def __init__(self, callbacks: Iterable[tp.Any], model: tp.Any, params: Mapping[str, tp.Any]):
+        self._all = list(callbacks)
+        self._model = model
+        for callback in self._all:
+            if not isinstance(callback, Callback):
+                hint = " Construct it." if isinstance(callback, type) else ""
+                raise TypeError(f"callbacks must be instances of elegy.model.Callback, got {callback!r}.{hint}")
+            callback.model = model
+            callback.params = params
+        hooks = ("on_train_batch_begin", "on_train_batch_end")
+        # Callbacks without batch hooks cost nothing in the inner loop.
+        self.of_batches = [c for c in self._all if any(getattr(type(c), h) is not getattr(Callback, h) for h in hooks)]
+        self.see_module = any(callback.sees_module for callback in self.of_batches)
+
+    def train_begin(self) -> None:
+        for callback in self._all:
+            callback.on_train_begin()
+
+    def train_end(self) -> None:
+        for callback in self._all:
+            callback.on_train_end()
+
+    def epoch_begin(self, epoch: int) -> None:
+        for callback in self._all:
+            callback.on_epoch_begin(epoch)
+
+    def epoch_end(self, epoch: int, logs: Logs) -> None:
+        for callback in self._all:
+            callback.on_epoch_end(epoch, logs)
+
+    def batch_begin(self, batch: int) -> None:
+        for callback in self.of_batches:
+            callback.on_train_batch_begin(batch)
+
+    def batch_end(self, batch: int, logs: Logs) -> None:
+        for callback in self.of_batches:
+            callback.on_train_batch_end(batch, logs)
+
+    def stop(self) -> bool:
+        """Whether one of them has set `stop_training`."""
+        return self._model.stop_training

@@ -1,0 +1,93 @@
+"""Arrays in, batches out."""
+
+from __future__ import annotations
+
+import inspect
+import typing as tp
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree, Shaped
+
+from elegy.module import Module
+
+Samples = Shaped[np.ndarray, "samples *shape"]
+
+
+class Data(tp.NamedTuple):
+    """Inputs, targets and weights: pytrees of NumPy arrays with one first axis, that of the samples; or None."""
+
+    x: PyTree[Samples]
+    y: PyTree[Samples] | None
+    sample_weight: Samples | None
+
+    @property
+    def size(self) -> int:
+        """The number of samples."""
+        return len(jax.tree.leaves(self)[0])
+
+
+def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
+    """Checks arrays, and brings them to the dtypes that JAX computes with."""
+    data = Data(_as_arrays("x", x), _as_arrays("y", y), _as_arrays("sample_weight", sample_weight))
+    if not jax.tree.leaves(data.x):
+        raise ValueError("x holds no array: give an array, or a tuple or dict of arrays.")
+    lengths = {_path(path): len(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(data)[0]}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            "the arrays differ in length: " + ", ".join(f"{name} has {n}" for name, n in lengths.items()) + " samples."
+        )
+    if data.size == 0:
+        raise ValueError("there are no samples: the arrays are empty.")
+    return data
+
+
+def _as_arrays(name: str, tree: tp.Any) -> tp.Any:
+    def convert(path: tp.Any, leaf: tp.Any) -> np.ndarray:
+        where = name + jax.tree_util.keystr(path)
+        if not hasattr(leaf, "__array__"):
+            raise TypeError(f"{where} is a {type(leaf).__name__}: give an array, or a tuple or dict of arrays.")
+        array = np.asarray(leaf)
+        if array.ndim == 0:
+            raise ValueError(f"{where} is a scalar: its first axis must be that of the samples.")
+        if array.dtype.kind in "OSUMm":
+            raise TypeError(f"{where} has dtype {array.dtype}, with which JAX cannot compute.")
+        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+    return jax.tree_util.tree_map_with_path(convert, tree)
+
+
+def _path(path: tp.Any) -> str:
+    return jax.tree_util.keystr(path).removeprefix(".")
+
+
+def split(data: Data, fraction: float) -> tuple[Data, Data]:
+    """All but the last `fraction` of the samples, and these."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation_split must be between 0 and 1, got {fraction}.")
+    at = int(data.size * (1 - fraction))
+    if at == 0:
+        raise ValueError(
+            f"validation_split={fraction} of {data.size} samples leaves none to train on.\n"
+            "  Give more samples, a smaller fraction, or validation_data=(x, y)."
+        )
+    return jax.tree.map(lambda array: array[:at], data), jax.tree.map(lambda array: array[at:], data)
+
+
+def batches(data: Data, batch_size: int, order: Int[np.ndarray, "samples"] | None = None) -> Iterator[Data]:
+    """Batches of `batch_size` samples, in the given order; the last one has those that remain."""
+    for start in range(0, data.size, batch_size):
+        part = slice(start, start + batch_size)
+        chosen = part if order is None else order[part]
+        yield jax.tree.map(lambda array, chosen=chosen: array[chosen], data)
+
+
+def run_module(module: Module, x: tp.Any, training: bool) -> tp.Any:
+    """Calls a module with `x`: a tuple holds its arguments, a dict those by keyword, anything else is the only one."""
+    kwargs = {"training": training} if "training" in inspect.signature(module.call).parameters else {}
+    if isinstance(x, tuple):
+        return module(*x, **kwargs)
+    if isinstance(x, dict):
+        return module(**{**kwargs, **x})
+    return module(x, **kwargs)

@@ -1,0 +1,212 @@
+"""`Model`: a module with what it takes to train it."""
+
+from __future__ import annotations
+
+import typing as tp
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import optax
+
+from elegy.model import loop
+from elegy.model.callbacks import Callback, Callbacks, History, progress
+from elegy.model.data import Data, as_data, batches, split
+from elegy.model.objectives import Losses, Metrics
+from elegy.model.optimizer import Optimizer
+from elegy.model.steps import Step, predict, test, train
+from elegy.module import Module
+from elegy.random import RNG
+
+Arrays = tp.Any  # an array, or a tuple or dict of arrays
+
+
+class Model:
+    """Trains a module, evaluates it, and predicts with it.
+
+    **Arguments:**
+
+    - `module`: what to train. The model works on this very object: after `fit` it holds the trained parameters.
+    - `loss`: a loss, or a list or dict of them, whose sum is minimised together with what modules declare by
+      `elegy.add_loss`. A loss is an `elegy.losses.Loss` or any function; it is called with those of `x`, `y_true`,
+      `y_pred` and `sample_weight` that its parameters name, or, if they name none, with targets and predictions. It
+      returns a scalar, or values of which the mean is taken.
+    - `metrics`: a metric, or a list or dict of them. An `elegy.metrics.Metric` starts anew with each epoch; the values
+      of any other function are averaged over samples. The model works on copies.
+    - `optimizer`: an Optax transformation or an `elegy.Optimizer`. The default is `optax.adam(1e-3)`.
+    - `run_eagerly`: whether to do without compilation, for debugging. It can be assigned at any time.
+    - `seed`: what is random derives from it: the initial parameters of a module that is not initialised, the order of
+      the samples, dropout.
+
+    The same seed and data give the same history, bit for bit, on the same machine.
+
+    **Attributes:** `module`, `optimizer`, `run_eagerly`, `history` (of the last `fit`), and `stop_training`, which a
+    callback may set.
+
+    **Names of logs:** `loss`, the total; the name of each loss, as `mean_squared_error_loss`; the name of each metric;
+    the names given to `add_loss` and `add_metric`. Under a key of a dict they are `key_loss/mean_squared_error` and
+    `key/accuracy`. Equal names are numbered. Those of validation data begin with `val_`.
+
+    ```python
+    import elegy
+    import jax
+    import numpy as np
+
+    x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+    model = elegy.Model(
+        module=elegy.nn.Sequential(lambda: [elegy.nn.Linear(16), jax.nn.relu, elegy.nn.Linear(1)]),
+        loss=elegy.losses.MeanSquaredError(),
+    )
+    history = model.fit(x, x**2, epochs=100, verbose=0)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    assert model.predict(x).shape == (64, 1)
+    ```
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        loss: tp.Any = None,
+        metrics: tp.Any = None,
+        optimizer: optax.GradientTransformation | Optimizer | None = None,
+        run_eagerly: bool = False,
+        seed: int = 42,
+    ):
+        if not isinstance(module, Module):
+            hint = "Construct it." if isinstance(module, type) else "Make one of a function by elegy.to_module(f)()."
+            raise TypeError(f"elegy.Model takes a module, got {module!r}.\n  {hint}")
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"seed must be an integer that is not negative, got {seed!r}.")
+        optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+        self.module = module
+        self.optimizer = optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer)
+        self.run_eagerly = run_eagerly
+        self.stop_training = False
+        self.history: History | None = None
+        self._seed = int(seed)
+        self._reference = loop.Reference(module, Losses(loss), Metrics(metrics), self.optimizer)
+        initial = RNG(self._seed)
+        self._train = Step(train, True, self._seed, initial)
+        self._test = Step(test, False, self._seed, initial)
+        self._predict = Step(predict, False, self._seed, initial)
+
+    def fit(
+        self,
+        x: Arrays,
+        y: Arrays | None = None,
+        batch_size: int = 32,
+        epochs: int = 1,
+        verbose: int = 1,
+        callbacks: Iterable[Callback] = (),
+        validation_split: float = 0.0,
+        validation_data: tuple[Arrays, ...] | None = None,
+        shuffle: bool = True,
+        sample_weight: tp.Any = None,
+        initial_epoch: int = 0,
+    ) -> History:
+        """Trains.
+
+        **Arguments:**
+
+        - `x`: the inputs: an array whose first axis is that of the samples; a tuple of arrays for a module that takes
+          several arguments; a dict for one that takes them by keyword.
+        - `y`: the targets, an array, tuple or dict as losses and metrics take it.
+        - `batch_size`: the last batch of an epoch has what remains. It has another shape, so it is compiled on its own.
+        - `epochs`: the number of the last epoch: training makes `epochs - initial_epoch` of them.
+        - `verbose`: 0 shows nothing; 1 a line that is kept up to date if the output is a terminal, and otherwise, as
+          2, a line for each epoch.
+        - `callbacks`: instances of `elegy.model.Callback`.
+        - `validation_split`: the fraction of samples, the last ones, to validate on instead of training on them. They
+          are taken before shuffling, so sorted data must be shuffled before.
+        - `validation_data`: `(x, y)` or `(x, y, sample_weight)` to validate on after each epoch.
+        - `shuffle`: whether to draw a new order for each epoch.
+        - `sample_weight`: an array with a weight for each sample, or for each value. Losses of Elegy divide by the
+          number of samples, not by the sum of weights. A metric that takes no `sample_weight` counts all samples
+          alike.
+        - `initial_epoch`: the number of the first epoch.
+
+        **Returns:** the `History`: `history.history["loss"]` is a list with a float for each epoch. The values of an
+        epoch are means over samples, taken while the parameters change; those of a `Metric` are its own.
+
+        After an exception, `KeyboardInterrupt` included, the module holds the parameters of the last completed step.
+        Calling `fit` again goes on from there, with the state of the optimiser.
+
+        **Raises:** `ValueError` or `TypeError` for arguments that do not fit together.
+        """
+        _require_positive("batch_size", batch_size)
+        shown = progress(verbose)
+        data = as_data(x, y, sample_weight)
+        validation: Data | None = None
+        if validation_data is not None:
+            if validation_split:
+                raise ValueError("validation_split and validation_data were both given: give one of them.")
+            validation = _validation(validation_data)
+        elif validation_split:
+            data, validation = split(data, validation_split)
+        self.history = History()
+        steps = -(-data.size // batch_size)
+        params = {"epochs": epochs, "batch_size": batch_size, "samples": data.size, "steps": steps}
+        everything = Callbacks([self.history, *callbacks, *shown], self, params)
+        self.stop_training = False
+        everything.train_begin()
+        for epoch in range(initial_epoch, epochs):
+            everything.epoch_begin(epoch)
+            order = self._order(data.size) if shuffle else None
+            logs = loop.train(
+                self._train, self._reference, *_batched(data, batch_size, order), everything, self.run_eagerly
+            )
+            if validation is not None:
+                tested = loop.test(self._test, self._reference, *_batched(validation, batch_size), self.run_eagerly)
+                logs.update((f"val_{name}", value) for name, value in tested.items())
+            everything.epoch_end(epoch, logs)
+            if self.stop_training:
+                break
+        everything.train_end()
+        return self.history
+
+    def evaluate(
+        self, x: Arrays, y: Arrays | None = None, batch_size: int = 32, sample_weight: tp.Any = None
+    ) -> dict[str, float]:
+        """The losses and metrics of data, with `elegy.training()` false. The model stays as it is.
+
+        **Arguments:** as for `fit`.
+
+        **Returns:** a float for each name: means over samples; the values of a `Metric` are its own. Without any loss
+        there is no `"loss"`.
+        """
+        _require_positive("batch_size", batch_size)
+        data = as_data(x, y, sample_weight)
+        return loop.test(self._test, self._reference, *_batched(data, batch_size), self.run_eagerly)
+
+    def predict(self, x: Arrays, batch_size: int = 32) -> tp.Any:
+        """The outputs of the module, with `elegy.training()` false. The model stays as it is, but a module that is not
+        initialised yet gets its parameters.
+
+        **Arguments:** as for `fit`.
+
+        **Returns:** what the module returns, in NumPy arrays for all samples. Several threads may predict at once.
+        Where the module draws random numbers, they are the same in each call.
+        """
+        _require_positive("batch_size", batch_size)
+        return loop.predict(self._predict, self._reference, *_batched(as_data(x), batch_size), self.run_eagerly)
+
+    def _order(self, size: int) -> np.ndarray:
+        # From the number of steps made, so that each epoch has another order, also across several calls of `fit`.
+        return np.random.default_rng([self._seed, self._reference.steps]).permutation(size)
+
+
+def _require_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def _validation(data: tp.Any) -> Data:
+    if not isinstance(data, (tuple, list)) or not 1 <= len(data) <= 3:
+        raise ValueError("validation_data must be a tuple (x, y) or (x, y, sample_weight).")
+    return as_data(*data)
+
+
+def _batched(data: Data, batch_size: int, order: np.ndarray | None = None) -> tuple[Iterator[Data], list[Data]]:
+    """The batches, and an example of each shape that they have."""
+    first = next(batches(data, batch_size))
+    rest = data.size % first.size
+    return batches(data, batch_size, order), [first, next(batches(data, rest))] if rest else [first]

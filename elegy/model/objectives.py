@@ -1,0 +1,132 @@
+"""What is minimised and what is measured: losses and metrics, in any structure, as modules that give named numbers."""
+
+from __future__ import annotations
+
+import inspect
+import typing as tp
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from elegy.frames import name_of
+from elegy.losses import Loss
+from elegy.losses.arguments import weights_for
+from elegy.metrics import Metric
+from elegy.module import Module
+
+Scalars = dict[str, Float[Array, ""]]
+
+# What a loss or a metric may ask for, by the names of its parameters.
+INPUTS = ("x", "y_true", "y_pred", "sample_weight")
+
+
+class Losses(Module):
+    """Losses by name: `mean_squared_error_loss`, and under a key of a dict `key_loss/mean_squared_error`."""
+
+    def __init__(self, losses: tp.Any):
+        super().__init__(name="losses")
+        named = list(_named("loss", losses))
+        self.names = tuple("/".join([_as_loss(first), *rest]) for (first, *rest), _ in named)
+        self.functions = tuple(function for _, function in named)
+
+    def call(self, **inputs: tp.Any) -> Scalars:
+        values: Scalars = {}
+        for name, function in zip(self.names, self.functions, strict=True):
+            add_values(values, name, _evaluate(name, function, inputs))
+        return values
+
+
+class Metrics(Module):
+    """Metrics by name: `accuracy`, and under a key of a dict `key/accuracy`."""
+
+    def __init__(self, metrics: tp.Any):
+        super().__init__(name="metrics")
+        named = list(_named("metric", metrics))
+        self.names = tuple("/".join(path) for path, _ in named)
+        # Metrics count what they are called with: these belong to the model, so the user's own ones stay as they are.
+        self.functions = tuple(function.copy() if isinstance(function, Module) else function for _, function in named)
+        for function in self.functions:
+            if isinstance(function, Metric):
+                function.reset()
+
+    def call(self, **inputs: tp.Any) -> tuple[Scalars, Scalars]:
+        """**Returns:** the values of this batch, from functions, and those of all batches so far, from `Metric`s."""
+        of_batch: Scalars = {}
+        so_far: Scalars = {}
+        for name, function in zip(self.names, self.functions, strict=True):
+            values = so_far if isinstance(function, Metric) else of_batch
+            add_values(values, name, _evaluate(name, function, inputs))
+        return of_batch, so_far
+
+
+def _named(kind: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], Callable[..., tp.Any]]]:
+    """The functions of a nested structure, with the keys of dicts on the way and a name of their own."""
+    for path, function in jax.tree_util.tree_flatten_with_path(functions, is_leaf=callable)[0]:
+        if not callable(function) or isinstance(function, type):
+            hint = f"\n  Construct it: {function.__name__}(...)." if isinstance(function, type) else ""
+            raise TypeError(f"a {kind} must be a function or a module, got {function!r}.{hint}")
+        keys = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+        yield (*keys, _name(function)), function
+
+
+def _name(function: tp.Any) -> str:
+    if isinstance(function, Module):
+        return name_of(function)
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    name = getattr(function, "__name__", type(function).__name__)
+    return "function" if name == "<lambda>" else name
+
+
+def _as_loss(name: str) -> str:
+    return name if name.endswith("_loss") else f"{name}_loss"
+
+
+def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
+    """A loss or metric of a batch: scalars, in a dict if the function gives one."""
+    weight = inputs["sample_weight"]
+    taken = accepted(function)
+    given = {key: inputs[key] for key in taken if key != "sample_weight" or weight is not None}
+    positional = () if {"y_true", "y_pred", "x"} & set(taken) else (inputs["y_true"], inputs["y_pred"])
+    value = function(*positional, **given)
+    if isinstance(function, Metric):
+        return value
+    if weight is None or "sample_weight" in taken:
+        return jax.tree.map(lambda value: jnp.mean(jnp.asarray(value, dtype=jnp.result_type(float))), value)
+    return jax.tree.map(lambda value: _weighted(name, jnp.asarray(value), weight), value)
+
+
+def accepted(function: tp.Any) -> tuple[str, ...]:
+    """The inputs that a function names among its parameters."""
+    try:
+        parameters = inspect.signature(function.call if isinstance(function, Module) else function).parameters
+    except (TypeError, ValueError):  # some builtins have no signature
+        return ()
+    return tuple(key for key in INPUTS if key in parameters or (key == "sample_weight" and isinstance(function, Loss)))
+
+
+def _weighted(name: str, values: Array, weight: Array) -> Float[Array, ""]:
+    """The mean of the values, each times its weight."""
+    if values.ndim == 0:
+        raise ValueError(
+            f"{name}: there is a sample_weight, but the function takes none and returned a scalar.\n"
+            "  Return one value for each example, or take a parameter `sample_weight`."
+        )
+    values = values.astype(jnp.result_type(float))
+    return jnp.mean(values * weights_for(name, values, weight))
+
+
+def add_values(values: Scalars, name: str, value: tp.Any, taken: Iterable[str] = ()) -> None:
+    """Adds a scalar, or each entry of a nested dict of scalars, under a name that is not taken."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+        leaf = jnp.asarray(leaf, dtype=jnp.result_type(float))
+        full = "/".join([name, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
+        if leaf.shape != ():
+            raise ValueError(f"{full}: what is logged must be a scalar, got shape {leaf.shape}. Reduce it.")
+        number, unique = 0, full
+        while unique in values or unique in taken:
+            number += 1
+            unique = f"{full}_{number}"
+        values[unique] = leaf

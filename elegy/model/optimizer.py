@@ -1,0 +1,219 @@
+"""`Optimizer`: an Optax transformation together with its state, as a module."""
+
+from __future__ import annotations
+
+import contextlib
+import typing as tp
+from collections.abc import Iterator
+
+import jax
+import optax
+
+from elegy.errors import ParameterError
+from elegy.leaves import is_node
+from elegy.module import Module
+from elegy.parameters import collect
+
+Parameters = tp.Any  # nested dicts of arrays, as `get_parameters` gives them
+
+
+class Optimizer(Module):
+    """An [Optax](https://optax.readthedocs.io) transformation that keeps its own state.
+
+    The state is a parameter, `optimizer.state`, that is not trainable. It is created by the first update, for the
+    parameters that are trainable then. Like any module, an optimiser is listed in `modules=` of a transform that
+    updates it.
+
+    **Arguments:**
+
+    - `transformation`: an `optax.GradientTransformation`, with or without extra arguments.
+    - `name`: as for every module.
+
+    Freezing a part of a module is possible at any time. The state of the frozen parameters is kept, unchanged, for
+    when they are trainable again. Parameters that are trainable for the first time after the first update need
+    `adapt`.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+    import optax
+
+    x, y = jnp.ones([8, 3]), jnp.zeros([8, 1])
+    linear = elegy.nn.Linear(1)
+    optimizer = elegy.Optimizer(optax.adam(0.1))
+
+
+    def loss_fn(x, y):
+        return jnp.mean((linear(x) - y) ** 2)
+
+
+    def update(x, y):
+        loss, gradients = elegy.value_and_grad(loss_fn, modules=linear)(x, y)
+        optimizer.update(linear, gradients)
+        return loss
+
+
+    update_jit = elegy.jit(update, modules=[linear, optimizer])
+    losses = [update_jit(x, y) for _ in range(20)]
+    assert losses[-1] < losses[0]
+    ```
+    """
+
+    def __init__(self, transformation: tp.Any, name: str | None = None):
+        super().__init__(name=name)
+        if not isinstance(transformation, optax.GradientTransformation):
+            raise TypeError(
+                f"elegy.Optimizer takes an Optax transformation, such as optax.adam(1e-3), got {transformation!r}"
+            )
+        self.transformation = optax.with_extra_args_support(transformation)
+
+    def call(self, gradients: Parameters, parameters: Parameters, **extra: tp.Any) -> Parameters:
+        """The parameters after one step, without touching any module.
+
+        **Arguments:**
+
+        - `gradients`, `parameters`: two pytrees of one structure; `parameters` may be
+          `module.get_parameters(trainable=True)` or any other pytree of arrays.
+        - `extra`: what the transformation takes besides, such as `value` for `optax.contrib.reduce_on_plateau`.
+
+        **Returns:** a pytree like `parameters`, of the same dtypes.
+
+        **Raises:** `ParameterError` if the structures differ, or if the state lacks some of the parameters.
+        """
+        _require_equal_structures(gradients, parameters)
+        with _default_promotion():
+            init = self.transformation.init
+            whole = self.add_parameter("state", initializer=lambda: init(parameters), trainable=False)
+            state = _select(whole, jax.eval_shape(init, parameters))
+            updates, state = self.transformation.update(gradients, state, parameters, **extra)
+            self.update_parameter("state", _merge(whole, state))
+            return optax.apply_updates(parameters, updates)
+
+    def update(self, modules: tp.Any, gradients: Parameters, **extra: tp.Any) -> None:
+        """Gives the trainable parameters of modules their values after one step, in place.
+
+        **Arguments:**
+
+        - `modules`: a module, or a list, tuple or dict of modules.
+        - `gradients`: what `elegy.value_and_grad(..., modules=modules)` gives.
+        - `extra`: as for a call.
+
+        **Raises:** as a call does.
+        """
+        values = self(gradients, _trainable_parameters(modules), **extra)
+        jax.tree.map(lambda module, new: module.set_parameters(new), modules, values, is_leaf=is_node)
+
+    def adapt(self, modules: tp.Any) -> None:
+        """Fits the state to the parameters that are trainable now; needed when some are for the first time.
+
+        Parameters that the state covers keep theirs, and so do the counters. If the state covers all that is
+        trainable, nothing changes; else what is frozen now is no longer covered. Call it outside of transforms, since
+        the structure of the optimiser changes.
+
+        **Arguments:**
+
+        - `modules`: as for `update`.
+
+        ```python
+        import elegy
+        import jax.numpy as jnp
+        import optax
+
+        x = jnp.ones([8, 3])
+        body, head = elegy.nn.Linear(4).init(x), elegy.nn.Linear(1).init(jnp.ones([8, 4]))
+        modules = [body, head]
+        optimizer = elegy.Optimizer(optax.adam(0.1))
+        loss_and_gradients = elegy.value_and_grad(lambda x: (head(body(x)) ** 2).mean(), modules=modules)
+
+        body.trainable = False
+        loss, gradients = loss_and_gradients(x)
+        optimizer.update(modules, gradients)
+
+        body.trainable = True
+        optimizer.adapt(modules)
+        loss, gradients = loss_and_gradients(x)
+        optimizer.update(modules, gradients)
+        ```
+        """
+        parameters = _trainable_parameters(modules)
+        if not self.initialized:
+            self.init(parameters, parameters)
+            return
+        old = self.state
+        with _default_promotion():
+            if not _missing(old, jax.eval_shape(self.transformation.init, parameters)):
+                return
+            state = _merge(self.transformation.init(parameters), old)
+        self.reset()
+        self.init(parameters, parameters)
+        self.set_parameters({"state": state})
+
+
+@contextlib.contextmanager
+def _default_promotion() -> Iterator[None]:
+    """Optax needs JAX's default promotion of dtypes and ranks; a program that forbids it can use Optax all the same."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _trainable_parameters(modules: tp.Any) -> Parameters:
+    """`get_parameters(trainable=True)` in the place of each module; one met twice has them at the first place."""
+    seen: set[int] = set()
+
+    def parameters(module: Module) -> Parameters:
+        if id(module) in seen:
+            return {}
+        return collect(module, True, lambda owner, name, index, value: value, seen)
+
+    return jax.tree.map(parameters, modules, is_leaf=is_node)
+
+
+def _require_equal_structures(gradients: Parameters, parameters: Parameters) -> None:
+    found, wanted = jax.tree.structure(gradients), jax.tree.structure(parameters)
+    if found != wanted:
+        raise ParameterError(
+            "the gradients are not those of the parameters that are to be updated:\n"
+            f"  gradients:  {found}\n  parameters: {wanted}\n"
+            "  Take them with respect to the same modules, with the same parts frozen."
+        )
+
+
+# The state of any transformation names the parameters in its paths: `[0].mu['linear']['w']`. So the part that belongs
+# to some of the parameters is found by path, whatever the transformation is.
+
+
+def _by_path(state: tp.Any) -> dict[tp.Any, tp.Any]:
+    return dict(jax.tree_util.tree_flatten_with_path(state)[0])
+
+
+def _missing(state: tp.Any, wanted: tp.Any) -> list[str]:
+    """The paths of `wanted` for which `state` has no array of that shape."""
+    have = _by_path(state)
+    return [
+        jax.tree_util.keystr(path)
+        for path, leaf in _by_path(wanted).items()
+        if path not in have or have[path].shape != leaf.shape
+    ]
+
+
+def _select(state: tp.Any, wanted: tp.Any) -> tp.Any:
+    """The part of `state` that has the structure of `wanted`."""
+    missing = _missing(state, wanted)
+    if missing:
+        raise ParameterError(
+            f"the optimiser has no state for some of the parameters: {', '.join(missing)}.\n"
+            "  They were frozen, or not there, when it updated for the first time.\n"
+            "  Call optimizer.adapt(modules), outside of transforms, when they have become trainable."
+        )
+    have = _by_path(state)
+    return jax.tree_util.tree_map_with_path(lambda path, _: have[path], wanted)
+
+
+def _merge(state: tp.Any, part: tp.Any) -> tp.Any:
+    """`state` with the leaves that `part` has, as far as their shapes agree."""
+    new = _by_path(part)
+
+    def leaf(path: tp.Any, old: tp.Any) -> tp.Any:
+        return new[path] if path in new and new[path].shape == old.shape else old
+
+    return jax.tree_util.tree_map_with_path(leaf, state)

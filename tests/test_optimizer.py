@@ -1,0 +1,303 @@
+"""`elegy.Optimizer` against plain Optax."""
+
+import contextlib
+import functools
+import typing as tp
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import elegy
+from elegy.errors import ParameterError
+
+TRANSFORMATIONS = {
+    "adamw": lambda: optax.adamw(0.05, weight_decay=0.1),
+    "momentum": lambda: optax.sgd(0.05, momentum=0.9, nesterov=True),
+    "stateless": lambda: optax.sgd(0.05),
+    "clipped": lambda: optax.chain(optax.clip_by_global_norm(0.1), optax.adam(optax.cosine_decay_schedule(0.1, 5))),
+    "accumulating": lambda: optax.MultiSteps(optax.adam(0.05), 2).gradient_transformation(),
+    "injected": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
+    "copying": lambda: optax.contrib.schedule_free_adamw(0.05),
+    "noisy": lambda: optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.sgd(0.05)),
+}
+
+
+def optax_like_its_users():
+    """Optax does not run under the strict promotion of the test suite. `elegy.Optimizer` does."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(jax.numpy_dtype_promotion("standard"))
+    stack.enter_context(jax.numpy_rank_promotion("allow"))
+    return stack
+
+
+def data():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(8, 3)).astype(np.float32), rng.normal(size=(8, 2)).astype(np.float32)
+
+
+class MLP(elegy.Module):
+    def call(self, x):
+        x = jax.nn.relu(elegy.nn.Linear(4)(x))
+        return elegy.nn.Linear(2)(x)
+
+
+def loss_of(module, x, y):
+    return jnp.mean((module(x) - y) ** 2)
+
+
+def make_update(module, optimizer):
+    def update(x, y):
+        loss, gradients = elegy.value_and_grad(lambda x, y: loss_of(module, x, y), modules=module)(x, y)
+        optimizer.update(module, gradients)
+        return loss
+
+    return update
+
+
+def loss_by_hand(parameters, x, y):
+    """`loss_of` an `MLP` with these parameters."""
+    first, second = parameters["linear"], parameters["linear_1"]
+    hidden = jax.nn.relu(x @ first["w"] + first["b"][None])
+    return jnp.mean((hidden @ second["w"] + second["b"][None] - y) ** 2)
+
+
+def train_by_optax(loss_fn, parameters, transformation, steps):
+    """The losses of each step, and the parameters at the end."""
+
+    @jax.jit
+    def step(parameters, state):
+        loss, gradients = jax.value_and_grad(loss_fn)(parameters)
+        updates, state = transformation.update(gradients, state, parameters)
+        return optax.apply_updates(parameters, updates), state, loss
+
+    losses = []
+    with optax_like_its_users():
+        state = transformation.init(parameters)
+        for _ in range(steps):
+            parameters, state, loss = step(parameters, state)
+            losses.append(loss)
+    return losses, parameters
+
+
+def assert_close(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "jitted"), [*((name, True) for name in TRANSFORMATIONS), ("adamw", False), ("stateless", False)]
+)
+def test_it_computes_what_optax_computes(name, jitted):
+    x, y = data()
+    module = MLP().init(x, rng=1)
+    loss_fn = functools.partial(loss_by_hand, x=x, y=y)
+    wanted, parameters = train_by_optax(loss_fn, module.get_parameters(), TRANSFORMATIONS[name](), 6)
+    optimizer = elegy.Optimizer(TRANSFORMATIONS[name]())
+    update = make_update(module, optimizer)
+    if jitted:
+        update = elegy.jit(update, modules=[module, optimizer])
+    losses = [update(x, y) for _ in range(6)]
+    assert_close(losses, wanted)
+    assert_close(module.get_parameters(trainable=True), parameters)
+
+
+def test_everything_is_created_lazily_and_the_first_step_learns():
+    x, y = data()
+    module, optimizer = MLP(), elegy.Optimizer(optax.adam(0.01))
+    update = elegy.jit(make_update(module, optimizer), modules=[module, optimizer])
+    losses = [float(update(x, y)) for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0]
+    assert update.traces == 1
+    assert int(optimizer.state[0].count) == 3
+    assert jax.tree.structure(optimizer.state[0].mu) == jax.tree.structure(module.get_parameters())
+
+
+def test_the_state_is_not_trainable():
+    x, y = data()
+    optimizer = elegy.Optimizer(optax.adam(0.01))
+    make_update(MLP(), optimizer)(x, y)
+    assert optimizer.get_parameters(trainable=True) == {}
+    assert len(jax.tree.leaves(optimizer)) == 1 + 2 * 4
+
+
+def test_a_call_touches_no_module():
+    x, y = data()
+    module, optimizer = MLP().init(x), elegy.Optimizer(optax.sgd(1.0))
+    before = module.get_parameters()
+    _, gradients = elegy.value_and_grad(lambda x, y: loss_of(module, x, y), modules=module)(x, y)
+    new = optimizer(gradients, before)
+    assert_close(new, jax.tree.map(lambda p, g: p - g, before, gradients))
+    assert all(a is b for a, b in zip(jax.tree.leaves(module.get_parameters()), jax.tree.leaves(before), strict=True))
+    # Any pytree of arrays has such an optimiser.
+    assert elegy.Optimizer(optax.sgd(0.5))({"a": jnp.ones(2)}, {"a": jnp.ones(2)})["a"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_several_modules(kind):
+    x, y = data()
+    body, head = elegy.nn.Linear(4).init(x, rng=1), elegy.nn.Linear(2).init(np.ones([1, 4], np.float32), rng=2)
+    modules = {"body": body, "head": head} if kind is dict else kind([body, head])
+    optimizer = elegy.Optimizer(optax.adamw(0.1))
+
+    def update(x, y):
+        def loss_fn(x, y):
+            return jnp.mean((head(body(x)) - y) ** 2)
+
+        loss, gradients = elegy.value_and_grad(loss_fn, modules=modules)(x, y)
+        optimizer.update(modules, gradients)
+        return loss
+
+    def by_hand(parameters):
+        body, head = parameters["body"], parameters["head"]
+        return jnp.mean(((x @ body["w"] + body["b"]) @ head["w"] + head["b"] - y) ** 2)
+
+    start = {"body": body.get_parameters(), "head": head.get_parameters()}
+    wanted, parameters = train_by_optax(by_hand, start, optax.adamw(0.1), 4)
+    update = elegy.jit(update, modules=[modules, optimizer])
+    assert_close([update(x, y) for _ in range(4)], wanted)
+    assert_close({"body": body.get_parameters(), "head": head.get_parameters()}, parameters)
+
+
+def test_a_module_that_is_listed_twice_is_updated_once():
+    linear = elegy.nn.Linear(1).init(np.ones([1, 1], np.float32))
+    w = linear.w
+    optimizer = elegy.Optimizer(optax.sgd(0.1))
+    _, gradients = elegy.value_and_grad(lambda: linear(jnp.ones([1, 1])).sum(), modules=[linear, linear])()
+    optimizer.update([linear, linear], gradients)
+    np.testing.assert_allclose(linear.w, w - 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
+def test_freezing_and_thawing_after_the_state_exists(jitted):
+    x, y = data()
+    module = MLP().init(x, rng=1)
+    optimizer = elegy.Optimizer(optax.adamw(0.1))
+    update = make_update(module, optimizer)
+    if jitted:
+        update = elegy.jit(update, modules=[module, optimizer])
+
+    # The same by hand: where the first layer is frozen, Optax is given the second one and its part of the state.
+    transformation: tp.Any = optax.adamw(0.1)
+    parameters = module.get_parameters()
+    state = transformation.init(parameters)
+
+    @jax.jit
+    def optax_step(gradients, state, parameters):
+        updates, state = transformation.update(gradients, state, parameters)
+        return optax.apply_updates(parameters, updates), state
+
+    for frozen in [False, False, True, True, False, False]:
+        module.linear.trainable = not frozen
+        before = module.linear.get_parameters()
+        update(x, y)
+        gradients = jax.grad(loss_by_hand)(parameters, x, y)
+        if not frozen:
+            with optax_like_its_users():
+                parameters, state = optax_step(gradients, state, parameters)
+        else:
+            assert_close(module.linear.get_parameters(), before)
+            adam, *rest = state
+            second = lambda tree: {"linear_1": tree["linear_1"]}  # noqa: E731
+            part = adam._replace(mu=second(adam.mu), nu=second(adam.nu))
+            with optax_like_its_users():
+                new, (part, *_) = optax_step(second(gradients), (part, *rest), second(parameters))
+            parameters = {**parameters, **new}
+            state = (part._replace(mu={**adam.mu, **part.mu}, nu={**adam.nu, **part.nu}), *rest)
+        assert_close(module.get_parameters(), parameters)
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
+def test_parameters_that_become_trainable_later_need_adapt(jitted):
+    x, y = data()
+    module = MLP().init(x, rng=1)
+    optimizer = elegy.Optimizer(optax.adam(0.1))
+    update = make_update(module, optimizer)
+    if jitted:
+        update = elegy.jit(update, modules=[module, optimizer])
+    module.linear.trainable = False
+    update(x, y)
+    update(x, y)
+    moments = optimizer.state[0].mu["linear_1"]
+    module.linear.trainable = True
+    before = module.get_parameters()
+    with pytest.raises(ParameterError, match=r"no state for .*'linear'.*\n.*\n.*optimizer.adapt"):
+        update(x, y)
+    assert_close(module.get_parameters(), before)
+
+    optimizer.adapt(module)
+    assert_close(optimizer.state[0].mu["linear_1"], moments)
+    assert_close(optimizer.state[0].mu["linear"], jax.tree.map(jnp.zeros_like, before["linear"]))
+    assert int(optimizer.state[0].count) == 2
+    losses = [float(update(x, y)) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    assert not np.array_equal(module.linear.w, before["linear"]["w"])
+
+
+def test_adapt_changes_nothing_that_is_covered():
+    x, y = data()
+    module, optimizer = MLP(), elegy.Optimizer(optax.adam(0.1))
+    make_update(module, optimizer)(x, y)
+    state = optimizer.state
+    module.linear.trainable = False
+    optimizer.adapt(module)
+    assert optimizer.state is state
+
+
+def test_adapt_creates_the_state():
+    optimizer = elegy.Optimizer(optax.adam(0.1))
+    optimizer.adapt(elegy.nn.Linear(2).init(np.ones([1, 3], np.float32)))
+    assert optimizer.state[0].mu["w"].shape == (3, 2)
+
+
+def test_gradients_of_other_parameters_are_refused():
+    x, y = data()
+    module, optimizer = MLP().init(x), elegy.Optimizer(optax.adam(0.1))
+    _, gradients = elegy.value_and_grad(lambda x, y: loss_of(module, x, y), modules=module)(x, y)
+    module.linear.trainable = False
+    with pytest.raises(ParameterError, match="not those of the parameters"):
+        optimizer.update(module, gradients)
+    assert not optimizer.initialized
+
+
+def test_a_state_of_other_shapes_is_refused():
+    optimizer = elegy.Optimizer(optax.adam(0.1))
+    optimizer({"w": jnp.ones(2)}, {"w": jnp.ones(2)})
+    with pytest.raises(ParameterError, match=r"no state for some of the parameters: \[0\].mu\['w'\]"):
+        optimizer({"w": jnp.ones(3)}, {"w": jnp.ones(3)})
+
+
+def test_extra_arguments():
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, cooldown=0)
+    optimizer = elegy.Optimizer(optax.chain(optax.sgd(1.0), plateau))
+    parameters = {"w": jnp.zeros([])}
+    steps = []
+    for _ in range(4):
+        new = optimizer({"w": jnp.ones([])}, parameters, value=jnp.ones([]))
+        steps.append(float(new["w"]))
+    transformation: tp.Any = optax.chain(optax.sgd(1.0), plateau)
+    wanted = []
+    with optax_like_its_users():
+        state = transformation.init(parameters)
+        for _ in range(4):
+            updates, state = transformation.update({"w": jnp.ones([])}, state, parameters, value=jnp.ones([]))
+            wanted.append(float(updates["w"]))
+    assert steps == wanted
+    assert steps[-1] > -1
+    # A transformation that takes none gets none.
+    elegy.Optimizer(optax.sgd(1.0))({"w": jnp.ones([])}, parameters, value=jnp.ones([]))
+
+
+@pytest.mark.parametrize("given", [0.01, "adam", optax.adam])
+def test_what_is_no_transformation_is_refused(given):
+    with pytest.raises(TypeError, match="takes an Optax transformation"):
+        elegy.Optimizer(given)
+
+
+def test_half_precision_parameters_keep_their_dtype():
+    parameters = {"w": jnp.ones(2, jnp.bfloat16)}
+    new = elegy.Optimizer(optax.adam(0.1))({"w": jnp.ones(2, jnp.bfloat16)}, parameters)
+    assert new["w"].dtype == jnp.bfloat16
