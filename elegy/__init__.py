@@ -2,7 +2,15 @@
 
 import importlib.metadata
 
-from elegy import errors as errors, initializers as initializers, nn as nn
+from elegy import (
+    errors as errors,
+    initializers as initializers,
+    losses as losses,
+    metrics as metrics,
+    model as model,
+    nn as nn,
+)
+from elegy.checkpoint import load as load, save as save
 from elegy.hooks import (
     add_loss as add_loss,
     add_metric as add_metric,
@@ -16,19 +24,70 @@ from elegy.hooks import (
     get_summaries as get_summaries,
     hooks_context as hooks_context,
     is_initializing as is_initializing,
-    is_training as is_training,
     name_context as name_context,
     next_rng_key as next_rng_key,
     rng_context as rng_context,
     set_context as set_context,
     set_rng as set_rng,
+)
+from elegy.losses import Loss as Loss
+from elegy.metrics import Metric as Metric
+from elegy.model import Model as Model, Optimizer as Optimizer
+from elegy.module import Module as Module, compact as compact, to_module as to_module
+from elegy.parameters import combine as combine, partition as partition, trainable_mask as trainable_mask
+from elegy.random import RNG as RNG
+from elegy.state import (
+    is_training as is_training,
     set_training as set_training,
     training as training,
     training_context as training_context,
 )
-from elegy.module import Module as Module, compact as compact, to_module as to_module
-from elegy.parameters import combine as combine, partition as partition, trainable_mask as trainable_mask
-from elegy.random import RNG as RNG
 from elegy.transforms import grad as grad, jit as jit, value_and_grad as value_and_grad
 
 __version__ = importlib.metadata.version("elegy")
+
+__all__ = [
+    "add_loss",
+    "add_metric",
+    "add_summary",
+    "combine",
+    "compact",
+    "errors",
+    "get_dynamic_context",
+    "get_losses",
+    "get_metrics",
+    "get_module",
+    "get_rng",
+    "get_static_context",
+    "get_summaries",
+    "grad",
+    "hooks_context",
+    "initializers",
+    "is_initializing",
+    "is_training",
+    "jit",
+    "load",
+    "Loss",
+    "losses",
+    "Metric",
+    "metrics",
+    "Model",
+    "model",
+    "Module",
+    "name_context",
+    "next_rng_key",
+    "nn",
+    "Optimizer",
+    "partition",
+    "RNG",
+    "rng_context",
+    "save",
+    "set_context",
+    "set_rng",
+    "set_training",
+    "to_module",
+    "trainable_mask",
+    "training",
+    "training_context",
+    "value_and_grad",
+]
