@@ -5,6 +5,7 @@ Costs are counted, never timed: each Python and C function that is called counts
 
 import copy
 import functools
+import json
 import pickle
 import subprocess
 import sys
@@ -354,6 +355,7 @@ def test_the_cost_is_linear_in_the_number_of_modules(name):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False, cwd=ROOT
     )
     assert run.returncode == 0, run.stderr[-3000:]
+    counts = json.loads(run.stdout.splitlines()[-1])
     constant = 500  # what does not depend on the number of modules
     slow = {
         operation: f"{once} calls for 128 modules, {twice} for 256"
