@@ -36,13 +36,26 @@ from elegy.model import Model as Model, Optimizer as Optimizer
 from elegy.module import Module as Module, compact as compact, to_module as to_module
 from elegy.parameters import combine as combine, partition as partition, trainable_mask as trainable_mask
 from elegy.random import RNG as RNG
+from elegy.selections import Selection as Selection, select as select
 from elegy.state import (
     is_training as is_training,
     set_training as set_training,
     training as training,
     training_context as training_context,
 )
-from elegy.transforms import grad as grad, jit as jit, value_and_grad as value_and_grad
+from elegy.transforms import (
+    cond as cond,
+    fori_loop as fori_loop,
+    grad as grad,
+    jit as jit,
+    remat as remat,
+    scan as scan,
+    switch as switch,
+    value_and_grad as value_and_grad,
+    vmap as vmap,
+    while_loop as while_loop,
+)
+from elegy.typechecking import typechecker as typechecker
 
 __version__ = importlib.metadata.version("elegy")
 
@@ -52,7 +65,9 @@ __all__ = [
     "add_summary",
     "combine",
     "compact",
+    "cond",
     "errors",
+    "fori_loop",
     "get_dynamic_context",
     "get_losses",
     "get_metrics",
@@ -80,14 +95,22 @@ __all__ = [
     "Optimizer",
     "partition",
     "RNG",
+    "remat",
     "rng_context",
     "save",
+    "select",
+    "Selection",
+    "scan",
     "set_context",
     "set_rng",
     "set_training",
+    "switch",
     "to_module",
     "trainable_mask",
     "training",
     "training_context",
+    "typechecker",
     "value_and_grad",
+    "vmap",
+    "while_loop",
 ]

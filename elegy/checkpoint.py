@@ -27,7 +27,8 @@ from jax.core import Tracer
 
 from elegy.errors import CheckpointError
 from elegy.leaves import Node, is_array, is_node
-from elegy.pytree import children, meta_of, step_parts
+from elegy.pytree import child_parts, meta_of
+from elegy.selections import Selection
 
 Tree = tp.TypeVar("Tree")
 Path = str | os.PathLike[str]
@@ -78,7 +79,7 @@ def save(path: Path, tree: tp.Any) -> None:
       complete: if anything fails, the old one stays.
     - `tree`: any pytree: a module, an optimiser state, a dict of those. Its leaves are JAX or NumPy arrays of any shape
       and any numeric dtype, typed PRNG keys, and Python's `bool`, `int`, `float` and `str`. None is structure, as it is
-      everywhere in JAX.
+      everywhere in JAX. Of a `Selection` only the selected arrays are written.
 
     The name of an array is its path in the tree: `module/encoder/w`. A module that is reachable from another by two
     paths is saved once, at the first. Neither classes nor static attributes are saved: they come from the code.
@@ -96,9 +97,13 @@ def save(path: Path, tree: tp.Any) -> None:
     elegy.save("checkpoint.safetensors", {"module": module, "optimizer": state})
     ```
     """
+    if isinstance(tree, Selection):
+        tree = tree.get()
     arrays: dict[str, np.ndarray] = {}
     entries: dict[str, tp.Any] = {}
     values: dict[str, tp.Any] = {}
+    if not isinstance(path, (str, os.PathLike, bytes)):
+        raise TypeError(f"elegy.save takes the path first, elegy.save(path, tree); got a {type(path).__name__}")
     location = os.fsdecode(path)
     leaves, _ = _named_leaves(tree)
     problems = _problems_of_saving(tree, leaves)
@@ -248,7 +253,11 @@ def _synchronise(path: str, flags: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path, like: Tree, strict: bool = True, rename: Rename | None = None) -> Tree:
+@tp.overload
+def load(path: Path, like: Selection[Tree], strict: bool = True, rename: Rename | None = None) -> Tree: ...
+@tp.overload
+def load(path: Path, like: Tree, strict: bool = True, rename: Rename | None = None) -> Tree: ...
+def load(path: Path, like: tp.Any, strict: bool = True, rename: Rename | None = None) -> tp.Any:
     """Reads a file that `save` wrote, or any safetensors file, into a tree of a known structure.
 
     **Arguments:**
@@ -256,7 +265,8 @@ def load(path: Path, like: Tree, strict: bool = True, rename: Rename | None = No
     - `path`: the file.
     - `like`: a pytree with the structure, the shapes and the dtypes that are wanted. It is not modified. Its arrays may
       be `jax.ShapeDtypeStruct`s, as `jax.eval_shape` gives them. A module must be initialised, and gives the static
-      attributes and the frozen flags.
+      attributes and the frozen flags. Of a `Selection` only the selected arrays are wanted, and what is returned is a
+      copy of the tree that they were selected from.
     - `strict`: whether the names of the file must be those of `like`. With False, what the file lacks keeps the value
       that it has in `like`, and what `like` lacks is ignored. Shapes and dtypes must be equal in any case.
     - `rename`: from the names in the file to the names in `like`. Either a function of a name, or a dict of names or
@@ -286,6 +296,8 @@ def load(path: Path, like: Tree, strict: bool = True, rename: Rename | None = No
     assert (other.w == module.w).all()
     ```
     """
+    if isinstance(like, Selection):
+        return like.set(load(path, like.get(), strict, rename))
     location = os.fsdecode(path)
     leaves, structure = _named_leaves(like)
     with _opened(location) as file:
@@ -474,8 +486,8 @@ def _uninitialised(tree: tp.Any) -> Iterator[tuple[str, Node]]:
         if not meta_of(node).initialized:
             yield prefix, node
             continue
-        for step, child in children(node):
-            stack.append(("/".join(filter(None, [prefix, *step_parts(node, step)])), child))
+        for parts, child in child_parts(node):
+            stack.append(("/".join(filter(None, [prefix, *parts])), child))
 
 
 def _decode(file: tp.Any, entry: _Entry, like: tp.Any) -> tp.Any:

@@ -1,8 +1,43 @@
-"""One class per misuse. Each docstring shows the failing code and the mended one."""
+"""One class per misuse. Each docstring shows the failing code and the mended one, and each message links to both."""
+
+import jaxtyping
+
+# Where the section of each class is; the anchor is the name of the class in lower case.
+PAGE = "docs/errors.md"
+
+
+def _link(cls: type) -> str:
+    """Where to read on: the class itself, or for a class of somebody else's the nearest one of this file."""
+    name = next(base.__name__ for base in cls.__mro__ if base.__module__ == __name__)
+    return f"See {PAGE}#{name.lower()}, or help(elegy.errors.{name}), for an example that fails and its mend."
 
 
 class ElegyError(Exception):
-    """Base class of every error that Elegy raises on its own account."""
+    """Base class of every error that Elegy raises on its own account.
+
+    Its traceback ends with a link to the section of its class. The link is a note, so that `str(error)` is the
+    message alone.
+
+    ```python
+    import elegy
+
+    try:
+        elegy.nn.Linear(3).width = 4
+    except elegy.errors.ElegyError as error:
+        assert "docs/errors.md#frozenmoduleerror" in error.__notes__[0]
+    ```
+    """
+
+    def __init__(self, *args: object):
+        super().__init__(*args)
+        self.add_note(_link(type(self)))
+
+
+class ElegyWarning(UserWarning):
+    """Base class of every warning of Elegy. Its text ends with a link, as an error's does."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n  {_link(type(self))}"
 
 
 class FrozenModuleError(ElegyError, AttributeError):
@@ -301,6 +336,71 @@ class StructureError(ElegyError, RuntimeError):
     """
 
 
+class ReductionError(ElegyError, ValueError):
+    """Lanes of `elegy.vmap` updated the state of a module that they share, and it is not said what becomes of it.
+
+    Failing: each lane computes statistics of its own, and the module has room for one.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    x = jnp.arange(24.0).reshape(4, 3, 2)
+    norm = elegy.nn.BatchNormalization().init(x[0])
+    try:
+        elegy.vmap(norm, modules=norm)(x)
+    except elegy.errors.ReductionError as error:
+        print(error)
+    ```
+
+    Mended: the statistics of all lanes are averaged.
+
+    ```python
+    y = elegy.vmap(norm, modules=norm, reduce_state="mean")(x)
+    ```
+    """
+
+
+class TypeCheckError(ElegyError, jaxtyping.TypeCheckError):
+    """A value is not what its annotation says; only where a run-time type checker is on.
+
+    The message names the axes and where each got its size.
+
+    Failing:
+
+    ```python
+    import beartype
+    import elegy
+    import jax.numpy as jnp
+    from jaxtyping import Array, Float
+
+
+    class Project(elegy.Module):
+        w: Float[Array, "in out"]
+
+        def call(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+            return x @ self.add_parameter("w", [x.shape[-1], 2])
+
+
+    project = Project()
+    with elegy.typechecker(beartype.beartype):
+        project(jnp.ones([4, 3]))
+        try:
+            project(jnp.ones([4, 5]))
+        except elegy.errors.TypeCheckError as error:
+            print(error)
+    ```
+
+    Mended: give it what it was made for, or use another module for another size.
+
+    ```python
+    with elegy.typechecker(beartype.beartype):
+        project(jnp.ones([7, 3]))
+        Project()(jnp.ones([4, 5]))
+    ```
+    """
+
+
 class CheckpointError(ElegyError, ValueError):
     """A file does not fit the tree it is loaded into; every difference is listed at once.
 
@@ -329,7 +429,31 @@ class CheckpointError(ElegyError, ValueError):
     """
 
 
-class LostUpdateWarning(UserWarning):
+class SelectionError(ElegyError, LookupError):
+    """A selection is empty, or does not fit the modules that it is used with.
+
+    Failing: a path that is nowhere.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    mlp = elegy.nn.Sequential(lambda: [elegy.nn.Linear(8), elegy.nn.Linear(1)]).init(jnp.ones([1, 2]))
+    try:
+        elegy.select(mlp, "layer/0/w")
+    except elegy.errors.SelectionError as error:
+        print(error)
+    ```
+
+    Mended: the message names what comes near.
+
+    ```python
+    weights = elegy.select(mlp, "layers/0/w").get()
+    ```
+    """
+
+
+class LostUpdateWarning(ElegyWarning):
     """A module's state changed inside a `jax` transform and the changed copy was not returned.
 
     Failing:
@@ -357,7 +481,48 @@ class LostUpdateWarning(UserWarning):
     """
 
 
-class RecompilationWarning(UserWarning):
+class UncheckedAnnotationWarning(ElegyWarning):
+    """An annotation could not be read, so the type checker that is on does not check it.
+
+    Failing: the text of the annotation names something that does not exist where the class is defined.
+
+    ```python
+    import warnings
+
+    import beartype
+    import elegy
+    import jax.numpy as jnp
+
+
+    class Scale(elegy.Module):
+        def call(self, x: "Float[Array, 'n']"):
+            return 2 * x
+
+
+    with elegy.typechecker(beartype.beartype), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Scale()(jnp.ones([3]))
+    print(caught[0].message)
+    ```
+
+    Mended: import the names in the module, not in a function or for static checkers only.
+
+    ```python
+    from jaxtyping import Array, Float
+
+
+    class Scale(elegy.Module):
+        def call(self, x: "Float[Array, 'n']"):
+            return 2 * x
+
+
+    with elegy.typechecker(beartype.beartype):
+        Scale()(jnp.ones([3]))
+    ```
+    """
+
+
+class RecompilationWarning(ElegyWarning):
     """A function compiled by `elegy.jit` was traced ten times; the message says what changed last.
 
     Failing:
@@ -382,5 +547,30 @@ class RecompilationWarning(UserWarning):
     double = elegy.jit(lambda x: 2 * x)
     for size in range(1, 11):
         double(jnp.ones([10]))[:size]
+    ```
+    """
+
+
+class IdenticalMembersWarning(ElegyWarning):
+    """The members of an ensemble have the same parameters, so they compute the same and stay alike.
+
+    Failing: every initializer is a constant.
+
+    ```python
+    import warnings
+
+    import elegy
+    import jax.numpy as jnp
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        elegy.nn.Ensemble(lambda: elegy.nn.Linear(1, w_init=jnp.zeros), 4)(jnp.ones([1, 2]))
+    print(caught[0].message)
+    ```
+
+    Mended: the weights are drawn, for each member from a key of its own.
+
+    ```python
+    elegy.nn.Ensemble(lambda: elegy.nn.Linear(1), 4)(jnp.ones([1, 2]))
     ```
     """

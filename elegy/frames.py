@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 import types
@@ -16,7 +17,7 @@ import numpy as np
 from elegy import tracing
 from elegy.errors import LostUpdateWarning, ModuleOrderError, NameCollisionError, TraceError
 from elegy.leaves import Node, static_key
-from elegy.pytree import Record, change, children, meta_of, relayout, set_pending, step_parts, walk
+from elegy.pytree import Record, change, child_parts, meta_of, relayout, set_pending, walk
 from elegy.state import log, state, write, write_meta
 from elegy.threads import holders, wait_for
 
@@ -94,29 +95,35 @@ class Frame:
     def find(self, module: Node) -> tuple[str, ...] | None:
         """The path from this frame's module to a module below it."""
         if self._below is None or id(module) not in self._below:
-            self._below = {id(child): step_parts(self.module, step) for step, child in reversed(children(self.module))}
+            self._below = {id(child): parts for parts, child in reversed(child_parts(self.module))}
         return self._below.get(id(module)) or path_below(self.module, module)
 
     def create(self, cls: type, arguments: tuple[tp.Any, ...], construct: Callable[[], Node]) -> Node:
         """The module that the running method creates at this position: a new one, or that of the first run."""
         position = self.index
-        if not self.first:
+        if position < len(self.records) or not self.first:
             found = self._match(position, cls, arguments)
             self.index += 1
             return found
         require_same_trace(self.module, f"created {cls.__name__}")
         module = construct()
+        names = dict(self.names)
         attribute = self._free_name(module)
         self.index += 1
+        log(self.module, lambda: self._forget(position, names), created=True)
         write(self.module, attribute, module, created=True)
         change(self.module)
         if self._below is not None:
             self._below[id(module)] = (attribute,)
-        self.records.append(Record(attribute, arguments, call_site()))
+        self.records.append(Record(attribute, arguments, call_site(), cls))
         if not meta_of(self.module).trainable:
             for node in walk([module]):  # what a frozen module creates is frozen
                 write_meta(node, dataclasses.replace(meta_of(node), trainable=False), created=True)
         return module
+
+    def _forget(self, position: int, names: dict[str, int]) -> None:
+        self.index, self.names, self._below = position, names, None
+        del self.records[position:]
 
     def _match(self, position: int, cls: type, arguments: tuple[tp.Any, ...]) -> Node:
         where = f"{'/'.join(self.parts)}.{self.method_name}"
@@ -128,7 +135,8 @@ class Frame:
             )
         record = self.records[position]
         module = self.module.__dict__[record.attribute]
-        found = type(module)
+        # An instance of a subclass may have been put in the place of the module: an adapter around it, say.
+        found = record.cls if isinstance(module, record.cls) else type(module)
         if found is not cls and (found.__module__, found.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ModuleOrderError(
                 f"{where} created {cls.__name__} at position {position} ({call_site()}), where its first run created "
@@ -183,6 +191,42 @@ class Frame:
                 f"instead of {len(self.records)}. The first one missing is {record.attribute} ({record.site}).\n"
                 "  Create every module on every run; use it conditionally."
             )
+
+
+class Replay:
+    """Lets the running method find the same modules each time that a transform runs one of its functions.
+
+    A transform may trace a function more than once, and an init pass runs it before; all these runs stand for one place
+    in the code of the method.
+    """
+
+    __slots__ = ("_end", "_frame", "_starts")
+
+    def __init__(self) -> None:
+        frame = state.frames[-1] if state.frames else None
+        self._frame = None if frame is None or frame.building else frame
+        self._starts: dict[int, int] = {}
+        self._end = 0 if frame is None else frame.index
+
+    def of(self, function: Callable[..., tp.Any], number: int = 0) -> Callable[..., tp.Any]:
+        """The `number`-th function of the transform, to be run any number of times."""
+        frame = self._frame
+        if frame is None:
+            return function
+
+        @functools.wraps(function, updated=())
+        def replayed(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+            frame.index = self._starts.setdefault(number, self._end)
+            out = function(*args, **kwargs)
+            self._end = max(self._end, frame.index)
+            return out
+
+        return replayed
+
+    def finish(self) -> None:
+        """Called when the transform is done: the method goes on behind what its functions created."""
+        if self._frame is not None:
+            self._frame.index = self._end
 
 
 def _show(arguments: tuple[tp.Any, ...]) -> str:
@@ -258,9 +302,9 @@ def paths_below(root: Node) -> dict[int, tuple[str, ...]]:
     paths: dict[int, tuple[str, ...]] = {id(root): ()}
     queue = [root]
     for node in queue:  # grows while it is read
-        for step, child in children(node):
+        for parts, child in child_parts(node):
             if id(child) not in paths:
-                paths[id(child)] = (*paths[id(node)], *step_parts(node, step))
+                paths[id(child)] = (*paths[id(node)], *parts)
                 queue.append(child)
     return paths
 
@@ -321,10 +365,11 @@ def require_same_trace(module: Node, what: str, path: str | None = None) -> None
         raise TraceError(
             f"{path or path_of(module)}: {what} inside a jax transform, but the module belongs to the code outside "
             "of it.\n"
-            "  The change is a value of the trace and could not leave it. There are two ways out:\n"
+            "  The change is a value of the trace and could not leave it. The ways out:\n"
             "  1. Make the module an argument of the transformed function and return it: "
             "jax.jit(lambda m, x: (m(x), m))(module, x).\n"
             "  2. Use the transform of the same name in elegy and list the module: elegy.jit(f, modules=module)(x)."
+            + ("\n  3. Initialise it before: module.init(x)." if what.startswith("created") else "")
         )
 
 

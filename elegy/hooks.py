@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator
 import jax
 
 from elegy import tracing
-from elegy.errors import TraceError
+from elegy.errors import HookError, TraceError
 from elegy.frames import RNG_ATTRIBUTE, note_update, path_of, scope
 from elegy.leaves import Node
 from elegy.random import RNG, KeyLike
@@ -131,8 +131,18 @@ def add_loss(name: str, value: tp.Any) -> None:
     - `value`: a scalar array.
     """
     if state.collector is not None:
+        _require_scalar("loss", name, value)
         name = name if name.endswith("loss") else f"{name}_loss"
         state.collector.add(Event("loss", name, None, value))
+
+
+def _require_scalar(kind: str, name: str, value: tp.Any) -> None:
+    if getattr(value, "shape", ()) != () or isinstance(value, (list, tuple, dict, str, type(None))):
+        given = f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+        raise HookError(
+            f"{_scoped(name)}: add_{kind}({name!r}) takes a scalar, got {given}.\n"
+            "  Reduce it, for example with jnp.mean; add_summary takes any arrays."
+        )
 
 
 def add_metric(name: str, value: tp.Any) -> None:
@@ -144,6 +154,7 @@ def add_metric(name: str, value: tp.Any) -> None:
     - `value`: a scalar array.
     """
     if state.collector is not None:
+        _require_scalar("metric", name, value)
         state.collector.add(Event("metric", _scoped(name), None, value))
 
 
@@ -269,6 +280,13 @@ def _own_key(module: Node) -> jax.Array:
             "its own, "
             "since it drew none when it was initialised.\n"
             "  Pass a key as an argument of the transformed function: m.apply(x, rng=key), or elegy.rng_context(key)."
+        )
+    if tracing.is_equal_in_all_lanes(data):
+        raise TraceError(
+            f"{path_of(module)}: next_rng_key() was called in each lane of a jax.vmap, and the key of the module is "
+            "the same in all of them, so they would draw the same numbers. The ways out:\n"
+            "  1. Pass a key for each lane: jax.vmap(lambda key, x: module.apply(x, rng=key))(keys, xs).\n"
+            "  2. Use the transform of the same name in elegy, which splits the random stream: elegy.vmap(module)(xs)."
         )
     pair = jax.random.split(jax.random.wrap_key_data(data))
     write(module, RNG_ATTRIBUTE, jax.random.key_data(pair[0]))

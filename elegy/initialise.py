@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import typing as tp
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -22,7 +24,7 @@ from elegy.frames import RNG_ATTRIBUTE, parts_of, path_of, require_same_trace
 from elegy.hooks import Collector
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import meta_of, nodes_in, set_born, walk
-from elegy.random import RNG, fold_in_path
+from elegy.random import fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
 from elegy.threads import holding, lock, wait_until_idle
 
@@ -43,6 +45,18 @@ class Creation:
         self.traced_key = traced_key
 
 
+class Lane:
+    """Which of the stacked copies of some modules an initial value is computed for: a part of their paths."""
+
+    __slots__ = ("index",)
+
+    def __init__(self) -> None:
+        self.index = 0
+
+    def __str__(self) -> str:
+        return str(self.index)
+
+
 class InitPass:
     """What a running init pass has created so far."""
 
@@ -59,8 +73,8 @@ class InitPass:
             self.drawn, self.derived = self.outer.drawn, self.outer.derived
         elif state.rng._root is None and state.rng._born == self.trace:
             self.drawn = state.rng()
-        # The stream that stands for the thread's inside the pass.
-        self.stream: RNG | None = None
+        # The lanes of the stacked modules that are being initialised, by the id of the module that is stacked.
+        self.lanes: dict[int, Lane] = {} if self.outer is None else self.outer.lanes
         # Modules of the code around the pass that the function found by itself, and changed.
         self.adopted: list[Node] = []
         self.inner: tp.Any = None
@@ -70,8 +84,12 @@ class InitPass:
         self, module: Node, name: str, make: Make, finish: Callable[[tp.Any], tp.Any], key: Make | None = None
     ) -> tp.Any:
         def value() -> tp.Any:
-            with jax.ensure_compile_time_eval():
-                return finish(make())
+            before, state.in_initializer = state.in_initializer, True
+            try:
+                with jax.ensure_compile_time_eval():
+                    return finish(make())
+            finally:
+                state.in_initializer = before
 
         first = value()
         with jax.ensure_compile_time_eval():
@@ -89,6 +107,20 @@ class InitPass:
             log(creation.module, lambda creation=creation: self.creations.remove(creation), created=True)
         self.modules.extend(inner.modules)
 
+    def stack(self, modules: Sequence[Node], start: int, lane: Lane, size: int) -> None:
+        """Turns what was created in `modules` since the `start`-th creation into `size` copies along a leading axis."""
+        ids = {id(module) for module in modules}
+        for creation in self.creations[start:]:
+            if id(creation.module) in ids:
+                if has_tracer(creation.value) and not creation.traced_key:
+                    raise ParameterError(
+                        f"{path_of(creation.module, creation.name)}: the initializer uses data of the call, but the "
+                        "module is stacked, and all copies are initialised by one run.\n"
+                        "  Use an initializer of the shape alone, or a list of modules."
+                    )
+                creation.make = functools.partial(_stacked, creation.make, lane, size)
+                creation.value = creation.module.__dict__[creation.name] = creation.make()
+
     def adopt(self, module: Node, trace: tp.Any) -> bool:
         """Lets the pass change a module of the code around it, as that code itself could."""
         if module._born != self.trace or trace != self.inner:
@@ -99,9 +131,7 @@ class InitPass:
 
     def create_rng_key(self, module: Node) -> None:
         """Gives a module that draws random numbers the key that it uses where the thread's stream cannot follow."""
-        if state._rng is not self.stream:
-            return  # an initializer draws from the key of its parameter
-        if RNG_ATTRIBUTE in module.__dict__:
+        if state.in_initializer or RNG_ATTRIBUTE in module.__dict__:
             return
         require_same_trace(module, "created its random key")
         meta = meta_of(module)
@@ -117,13 +147,24 @@ class InitPass:
         if id(root) not in self._bases:
             self._bases[id(root)] = self._new_base(root)
         base = self._bases[id(root)]
-        path = "/".join((*parts_of(module)[1:], name))
-        return lambda: fold_in_path(base(), path)
+        parts = self._with_lanes((*parts_of(module), name))
+        below = parts if isinstance(parts[0], Lane) else parts[1:]
+        return lambda: fold_in_path(base(), "/".join(map(str, below)))
+
+    def _with_lanes(self, parts: tuple[str, ...]) -> list[str | Lane]:
+        """A path in which the number of the copy stands for a stacked module: `blocks/block/w` -> `blocks/3/w`."""
+        path: list[str | Lane] = list(parts)
+        if self.lanes:
+            for frame in state.frames:
+                lane = self.lanes.get(id(frame.module))
+                if lane is not None:
+                    path[len(frame.parts) - 1] = lane
+        return path
 
     def constructor_key(self, module: Node, name: str) -> Callable[[], jax.Array]:
         """The key of a parameter that is created in `__init__`, where paths are not known yet."""
-        base = self._new_base(module)
-        return lambda: fold_in_path(base(), name)
+        base, lanes = self._new_base(module), list(self.lanes.values())
+        return lambda: fold_in_path(base(), "/".join(map(str, [*lanes, name])))
 
     def _new_base(self, module: Node) -> Make:
         rng = state.rng
@@ -141,6 +182,15 @@ class InitPass:
             drawn, number = self.drawn, np.uint32(self.derived[0])
             return lambda: jax.random.fold_in(drawn, number)
         return rng.base_key()
+
+
+def _stacked(make: Make, lane: Lane, size: int) -> tp.Any:
+    values = []
+    for lane.index in range(size):
+        values.append(make())
+    lane.index = 0
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(lambda *copies: jnp.stack(copies), *values)
 
 
 def _default_key_data(key: jax.Array) -> jax.Array:
@@ -266,7 +316,7 @@ def _inside(journal: InitPass, nodes: Sequence[Node]):
     if state.collector is not None:
         state.collector = Collector(state.collector.wants_summaries)
     if rng._born == journal.trace:
-        state.rng = journal.stream = rng.fork()
+        state.rng = rng.fork()
     for node in nodes:
         set_born(node, tracing.current())
     try:
@@ -274,7 +324,6 @@ def _inside(journal: InitPass, nodes: Sequence[Node]):
             yield
     finally:
         state.init_pass, state._rng, state.collector, state.threaded, state.unreached = before
-        journal.stream = None
         for node in (*nodes, *journal.adopted):
             set_born(node, journal.trace)
 

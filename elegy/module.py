@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elegy import leaves, parameters as _parameters, pytree, tracing
+from elegy import axes, leaves, parameters as _parameters, pytree, tracing, typechecking
 from elegy.containers import FrozenDict, FrozenList, freeze_containers
-from elegy.errors import FrozenModuleError, NameCollisionError, ParameterError, StaticValueError
+from elegy.errors import ElegyError, FrozenModuleError, NameCollisionError, ParameterError, StaticValueError
 from elegy.frames import (
     PRIVATE,
     RNG_ATTRIBUTE,
@@ -40,6 +40,16 @@ from elegy.state import state, training_context, undoing
 from elegy.threads import holders, lock, running, wait_for
 
 Self = tp.TypeVar("Self", bound="Module")
+Arguments = tp.ParamSpec("Arguments")
+Outputs = tp.TypeVar("Outputs")
+Outputs_co = tp.TypeVar("Outputs_co", covariant=True)
+
+
+class HasCall(tp.Protocol[Arguments, Outputs_co]):
+    """Lets a static checker find the arguments and outputs of a module in its `call`."""
+
+    def call(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs_co: ...
+
 
 # The ids of the objects whose __init__ is running.
 _under_construction: set[int] = set()
@@ -55,7 +65,10 @@ class ModuleMeta(abc.ABCMeta):
                 "finds its arrays.\n"
                 "  Remove __slots__ (for a dataclass: slots=True)."
             )
-        return super().__new__(mcs, name, bases, namespace, **kwargs)
+        cls = super().__new__(mcs, name, bases, namespace, **kwargs)
+        if bases != (Node,):
+            typechecking.adopt(cls)
+        return cls
 
     @property
     def __signature__(cls) -> inspect.Signature:
@@ -88,10 +101,12 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
     concretely = contextlib.nullcontext() if state.init_pass is None else jax.ensure_compile_time_eval()
     try:
         with undoing(), concretely:
-            cls.__init__(module, *args, **kwargs)
+            typechecking.first_run(cls.__init__, module, *args, **kwargs)
             if state.init_pass is not None:
                 state.init_pass.modules.append(module)
             _seal(module)
+            if typechecking.on:
+                typechecking.check_constructed(module)
     finally:
         state.frames.pop()
         _under_construction.discard(id(module))
@@ -151,7 +166,9 @@ def _check_attribute(owner: str, name: str, value: tp.Any) -> None:
         )
     elif not leaves.is_array(value):
         for leaf in jax.tree.leaves(freeze_containers(value), is_leaf=leaves.is_node):
-            if not isinstance(leaf, Node) and not leaves.is_array(leaf):
+            if isinstance(leaf, Node):
+                _check_attribute(owner, name, leaf)
+            elif not leaves.is_array(leaf):
                 leaves.check_static(owner, name, leaf)
 
 
@@ -187,17 +204,19 @@ def run_method(module: Module, method: str, function: Callable[..., tp.Any], arg
     with running(module) if outermost else contextlib.nullcontext(), undoing():
         if holders:
             wait_for(module)
+        run = function
         if method not in meta_of(module).hooks:
             _initialise(module, method, function, args, kwargs)
+            run = functools.partial(typechecking.first_run, function)
         frame = Frame(module, method)
         frames.append(frame)
         try:
-            outputs = function(module, *args, **kwargs)
+            outputs = run(module, *args, **kwargs)
             frame.close()
             if state.collector is not None and state.collector.wants_summaries:
                 add_summary(module, outputs)
         except Exception as error:
-            _annotate(error, frame, args, kwargs)
+            _annotate(error, frame, function, args, kwargs)
             raise
         finally:
             frames.pop()
@@ -227,34 +246,37 @@ def _init_pass(module: Module, method: str, function: Callable[..., tp.Any], arg
                 note_update(module, "its parameters")
 
 
-def _annotate(error: Exception, frame: Frame, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> None:
+def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.Any, ...], kwargs: tp.Any) -> None:
     """Adds to an error, once, in which module it happened and on what."""
     if getattr(error, "_elegy_noted", False):
         return
     try:
         error._elegy_noted = True  # type: ignore[attr-defined]
-        module = frame.module
-        arrays = {name: value for name, value in module.__dict__.items() if leaves.is_array(value)}
-        own = ", ".join(f"{name}: {_describe(value)}" for name, value in arrays.items()) or "none"
-        given = ", ".join([*map(_describe, args), *(f"{name}={_describe(value)}" for name, value in kwargs.items())])
-        error.add_note(
-            f"in {'/'.join(frame.parts)} ({type(module).__name__}.{frame.method_name}); parameters: {own}; inputs: "
-            f"{given or 'none'}"
+        module, parameters = frame.module, meta_of(frame.module).parameters
+        held = {name: value for name, value in module.__dict__.items() if name in parameters or leaves.is_array(value)}
+        own = ", ".join(f"{name}: {axes.show_value(value)}" for name, value in held.items())
+        named = [f"{name}={axes.show_value(value)}" for name, value in kwargs.items()]
+        given = ", ".join([*map(axes.show_value, args), *named])
+        note = (
+            f"in {'/'.join(frame.parts)} ({type(module).__name__}.{frame.method_name}); parameters: {own or 'none'}; "
+            f"inputs: {given or 'none'}"
         )
+        if not isinstance(error, ElegyError) and (mismatch := typechecking.explain(module, function, args, kwargs)):
+            note += f"\n  {mismatch}"
+        if any(isinstance(leaf, jax.Array) and _is_deleted(leaf) for leaf in jax.tree.leaves(held)):
+            note += (
+                "\n  Its arrays were donated to a compiled function: use the module which that function returned, or "
+                "donate a copy, jax.tree.map(jnp.copy, module)."
+            )
+        if isinstance(error, TypeError) and any(leaves.is_key(leaf) for leaf in args):
+            note += "\n  Keys are given by name: init(x, rng=key), apply(x, rng=key)."
+        error.add_note(note)
     except Exception:
         pass  # an error that takes no note, or a module whose repr fails, must not hide the error itself
 
 
-def _describe(value: tp.Any) -> str:
-    if leaves.is_array(value):
-        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(_describe, value))})"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_describe(item)}' for key, item in value.items())}}}"
-    if isinstance(value, (bool, int, float, complex, str, type(None))):
-        return repr(value)
-    return type(value).__name__
+def _is_deleted(array: jax.Array) -> bool:
+    return not isinstance(array, jax.core.Tracer) and array.is_deleted()
 
 
 Method = tp.TypeVar("Method", bound=Callable[..., tp.Any])
@@ -294,6 +316,7 @@ def compact(method: Method) -> Method:
     def wrapper(self, /, *args, **kwargs):
         return run_method(self, method.__qualname__, method, args, kwargs)
 
+    typechecking.compact_methods[wrapper] = compact
     return tp.cast(Method, wrapper)
 
 
@@ -342,7 +365,12 @@ class Module(Node, metaclass=ModuleMeta):
     def __init__(self, name: str | None = None, dtype: tp.Any = None):
         if name is not None:
             if not isinstance(name, str) or not name.isidentifier():
-                raise ValueError(f"the name of a module must be a Python identifier, got {name!r}")
+                hint = (
+                    f"\n  To run it, construct it first: {type(self).__name__}()(x)." if leaves.is_array(name) else ""
+                )
+                raise ValueError(
+                    f"{type(self).__name__}: the name of a module must be a Python identifier, got {name!r}.{hint}"
+                )
             self.name = name
         if dtype is not None:
             self.dtype = dtype
@@ -353,11 +381,18 @@ class Module(Node, metaclass=ModuleMeta):
 
     def call(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """The computation of the module. Define it in the subclass; run it by calling the module."""
-        raise NotImplementedError(f"{type(self).__name__} does not define `call`.")
+        defined = {name for cls in _own_classes(self) for name in vars(cls)}
+        own = [name for name in ("forward", "__call__") if name in defined]
+        rename = f" It defines {own[0]}: rename it." if own else ""
+        raise NotImplementedError(
+            f"{path_of(self)}: {type(self).__name__} does not define `call`.\n"
+            f"  Define call(self, ...), which runs when the module is called.{rename}"
+        )
 
-    def __call__(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    @typechecking.no_type_check
+    def __call__(self: HasCall[Arguments, Outputs], /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
         """Runs `call`. The first time, an init pass creates the parameters before."""
-        return run_method(self, "call", type(self).call, args, kwargs)
+        return run_method(tp.cast(Module, self), "call", type(self).call, args, kwargs)
 
     def init(self: Self, /, *args: tp.Any, rng: KeyLike | RNG | None = None, **kwargs: tp.Any) -> Self:
         """Creates the parameters, by an abstract run of `call`: nothing of the forward computation is executed and no
@@ -429,6 +464,7 @@ class Module(Node, metaclass=ModuleMeta):
     # Parameters and state
     # -----------------------------------------------------------------------------------------------------------------
 
+    @typechecking.no_type_check
     def add_parameter(
         self,
         name: str,
@@ -442,8 +478,10 @@ class Module(Node, metaclass=ModuleMeta):
         **Arguments:**
 
         - `name`: the attribute that holds it.
-        - `shape`: the default is `()`, or the shape of `initializer` if that is an array.
-        - `dtype`: the default is the `dtype` of the module.
+        - `shape`: the default is the shape of `initializer` if that is an array, else that of the annotation of `name`
+          in the class body, whose axes must be known by now: `w: Float[Array, "in {self.width}"]`. Without an
+          annotation it is `()`.
+        - `dtype`: the default is the `dtype` of the module, or what the annotation asks for if that is another kind.
         - `initializer`: a function of `(shape, dtype)`, a function of `(key, shape, dtype)` such as those of
           `jax.nn.initializers`, a function without arguments, or the initial value itself (an array, or a pytree of
           arrays).
@@ -454,7 +492,6 @@ class Module(Node, metaclass=ModuleMeta):
         **Raises:** `ParameterError` if it exists with another shape, or does not exist and this is not the first run;
         `NameCollisionError` if the name is taken.
         """
-        dtype = self.dtype if dtype is None else dtype
         return _parameters.add_parameter(self, name, shape, dtype, initializer, trainable)
 
     def update_parameter(self, name: str, value: tp.Any) -> None:
@@ -501,7 +538,7 @@ class Module(Node, metaclass=ModuleMeta):
     @property
     def submodules(self) -> dict[str, tp.Any]:
         """The modules that this one holds itself, by name."""
-        return {"/".join(pytree.step_parts(self, step)): child for step, child in pytree.children(self)}
+        return {"/".join(parts): child for parts, child in pytree.child_parts(self)}
 
     def parameters_size(self, include_submodules: bool = True) -> int:
         """The number of trainable elements."""
@@ -624,6 +661,10 @@ class Module(Node, metaclass=ModuleMeta):
         return render_in_treescope(self, path, subtree_renderer)
 
 
+def _own_classes(module: Module) -> list[type]:
+    return [cls for cls in type(module).__mro__ if issubclass(cls, Module) and cls is not Module]
+
+
 class _Named:
     """Pickles an object that pickle refuses, such as `jax.nn.relu`, as pickle does a function: by its name."""
 
@@ -686,7 +727,7 @@ def to_module(function: Callable[..., tp.Any]) -> type[Module]:
 
         @tp.no_type_check  # a checker's wrapper could not be pickled with the class
         def call(self, *args, **kwargs):
-            return (function_of(self) or type(self)._function)(*args, **kwargs)
+            return typechecking.checked_function(function_of(self) or type(self)._function)(*args, **kwargs)
 
     FunctionModule.__name__ = FunctionModule.__qualname__ = "lambda_" if name == "<lambda>" else name
     FunctionModule.__qualname__ = getattr(function, "__qualname__", name)

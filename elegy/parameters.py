@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elegy import tracing
+from elegy import tracing, typechecking
 from elegy.containers import is_plain_container, thaw
 from elegy.errors import HookError, NameCollisionError, ParameterError, StructureError, TraceError
-from elegy.frames import RNG_ATTRIBUTE, is_taken, note_update, path_of, require_same_trace
+from elegy.frames import RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace
 from elegy.hooks import rng_context
 from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_static
-from elegy.pytree import meta_of, walk
+from elegy.pytree import change, meta_of, walk
 from elegy.random import RNG, fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
 from elegy.threads import holders, wait_for
@@ -33,6 +33,7 @@ from elegy.threads import holders, wait_for
 _RESERVED = ("name", "dtype", RNG_ATTRIBUTE)
 
 
+@typechecking.no_type_check
 def add_parameter(
     module: Node,
     name: str,
@@ -44,15 +45,54 @@ def add_parameter(
     frame = state.frames[-1] if state.frames else None
     meta = meta_of(module)
     wanted = None if shape is None else tuple(operator.index(size) for size in shape)
+    asked = None if dtype is None else _as_dtype(dtype)
     if name in meta.parameters and name in module.__dict__ and name != RNG_ATTRIBUTE:
         value = module.__dict__[name]
-        if wanted is not None and is_array(value) and tuple(value.shape) != wanted:
-            raise ParameterError(
-                f"{path_of(module, name)} has shape {tuple(value.shape)}, but {wanted} is asked for now.\n"
-                "  The shape was fixed by the first call; does this input have another size than that one?\n"
-                "  Use another module for it, or module.reset() to start again."
-            )
+        if is_array(value):
+            _require_as_before(module, name, value, wanted, asked)
         return value
+    constructing = frame is not None and frame.building and frame.module is module
+    _require_creatable(module, name, frame, constructing)
+    dtypes = meta.dtypes if asked is None else {**meta.dtypes, name: asked}
+    if dtype is None:
+        dtype = typechecking.infer_dtype(module, name, module.dtype)
+    if wanted is None and callable(initializer) and _positional(initializer):
+        wanted = typechecking.infer_shape(module, name)
+    make, finish, key = _maker(module, name, wanted, dtype, initializer, constructing)
+    if state.init_pass is not None:
+        value = state.init_pass.create(module, name, make, finish, key)
+    else:
+        value = finish(make())
+        write(module, name, value, created=True)
+    constructed = (*meta.constructed, name) if constructing else meta.constructed
+    meta = dataclasses.replace(
+        meta, parameters={**meta.parameters, name: bool(trainable)}, dtypes=dtypes, constructed=constructed
+    )
+    write_meta(module, meta, created=True)
+    if typechecking.on:
+        typechecking.check_parameter(module, name, value)
+    return value
+
+
+def _require_as_before(module, name, value, shape, dtype) -> None:
+    """Refuses to give a parameter to code that asks for another one. A shape or dtype of None asks for nothing."""
+    if shape is not None and tuple(value.shape) != shape:
+        raise ParameterError(
+            f"{path_of(module, name)} has shape {tuple(value.shape)}, but {shape} is asked for now.\n"
+            "  The shape was fixed by the first call; does this input have another size than that one?\n"
+            "  Use another module for it, or module.reset() to start again."
+        )
+    # A module whose arrays were cast to another dtype since the first call goes on asking for the first one.
+    first = meta_of(module).dtypes.get(name, dtype)
+    if dtype is not None and dtype not in (first, value.dtype):
+        raise ParameterError(
+            f"{path_of(module, name)} has dtype {value.dtype}, but {dtype} is asked for now.\n"
+            "  The dtype was fixed by the first call: give the module a dtype, or convert its input."
+        )
+
+
+def _require_creatable(module: Node, name: str, frame: Frame | None, constructing: bool) -> None:
+    """Refuses to create a parameter where none can be created, or under a name that cannot be had."""
     if frame is None:
         overridden = getattr(type(module).__call__, "__module__", "") != "elegy.module"
         hint = f" {type(module).__name__} overrides __call__: define `call` instead." if overridden else ""
@@ -68,22 +108,15 @@ def add_parameter(
     if not name.isidentifier():
         raise NameCollisionError(f"{path_of(module)}: the parameter name {name!r} is not a Python identifier.")
     require_same_trace(module, f"created the parameter {name!r}")
-    constructing = frame.building and frame.module is module
     if not constructing and (state.init_pass is None or (frame.module is module and not frame.first)):
         raise ParameterError(
             f"{path_of(module, name)} does not exist, and parameters are created by the first run of a method only.\n"
             "  Call add_parameter unconditionally, so that the first run creates every parameter."
         )
-    make, finish, key = _maker(module, name, wanted, dtype, initializer, constructing)
-    if state.init_pass is not None:
-        value = state.init_pass.create(module, name, make, finish, key)
-    else:
-        value = finish(make())
-        write(module, name, value, created=True)
-    constructed = (*meta.constructed, name) if constructing else meta.constructed
-    parameters = {**meta.parameters, name: bool(trainable)}
-    write_meta(module, dataclasses.replace(meta, parameters=parameters, constructed=constructed), created=True)
-    return value
+
+
+def _as_dtype(dtype: tp.Any) -> tp.Any:
+    return dtype if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.dtype(dtype)
 
 
 def _maker(module, name, shape, dtype, initializer, constructing):
@@ -123,7 +156,8 @@ def _maker(module, name, shape, dtype, initializer, constructing):
                 raise ParameterError(
                     f"{path_of(module, name)}: the initializer gave shape {value.shape} instead of {size}."
                 )
-        return value
+            return value
+        return jax.tree.map(strong, value)
 
     return make, finish, key
 
@@ -178,23 +212,31 @@ def _takes_key(initializer: tp.Any) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def trainable_flags(module: Node, name: str, value: tp.Any) -> list[bool]:
-    """For each leaf of an attribute's value, modules counting as leaves, whether it is trainable.
+def declared_flags(module: Node, name: str, value: tp.Any) -> list[bool]:
+    """For each leaf of an attribute's value, modules counting as leaves, whether it is trainable unless it is frozen.
 
-    Trainable are a parameter that was declared so, and the inexact arrays of a pytree of another library, both in a
-    module that is not frozen.
+    So is a parameter that was declared trainable, and so are the inexact arrays of a pytree of another library.
     """
-    meta = meta_of(module)
-    if name in meta.parameters:
-        declared = meta.trainable and meta.parameters[name]
-        return [declared and is_array(leaf) and is_inexact(leaf) for leaf in jax.tree.leaves(value, is_leaf=is_node)]
+    parameters = meta_of(module).parameters
+    if name in parameters:
+        leaves = jax.tree.leaves(value, is_leaf=is_node)
+        return [parameters[name] and is_array(leaf) and is_inexact(leaf) for leaf in leaves]
     flags: list[bool] = []
     for part in jax.tree.leaves(value, is_leaf=lambda part: isinstance(part, Node) or is_foreign(part)):
         if is_foreign(part):
-            leaves = jax.tree.leaves(part, is_leaf=is_node)
-            flags.extend(meta.trainable and is_array(leaf) and is_inexact(leaf) for leaf in leaves)
+            flags.extend(is_array(leaf) and is_inexact(leaf) for leaf in jax.tree.leaves(part, is_leaf=is_node))
         else:
             flags.append(False)
+    return flags
+
+
+def trainable_flags(module: Node, name: str, value: tp.Any) -> list[bool]:
+    """For each leaf of an attribute's value, modules counting as leaves, whether it is trainable."""
+    meta, flags = meta_of(module), declared_flags(module, name, value)
+    if not meta.trainable:
+        return [False] * len(flags)
+    if meta.frozen:
+        return [flag and (name, position) not in meta.frozen for position, flag in enumerate(flags)]
     return flags
 
 
@@ -205,7 +247,7 @@ Leaf = Callable[[Node, str, int, tp.Any], tp.Any]
 def collect(module: Node, trainable: bool | None, leaf: Leaf, seen: set[int] | None = None) -> dict[str, tp.Any]:
     """A nested dict, by attribute name, of `leaf(...)` for each array of the kind that is asked for.
 
-    A module that is reachable by two paths appears at the first.
+    What `leaf` gives `NOTHING` for is left out. A module that is reachable by two paths appears at the first.
     """
     seen = set() if seen is None else seen
     seen.add(id(module))
@@ -217,15 +259,16 @@ def collect(module: Node, trainable: bool | None, leaf: Leaf, seen: set[int] | N
                 result[name] = collect(value, trainable, leaf, seen)
         elif is_array(value):
             if trainable is None or trainable_flags(module, name, value) == [trainable]:
-                result[name] = leaf(module, name, 0, value)
+                if (found := leaf(module, name, 0, value)) is not NOTHING:
+                    result[name] = found
         elif name in parameters or not is_static(value):
             found = _collect_container(module, name, value, trainable, leaf, seen)
-            if found is not _NOTHING:
+            if found is not NOTHING:
                 result[name] = found
     return result
 
 
-_NOTHING = object()
+NOTHING = object()
 
 
 def _collect_container(module, name, value, trainable, leaf, seen):
@@ -239,10 +282,12 @@ def _collect_container(module, name, value, trainable, leaf, seen):
         elif is_array(item) and trainable in (None, flag):
             found.append(leaf(module, name, index, item))
         else:
-            found.append(absent)
-            continue
-        something = True
-    return thaw(treedef.unflatten(found)) if something else _NOTHING
+            found.append(NOTHING)
+        if found[-1] is NOTHING:
+            found[-1] = absent
+        else:
+            something = True
+    return thaw(treedef.unflatten(found)) if something else NOTHING
 
 
 def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.Any]:
@@ -256,15 +301,17 @@ def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def check_value(path: str, old: tp.Any, new: tp.Any) -> tp.Any:
-    """`new` as a replacement of the array `old`."""
+def check_value(path: str | Callable[[], str], old: tp.Any, new: tp.Any) -> tp.Any:
+    """`new` as a replacement of the array `old`; a path that costs something is given as a function."""
     if isinstance(new, (bool, int, float, complex)):
         new = jnp.asarray(new, old.dtype)
     elif isinstance(new, np.generic):
         new = jnp.asarray(new)
     if not is_array(new):
+        path = path() if callable(path) else path
         raise ParameterError(f"{path}: expected an array of shape {tuple(old.shape)}, got {type(new).__name__}.")
     if tuple(new.shape) != tuple(old.shape) or new.dtype != old.dtype:
+        path = path() if callable(path) else path
         raise ParameterError(
             f"{path} is {old.dtype}{list(old.shape)}, and the new value is {new.dtype}{list(new.shape)}.\n"
             "  Give a value of the same shape and dtype (reshape it, or use .astype)."
@@ -315,7 +362,7 @@ def _plan(module: Node, values: tp.Any, path: str, writes: list[_Write], problem
 def _replaced(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], problems: list[str]) -> tp.Any:
     """What an attribute, or an entry of a container, becomes. Modules keep their identity: their writes are planned."""
     if (
-        value is _NOTHING
+        value is NOTHING
         or (value is None and old is None)
         or (isinstance(value, tuple) and value == () and not is_array(old))
     ):
@@ -333,7 +380,7 @@ def _replaced(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], probl
         unknown = [key for key in value if key not in old]
         problems.extend(f"{path}/{key}: no such entry (there is: {', '.join(map(str, old))})." for key in unknown)
         items = {
-            key: _replaced(item, value.get(key, _NOTHING), f"{path}/{key}", writes, problems)
+            key: _replaced(item, value.get(key, NOTHING), f"{path}/{key}", writes, problems)
             for key, item in old.items()
         }
         return old if all(items[key] is old[key] for key in old) else type(old)(items)
@@ -372,20 +419,20 @@ def update_parameter(module: Node, name: str, value: tp.Any) -> None:
     require_same_trace(module, f"updated the parameter {name!r}")
     old = module.__dict__[name]
     if is_array(old):
-        value = check_value(path_of(module, name), old, value)
+        value = check_value(lambda: path_of(module, name), old, value)
     elif jax.tree.structure(old) != jax.tree.structure(value):
         raise ParameterError(
             f"{path_of(module, name)}: the new value has another structure.\n"
             f"  old: {jax.tree.structure(old)}\n  new: {jax.tree.structure(value)}"
         )
     else:
-        jax.tree.map(lambda a, b: check_value(path_of(module, name), a, b) if is_array(a) else b, old, value)
+        jax.tree.map(lambda a, b: check_value(lambda: path_of(module, name), a, b) if is_array(a) else b, old, value)
     write(module, name, value)
     note_update(module, name)
 
 
 def set_trainable(module: Node, trainable: bool) -> None:
-    modules = [node for node in walk([module]) if meta_of(node).trainable != trainable]
+    modules = [node for node in walk([module]) if meta_of(node).trainable != trainable or meta_of(node).frozen]
     for node in modules:
         require_same_trace(node, "assigned trainable")
         if id(node) in state.threaded:
@@ -393,8 +440,20 @@ def set_trainable(module: Node, trainable: bool) -> None:
                 f"{path_of(node)}: trainable was assigned inside a function that elegy.jit or elegy.value_and_grad "
                 "transforms.\n  Which parameters are trainable is fixed during compilation: assign it outside."
             )
+    # What a constructor freezes is frozen from the start: an init pass keeps it, as it keeps what is created.
+    created = bool(state.frames) and state.frames[-1].building
     for node in modules:
-        write_meta(node, dataclasses.replace(meta_of(node), trainable=bool(trainable)))
+        _set_flags(node, bool(trainable), frozenset(), created)
+
+
+def _set_flags(module: Node, trainable: bool, frozen: frozenset[tuple[str, int]], created: bool) -> None:
+    meta = meta_of(module)
+
+    def back() -> None:  # and leave alone what was created since
+        change(module, dataclasses.replace(meta_of(module), trainable=meta.trainable, frozen=meta.frozen))
+
+    log(module, back, created)
+    change(module, dataclasses.replace(meta, trainable=trainable, frozen=frozen))
 
 
 def reset(module: Node) -> None:
@@ -409,9 +468,11 @@ def reset(module: Node) -> None:
             created = {record.attribute for records in meta.hooks.values() for record in records}
             created |= {name for name in meta.parameters if name not in meta.constructed}
             kept = {name: flag for name, flag in meta.parameters.items() if name in meta.constructed}
+            dtypes = {name: dtype for name, dtype in meta.dtypes.items() if name in meta.constructed}
             for name in created:
                 _remove(node, name)
-            write_meta(node, dataclasses.replace(meta, parameters=kept, hooks={}, initialized=False), ties=True)
+            meta = dataclasses.replace(meta, parameters=kept, dtypes=dtypes, hooks={}, initialized=False)
+            write_meta(node, meta, ties=True)
 
 
 def _remove(module: Node, name: str) -> None:
@@ -449,13 +510,16 @@ def _mask(node: tp.Any) -> tp.Any:
 def leaf_kinds(root: Node) -> list[bool]:
     """Whether each leaf of a module is trainable, in the order of `jax.tree.leaves`. Does not recurse."""
     kinds: list[bool] = []
-    seen = {id(root)}
+    seen: set[int] = set()
     stack: list[Node | bool] = [root]
     while stack:
         item = stack.pop()
         if isinstance(item, bool):
             kinds.append(item)
             continue
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
         below: list[Node | bool] = []
         parameters = meta_of(item).parameters
         for name, value in item.__dict__.items():
@@ -465,8 +529,7 @@ def leaf_kinds(root: Node) -> list[bool]:
                     if not isinstance(leaf, Node):
                         if is_array(leaf) or name in parameters:
                             below.append(flag)
-                    elif id(leaf) not in seen:
-                        seen.add(id(leaf))
+                    else:
                         below.append(leaf)
         stack.extend(reversed(below))
     return kinds

@@ -42,6 +42,7 @@ class Record(tp.NamedTuple):
     attribute: str
     arguments: tuple[tp.Any, ...]
     site: str
+    cls: type
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,19 +53,28 @@ class Meta:
     initialized: bool = False
     # Parameter name -> whether it was declared trainable.
     parameters: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    # Parameter name -> the dtype that was asked for when it was created, if one was.
+    dtypes: Mapping[str, tp.Any] = dataclasses.field(default_factory=dict)
+    # Arrays that are frozen one by one, whatever they were declared: the attribute, and the position in its leaves.
+    frozen: frozenset[tuple[str, int]] = frozenset()
     # Names of the parameters that were created in __init__, which a reset keeps.
     constructed: tuple[str, ...] = ()
     # Method name -> what it creates, in order.
     hooks: Mapping[str, tuple[Record, ...]] = dataclasses.field(default_factory=dict)
 
     def key(self) -> Hashable:
-        # Creation sites and arguments stay out: modules made in two places have one structure.
+        # Creation sites stay out: modules made in two places have one structure.
         return (
             self.trainable,
             self.initialized,
             tuple(self.parameters.items()),
+            tuple(self.dtypes.items()),
+            self.frozen,
             self.constructed,
-            tuple((method, tuple(record.attribute for record in self.hooks[method])) for method in sorted(self.hooks)),
+            tuple(
+                (method, tuple((record.attribute, record.arguments) for record in self.hooks[method]))
+                for method in sorted(self.hooks)
+            ),
         )
 
 
@@ -114,7 +124,7 @@ class Layout:
         # The order of the attributes, where a tied one is among them: it decides by which path a shared module goes.
         self.order = order
         self.simple = not compounds and not ties
-        self.keys = tuple(jax.tree_util.GetAttrKey(name) for name in names)
+        self.keys = tuple(map(_AttributeKey, names))
         self.read = _reader(names)
         self._key = key
 
@@ -130,9 +140,17 @@ class Layout:
         parts = [f"{name}={value!r}" for name, value in self.static.items()]
         if not self.meta.trainable:
             parts.append("trainable=False")
+        if self.meta.frozen:
+            parts.append(f"frozen={sorted(self.meta.frozen)}")
         if self.meta.initialized:
             parts.append("initialized")
         return f"{self.cls.__name__}({', '.join(parts)})"
+
+
+class _AttributeKey(jax.tree_util.GetAttrKey):
+    """The key of an attribute in a path. JAX's message for trees of different structures reads `key` of any key."""
+
+    key = property(lambda self: self.name)
 
 
 def _reader(names: tuple[str, ...]) -> Callable[[dict[str, tp.Any]], tuple[tp.Any, ...]]:
@@ -378,8 +396,8 @@ def unflatten(layout: Layout, children: Iterable[tp.Any]) -> Node:
             attributes[name], same = _join(compound, attributes[name])
             if not same:
                 relayout(node)
-        for tie in layout.ties:
-            _tie(node, tie)
+        if layout.ties:
+            _tie(node, layout.ties)
     return node
 
 
@@ -426,13 +444,17 @@ def children(node: Node) -> list[tuple[Step, Node]]:
     return found
 
 
-def step_parts(node: Node, step: Step) -> tuple[str, ...]:
-    """The readable parts of a step: `("layers", "0")`."""
-    name, index = step
-    if index is None:
-        return (name,)
-    paths = jax.tree_util.tree_flatten_with_path(node.__dict__[name], is_leaf=is_node)[0]
-    return (name, *(jax.tree_util.keystr((key,), simple=True) for key in paths[index][0]))
+def child_parts(node: Node) -> list[tuple[tuple[str, ...], Node]]:
+    """The submodules that a module holds itself, with the readable parts of the way to each: `("layers", "0")`."""
+    found: list[tuple[tuple[str, ...], Node]] = []
+    for name, value in node.__dict__.items():
+        if isinstance(value, Node):
+            found.append(((name,), value))
+        elif not isinstance(value, jax.Array) and not is_static(value):
+            for path, leaf in jax.tree_util.tree_flatten_with_path(value, is_leaf=is_node)[0]:
+                if isinstance(leaf, Node):
+                    found.append(((name, *(jax.tree_util.keystr((key,), simple=True) for key in path)), leaf))
+    return found
 
 
 def walk(roots: Iterable[Node]) -> list[Node]:
@@ -476,22 +498,18 @@ def find_ties(root: Node) -> None:
 
 def _part_points(root: Node) -> dict[int, list[Tie]]:
     """For each module, by id, the pairs of occurrences that part there."""
-    first: dict[int, tuple[Step, ...]] = {id(root): ()}
+    first: dict[int, tuple[Step, ...]] = {}
     repeats: dict[int, list[tuple[Step, ...]]] = {}
     stack: list[tuple[Node, tuple[Step, ...]]] = [(root, ())]
-    paths: dict[tuple[Step, ...], Node] = {(): root}
+    paths: dict[tuple[Step, ...], Node] = {}
     while stack:
         node, path = stack.pop()
-        below: list[tuple[Node, tuple[Step, ...]]] = []
-        for step, child in children(node):
-            place = (*path, step)
-            if id(child) in first:
-                repeats.setdefault(id(child), []).append(place)
-            else:
-                first[id(child)] = place
-                paths[place] = child
-                below.append((child, place))
-        stack.extend(reversed(below))
+        if id(node) in first:
+            repeats.setdefault(id(node), []).append(path)
+        else:
+            first[id(node)] = path
+            paths[path] = node
+            stack.extend((child, (*path, step)) for step, child in reversed(children(node)))
     ties: dict[int, list[Tie]] = {}
     for identity, others in repeats.items():
         inside: dict[tuple[Step, ...], list[tuple[Step, ...]]] = {}
@@ -505,21 +523,36 @@ def _part_points(root: Node) -> dict[int, list[Tie]]:
     return ties
 
 
-def child_at(node: Node, path: Iterable[Step]) -> tp.Any:
-    for name, index in path:
-        value = node.__dict__[name]
-        node = value if index is None else jax.tree.leaves(value, is_leaf=is_node)[index]
-    return node
+class _Contents:
+    """The leaves of the containers that some modules hold, each flattened once, and what is to be put among them."""
 
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, str], tuple[Node, list[tp.Any], tp.Any]] = {}
+        self._changed: set[tuple[int, str]] = set()
 
-def place(node: Node, step: Step, child: tp.Any) -> None:
-    name, index = step
-    if index is None:
-        node.__dict__[name] = child
-        return
-    leaves, treedef = jax.tree.flatten(node.__dict__[name], is_leaf=lambda leaf: is_node(leaf) or leaf is TIED)
-    leaves[index] = child
-    node.__dict__[name] = treedef.unflatten(leaves)
+    def _leaves(self, node: Node, name: str) -> list[tp.Any]:
+        key = (id(node), name)
+        if key not in self._held:
+            is_leaf = lambda leaf: is_node(leaf) or leaf is TIED  # noqa: E731
+            self._held[key] = (node, *jax.tree.flatten(node.__dict__[name], is_leaf=is_leaf))
+        return self._held[key][1]
+
+    def child(self, node: Node, step: Step) -> tp.Any:
+        name, index = step
+        return node.__dict__[name] if index is None else self._leaves(node, name)[index]
+
+    def place(self, node: Node, step: Step, child: tp.Any) -> None:
+        name, index = step
+        if index is None:
+            node.__dict__[name] = child
+        else:
+            self._leaves(node, name)[index] = child
+            self._changed.add((id(node), name))
+
+    def write(self) -> None:
+        for node, name in self._changed:
+            node, leaves, treedef = self._held[node, name]
+            node.__dict__[name] = treedef.unflatten(leaves)
 
 
 def shallow_copy(node: Node) -> Node:
@@ -539,29 +572,39 @@ def cut(node: Node, targets: Sequence[tuple[Step, ...]]) -> Node:
     groups: dict[Step, list[tuple[Step, ...]]] = {}
     for target in targets:
         groups.setdefault(target[0], []).append(target[1:])
+    contents = _Contents()
     for step, rests in groups.items():
         deeper = [rest for rest in rests if rest]
-        place(copy, step, cut(child_at(node, [step]), deeper) if deeper else TIED)
+        contents.place(copy, step, cut(contents.child(copy, step), deeper) if deeper else TIED)
+    contents.write()
     return copy
 
 
-def _tie(node: Node, tie: Tie) -> None:
-    """Puts the module found at `tie.source` at `tie.target` too."""
-    try:
-        source = child_at(node, tie.source)
-        parent = node
-        order = node._layout.order if node._layout is not None else ()
-        for step in tie.target[:-1]:
-            parent = child_at(parent, [step])
-            if parent._layout is not None:
-                order = parent._layout.order
-                relayout(parent)
-            set_ties(parent, None)
-        place(parent, tie.target[-1], source)
+def _tie(node: Node, ties: Sequence[Tie]) -> None:
+    """Puts the module found at the source of each tie at its target too."""
+    contents = _Contents()
+    orders: dict[int, tuple[Node, tuple[str, ...]]] = {}
+    for tie in ties:
+        try:
+            source = parent = node
+            for step in tie.source:
+                source = contents.child(source, step)
+            order = node._layout.order if node._layout is not None else ()
+            for step in tie.target[:-1]:
+                parent = contents.child(parent, step)
+                if parent._layout is not None:
+                    order = parent._layout.order
+                    relayout(parent)
+                set_ties(parent, None)
+            contents.place(parent, tie.target[-1], source)
+            if order:
+                orders.setdefault(id(parent), (parent, order))
+        except (AttributeError, IndexError, KeyError):
+            continue  # objects without structure stand where the modules were
+    contents.write()
+    for parent, order in orders.values():
         attributes = parent.__dict__
         if len(order) == len(attributes):
             ordered = {name: attributes[name] for name in order}
             attributes.clear()
             attributes.update(ordered)
-    except (AttributeError, IndexError, KeyError):
-        return  # objects without structure stand where the modules were

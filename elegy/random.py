@@ -48,6 +48,21 @@ def _fold(data: jax.Array, number: tp.Any, impl: str) -> jax.Array:
 _fold = jax.jit(_fold, static_argnums=2, inline=True)
 
 
+def lane_of(data: jax.Array, lane: jax.Array, impl: str) -> jax.Array:
+    """The stream of one lane of a mapped function: derived from one half of a split, later draws from the other."""
+    return _fold(_split(data, impl)[1], lane.astype(np.uint32), impl)
+
+
+def step_of(data: jax.Array, impl: str) -> jax.Array:
+    """The stream after its lanes have branched off."""
+    return _split(data, impl)[0]
+
+
+def default_impl() -> str:
+    """The implementation of `jax.random.key`, in which modules keep keys of their own."""
+    return str(jax.random.key_impl(jax.random.key(0)))
+
+
 def fold_in_path(key: jax.Array, path: str) -> jax.Array:
     """The key of one parameter: `key` folded with 32 bits of the SHA-256 of its path."""
     number = np.uint32(int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], "big"))
@@ -75,7 +90,7 @@ class RNG:
     ```
     """
 
-    __slots__ = ("__weakref__", "_born", "_count", "_data", "_impl", "_root")
+    __slots__ = ("__weakref__", "_born", "_count", "_data", "_enter", "_impl", "_root")
 
     def __init__(self, key: KeyLike):
         key = as_key(key)
@@ -85,13 +100,22 @@ class RNG:
         # The keys of initialisation come from a stream of their own, so that a first call draws the same dropout masks
         # whether it initialises eagerly or inside a transform. Forks count on together.
         self._root: jax.Array | None = self._data
+        # Derives the stream of one lane from that of all, the first time that the lane draws.
+        self._enter: Callable[[jax.Array], jax.Array] | None = None
         self._count = [0]
         self._born = tracing.current()
 
     @property
+    def data(self) -> jax.Array:
+        """The state of the stream as raw data, to be carried by a transform."""
+        if self._enter is not None:
+            self._data, self._enter = self._enter(self._data), None
+        return self._data
+
+    @property
     def key(self) -> jax.Array:
         """The state of the stream as a typed key. Do not draw from it: call the `RNG` instead."""
-        return jax.random.wrap_key_data(self._data, impl=self._impl)
+        return jax.random.wrap_key_data(self.data, impl=self._impl)
 
     def __call__(self) -> jax.Array:
         """A new typed key; the stream advances."""
@@ -102,7 +126,7 @@ class RNG:
                 "  Either pass a key as an argument of the transformed function, and draw from elegy.RNG(key),\n"
                 "  or use the transform of the same name in elegy, which carries the RNG through."
             )
-        self._data, drawn = _split(self._data, self._impl)
+        self._data, drawn = _split(self.data, self._impl)
         return jax.random.wrap_key_data(drawn, impl=self._impl)
 
     def base_key(self) -> Callable[[], jax.Array]:
@@ -121,29 +145,32 @@ class RNG:
 
     def fork(self) -> RNG:
         """A copy that draws on its own, while initialisations are counted together."""
-        fork = _restore(self._impl, (self._data, self._root, self._count[0]))
+        fork = _restore(self._impl, (self.data, self._root, self._count[0]))
         fork._count = self._count
         return fork
 
-    def threaded(self, data: jax.Array) -> RNG:
+    def threaded(self, data: jax.Array, enter: Callable[[jax.Array], jax.Array] | None = None) -> RNG:
         """The stream as an argument of a compiled function: initialisations draw from it like anything else."""
-        return _restore(self._impl, (data, None, 0))
+        rng = _restore(self._impl, (data, None, 0))
+        rng._enter = enter
+        return rng
 
     def snapshot(self) -> tuple[tp.Any, ...]:
-        return (self._data, self._root, self._count[0])
+        return (self._data, self._root, self._count[0], self._enter)
 
     def restore(self, snapshot: tuple[tp.Any, ...]) -> None:
-        self._data, self._root, self._count[0] = snapshot
+        self._data, self._root, self._count[0], self._enter = snapshot
 
     def __repr__(self) -> str:
-        return f"RNG({self._impl}, {self._data})"
+        return f"RNG({self._impl}, {self.data})"
 
     def __getstate__(self):
-        return (self._impl, self.snapshot())
+        return (self._impl, (self.data, self._root, self._count[0]))
 
     def __setstate__(self, state):
         self._impl, (self._data, self._root, count) = state
         self._count = [count]
+        self._enter = None
         self._born = tracing.current()
 
 
@@ -155,6 +182,6 @@ def _restore(impl: str, snapshot: tuple[tp.Any, ...]) -> RNG:
 
 jax.tree_util.register_pytree_node(
     RNG,
-    lambda rng: ((rng._data, rng._root), (rng._impl, rng._count[0])),
+    lambda rng: ((rng.data, rng._root), (rng._impl, rng._count[0])),
     lambda aux, children: _restore(aux[0], (*children, aux[1])),
 )

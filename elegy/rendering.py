@@ -7,9 +7,9 @@
       head=Linear(uninitialised, output_size=1)
     )
 
-An array that is not trainable is marked `(state)`, unless its whole module is `frozen`. Equal neighbours in a list are
-counted, `12 x Block(...)`, and a module that was shown above is named, `Linear(same as encoder/linear)`. What is too
-deep, too many or too long is left out, and nothing that a module holds can make this fail.
+An array that is not trainable is marked `(state)` or `(frozen)`, unless its whole module is `frozen`. Equal neighbours
+in a list are counted, `12 x Block(...)`, and a module that was shown above is named, `Linear(same as encoder/linear)`.
+What is too deep, too many or too long is left out, and nothing that a module holds can make this fail.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import wadler_lindig as wl
 
 from elegy.containers import is_plain_container
 from elegy.leaves import Node, is_array, is_node, is_static
-from elegy.parameters import trainable_flags
+from elegy.parameters import declared_flags, trainable_flags
 from elegy.pytree import children, meta_of
 
 _WIDTH = 100  # characters on a line
@@ -78,15 +78,15 @@ class _Sketch:
                 docs.append(wl.TextDoc(f"{key}=") + self.value(value, _states(module, key, value), options))
         return _bracketed(f"{name}(", docs, ")", options)
 
-    def value(self, value: tp.Any, states: set[int], options: dict[str, tp.Any]) -> wl.AbstractDoc:
-        """An attribute, or a part of one; `states` are the ids of the arrays that are not trainable."""
+    def value(self, value: tp.Any, states: dict[int, str], options: dict[str, tp.Any]) -> wl.AbstractDoc:
+        """An attribute, or a part of one; `states` says why arrays are not trainable, by their ids."""
         try:
             doc = self._value(value, states, options)
         except Exception:  # the repr of an object may do anything, and a module must be printable all the same
             return wl.TextDoc(f"<{type(value).__name__}>")
-        return doc + wl.TextDoc(" (state)") if id(value) in states else doc
+        return doc + wl.TextDoc(f" ({states[id(value)]})") if id(value) in states else doc
 
-    def _value(self, value: tp.Any, states: set[int], options: dict[str, tp.Any]) -> wl.AbstractDoc:
+    def _value(self, value: tp.Any, states: dict[int, str], options: dict[str, tp.Any]) -> wl.AbstractDoc:
         if is_node(value):
             return wl.pdoc(value, **options)
         if (custom := options["custom"](value)) is not None:
@@ -101,7 +101,7 @@ class _Sketch:
         is_long = len(wl.pformat(doc, width=_LONGEST_OBJECT)) > _LONGEST_OBJECT
         return wl.TextDoc(f"{type(value).__name__}(...)") if is_long else doc
 
-    def container(self, container: tp.Any, states: set[int], options: dict[str, tp.Any]) -> wl.AbstractDoc:
+    def container(self, container: tp.Any, states: dict[int, str], options: dict[str, tp.Any]) -> wl.AbstractDoc:
         """A list, tuple, named tuple or dict, with equal modules next to each other counted."""
         begin, labels, items, end = _parts(container)
         if self.is_full() and items:
@@ -210,16 +210,20 @@ def _defaults(cls: type) -> dict[str, tp.Any]:
     return {name: parameter.default for name, parameter in parameters.items()}
 
 
-def _states(module: Node, name: str, value: tp.Any) -> set[int]:
-    """The ids of the arrays of an attribute that are not trainable, though the module is not frozen."""
+def _states(module: Node, name: str, value: tp.Any) -> dict[int, str]:
+    """Why arrays of an attribute are not trainable, though the module is not frozen; by the ids of the arrays."""
     if isinstance(value, Node) or is_static(value) or not meta_of(module).trainable:
-        return set()
+        return {}
     try:
         leaves = jax.tree.leaves(value, is_leaf=is_node)
-        flags = trainable_flags(module, name, value)
-        return {id(leaf) for leaf, flag in zip(leaves, flags, strict=True) if is_array(leaf) and not flag}
+        flags = zip(trainable_flags(module, name, value), declared_flags(module, name, value), strict=True)
+        return {
+            id(leaf): "frozen" if declared else "state"
+            for leaf, (trainable, declared) in zip(leaves, flags, strict=True)
+            if is_array(leaf) and not trainable
+        }
     except Exception:  # some other object stands where the attribute was
-        return set()
+        return {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,8 +252,8 @@ def render_in_treescope(module: Node, path: str | None, subtree_renderer: tp.Any
         pieces = [f"{name}=", rendered, rendering_parts.fold_condition(expanded=rendering_parts.text(","))]
         if not is_last:
             pieces.append(rendering_parts.fold_condition(collapsed=rendering_parts.text(", ")))
-        if id(value) in _states(module, name, value):
-            pieces.append(comment("state"))
+        if state := _states(module, name, value).get(id(value)):
+            pieces.append(comment(state))
         lines.append(rendering_parts.build_full_line_with_annotations(*pieces))
     marks = _marks(module)
     title = [rendering_parts.maybe_qualified_type_name(type(module)), "("]

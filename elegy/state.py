@@ -37,6 +37,8 @@ class State(threading.local):
         self.mode: tp.Any = None
         self.name_levels: list[tuple[int, str]] = []
         self.init_pass: InitPass | None = None
+        # Whether an initializer runs in an init pass: what it draws comes from the key of its parameter.
+        self.in_initializer: bool = False
         # How to undo what the running call has done so far; None outside of calls.
         self.log: list[Undo] | None = None
         # The modules that a transform of elegy carries in and out of the running trace, by id.
@@ -77,22 +79,24 @@ class Undo(tp.NamedTuple):
 
 
 @contextlib.contextmanager
-def undoing(created_only: bool = False, forget: Callable[[Node], bool] = lambda module: False):
+def undoing(created_only: bool = False, forget: Callable[[Node], bool] | None = None):
     """Takes back every change of the body if it fails.
 
     On success, `created_only` takes back what is not a creation, and the changes of the modules that `forget` names
     become final, as their caller restores them.
     """
-    outer, collector, rng, training = state.log, state.collector, state._rng, state.training
+    outermost, collector, rng, training = state.log is None, state.collector, state._rng, state.training
     rng_before = None if rng is None else rng.snapshot()
     events_before = None if collector is None else len(collector.events)
-    mine: list[Undo] = []
-    state.log = mine
+    if state.log is None:
+        state.log = []
+    entries = state.log
+    start = len(entries)
     try:
         yield
     except BaseException:
-        _take_back(mine)
-        mine.clear()
+        _take_back(entries[start:])
+        del entries[start:]
         state._rng, state.collector = rng, collector
         if state.training != training:
             set_training(training)
@@ -103,11 +107,13 @@ def undoing(created_only: bool = False, forget: Callable[[Node], bool] = lambda 
         raise
     else:
         if created_only:
-            _take_back([undo for undo in mine if not undo.created])
-        if outer is not None:
-            outer.extend(undo for undo in mine if (undo.created or not created_only) and not forget(undo.module))
+            _take_back([undo for undo in entries[start:] if not undo.created])
+            entries[start:] = [undo for undo in entries[start:] if undo.created]
+        if forget is not None:
+            entries[start:] = [undo for undo in entries[start:] if not forget(undo.module)]
     finally:
-        state.log = outer
+        if outermost:
+            state.log = None
 
 
 def _take_back(entries: Sequence[Undo]) -> None:

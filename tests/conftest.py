@@ -28,8 +28,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # A first call compiles, so that no deadline is right; the same examples are tried on each run.
+# Shrinking a failure compiles hundreds of programs, for which a run of all checks has no time.
+phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+if "CI" not in os.environ:
+    phases.append(hypothesis.Phase.shrink)
 hypothesis.settings.register_profile(
-    "elegy", deadline=None, derandomize=True, database=None, max_examples=50, print_blob=True
+    "elegy", deadline=None, derandomize=True, database=None, max_examples=50, print_blob=True, phases=phases
 )
 hypothesis.settings.load_profile("elegy")
 
@@ -46,6 +50,13 @@ def fresh_state() -> Iterator[None]:
     elegy.set_rng(elegy.RNG(42))
     yield
     elegy.set_training(training)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_caches() -> Iterator[None]:
+    """Drops the programs that the tests of a file compiled: kept for the whole run, they take gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -188,7 +188,9 @@ def _make_class(spec: Spec) -> type[elegy.Module]:
         return x
 
     namespace = {"__init__": __init__, "call": call, "__module__": __name__}
-    return type(elegy.Module)(f"Drawn{len(_classes)}", (elegy.Module,), namespace)
+    cls = type(elegy.Module)(f"Drawn{len(_classes)}", (elegy.Module,), namespace)
+    globals()[cls.__name__] = cls  # pickle finds a class by its name
+    return cls
 
 
 def make(item: Any, pool: list[elegy.Module], seed: int) -> Any:

@@ -30,9 +30,24 @@ ROWS = [
     ("trace of the gradient, 1-block transformer", "Flax Linen", "dict of arrays"),
     ("trace of the gradient, 1-block transformer", "Flax NNX", "dict of arrays"),
     ("trace of the gradient, 1-block transformer", "Equinox", "dict of arrays"),
+    *(
+        (f"{what}, 3 blocks", arm, "`jax.lax.scan` of a dict of arrays")
+        for what in ("trace of the gradient", "compilation of the gradient")
+        for arm in ("`elegy.nn.Stack`", "list of Elegy blocks", "Equinox, stacked and scanned", "`flax.nnx.scan`")
+    ),
+    ("trace of the gradient", "`elegy.nn.Stack` of 3", "`elegy.nn.Stack` of 2"),
+    ("compilation of the gradient", "`elegy.nn.Stack` of 3", "`elegy.nn.Stack` of 2"),
+    *(
+        ("gradient, 3 blocks", arm, "`jax.lax.scan` of a dict of arrays")
+        for arm in ("`elegy.nn.Stack`", "list of Elegy blocks", "Equinox, stacked and scanned", "`flax.nnx.scan`")
+    ),
+    *(
+        ("compiled call", f"`elegy.{name}`", f"`jax` {name} of arrays")
+        for name in ("vmap", "scan", "remat", "cond", "switch", "while_loop", "fori_loop")
+    ),
     ("import", "`import elegy`", "`import jax, equinox, optax`"),
 ]
-OPTIONAL = {"`flax.nnx.jit`", "Haiku", "Flax Linen", "Flax NNX"}
+OPTIONAL = {"`flax.nnx.jit`", "Haiku", "Flax Linen", "Flax NNX", "`flax.nnx.scan`"}
 
 
 @pytest.mark.slow

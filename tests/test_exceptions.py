@@ -131,7 +131,7 @@ class Snapshot(NamedTuple):
 def snapshot(module: elegy.Module) -> Snapshot:
     nodes = nodes_below(module)
     rng = elegy.get_rng()
-    data, root, count = rng.snapshot()
+    data, root, count, _ = rng.snapshot()
     thread = {
         name: list(value) if isinstance(value, list) else dict(value) if isinstance(value, dict) else value
         for name, value in vars(hooks.state).items()
@@ -193,7 +193,7 @@ def values(tree: Any) -> list[Any]:
 
 def outcome(result: Any, module: elegy.Module) -> Any:
     """What a run leaves behind, in a form that compares bit for bit between two worlds."""
-    data, _, count = elegy.get_rng().snapshot()
+    data, _, count, _ = elegy.get_rng().snapshot()
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(module)[0]]
     summaries = [(path, values(value)) for _, path, value in elegy.get_summaries() or []]
     return (
@@ -526,6 +526,38 @@ def test_what_a_failing_call_froze_is_trainable_again():
         module(jnp.ones([2, 3]), fail=True)
     assert module.child.trainable
     assert_unchanged(before, snapshot(module), "frozen in a failing call")
+
+
+@pytest.mark.parametrize("how", ["eager", "init", "elegy.jit", "elegy.value_and_grad"])
+def test_a_module_frozen_in_the_first_call_is_whole(how):
+    """Taking back what an init pass did besides creating must not take back what it created."""
+
+    class Backbone(elegy.Module):
+        def __init__(self):
+            self.inner = Counter()
+            self.inner.trainable = False
+
+        def call(self, x):
+            return self.inner(x)
+
+    class Net(elegy.Module):
+        def call(self, x):
+            return Counter()(Backbone()(x)).sum()
+
+    net = Net()
+    x = jnp.ones([2, 3])
+    for _ in range(2):
+        {
+            "eager": net,
+            "init": lambda x: net.init(x)(x),
+            "elegy.jit": elegy.jit(net),
+            "elegy.value_and_grad": elegy.value_and_grad(net),
+        }[how](x)
+    assert not net.backbone.inner.trainable and net.counter.trainable
+    assert net.backbone.inner.count == 2
+    trainable = net.get_parameters(trainable=True)
+    assert set(trainable["counter"]) == {"w"} and not jax.tree.leaves(trainable["backbone"])
+    assert jax.tree.structure(net.copy()) == jax.tree.structure(net)
 
 
 def test_what_a_failing_call_reset_is_initialised_again():

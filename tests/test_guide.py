@@ -171,7 +171,7 @@ def test_declaring_unconditionally_runs_in_both_branches(size, channels):
 def test_the_other_branch_with_other_widths_says_which_parameter_does_not_fit():
     module = Valid()
     module(jnp.ones([8, 4, 4, 2]))
-    with pytest.raises(elegy.errors.ParameterError, match="linear/w"):
+    with elegy.typechecker(None), pytest.raises(elegy.errors.ParameterError, match="linear/w"):
         module(jnp.ones([2, 4, 4, 2]))
 
 

@@ -86,7 +86,12 @@ def test_linear_computes_in_the_dtype_of_its_parameters() -> None:
 
 def test_another_size_of_input() -> None:
     linear = Linear(4).init(floats(3, 5))
-    with pytest.raises(elegy.errors.ParameterError, match=r"linear/w has shape \(5, 4\), but \(6, 4\)"):
+    with (
+        elegy.typechecker(None),
+        pytest.raises(elegy.errors.ParameterError, match=r"w has shape \(5, 4\), but \(6, 4\)"),
+    ):
+        linear(floats(3, 6))
+    with pytest.raises(elegy.errors.TypeCheckError, match="(?s)size of dimension in is 6.*axes: in=5 .from w"):
         linear(floats(3, 6))
 
 

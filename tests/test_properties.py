@@ -2,11 +2,11 @@
 
 import copy
 import dataclasses
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import equinox as eqx
 import hypothesis.strategies as st
 import jax
@@ -105,13 +105,12 @@ def test_a_trip_through_jit_is_the_identity(recipe):
     assert bits(again) == bits(module)
 
 
-@pytest.mark.xfail(strict=False, reason="an open defect: fails for some generated trees")
 @some(25)
 @given(recipes())
 def test_copies_are_equal_and_independent(recipe):
     module = recipe.build()
     before = picture(module)
-    for other in (module.copy(), copy.deepcopy(module), cloudpickle.loads(cloudpickle.dumps(module))):
+    for other in (module.copy(), copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert picture(other) == before
         with elegy.rng_context(1):
             other(X)
@@ -305,7 +304,7 @@ def run_step(module, x, step, pure, outputs):
     elif step.what == "losses":
         with elegy.hooks_context(summaries=True):
             module(x)
-            summaries = [(path, value) for _, path, value in elegy.get_summaries()]
+            summaries = {f"{index}: {path}": value for index, (_, path, value) in enumerate(elegy.get_summaries())}
             outputs.append((dict(elegy.get_losses()), dict(elegy.get_metrics()), summaries))
     elif step.what == "set":
         halved = jax.tree.map(lambda p: p if p.dtype == bool else p - p // 2, module.get_parameters(trainable=None))
@@ -343,21 +342,25 @@ def in_style(style: str, module, steps, key):
         leaves = compiled(X, key)
         return static[-1].unflatten(leaves), module
     if style == "shim, stream of the thread":
-        compiled = elegy.jit(lambda x: jax.tree.leaves(run_steps(module, x, steps, pure=False)[0]), modules=module)
+
+        def drawing(x):
+            leaves, treedef = jax.tree.flatten(run_steps(module, x, steps, pure=False)[0])
+            static.append(treedef)
+            return leaves
+
         with elegy.rng_context(key):
-            return compiled(X), module
+            leaves = elegy.jit(drawing, modules=module)(X)
+        return static[-1].unflatten(leaves), module
     transform = jax.jit if style == "jax.jit" else elegy.jit
     leaves, module = transform(lambda module, x, key: function(module, x, key, pure=True))(module, X, key)
     return static[-1].unflatten(leaves), module
 
 
 def assert_close(one: Any, other: Any) -> None:
+    assert isinstance(one, elegy.Module) or jax.tree.structure(one) == jax.tree.structure(other)
     a, b = jax.tree.leaves(one), jax.tree.leaves(other)
     assert len(a) == len(b)
     for left, right in zip(a, b, strict=True):
-        if isinstance(left, str):
-            assert left == right
-            continue
         assert left.dtype == right.dtype and left.shape == right.shape
         exact = not jnp.issubdtype(left.dtype, jnp.inexact)
         tolerance = 0 if exact else (5e-2 if left.dtype == jnp.bfloat16 else 2e-4)
@@ -366,12 +369,13 @@ def assert_close(one: Any, other: Any) -> None:
         )
 
 
-@pytest.mark.xfail(strict=False, reason="an open defect: fails for some generated programs")
 @pytest.mark.parametrize("style", ["shim", "shim, stream of the thread", "jax.jit", "elegy.jit, pure"])
 @some(12)
 @given(specs(depth=2), st.lists(phases, min_size=1, max_size=2), st.booleans())
 def test_programs_do_the_same_in_every_style(style, spec, program, lazily):
-    lazily = lazily and style.startswith("shim")
+    # A function that looks at a module before it calls it sees one that is initialised already, if it is compiled.
+    first = program[0].steps[0].what
+    lazily = lazily and style.startswith("shim") and first in ("call", "losses", "gradient", "nested")
     eager, other = build(spec, 0, initialise=not lazily), build(spec, 0, initialise=not lazily)
     for index, phase in enumerate(program):
         for number, trainable in phase.freezes:

@@ -255,7 +255,6 @@ def test_many_predictions_while_the_other_thread_traces(way):
     run_together(keep_predicting, keep_tracing)
 
 
-@pytest.mark.xfail(strict=False, reason="an open defect: fails now and then under load")
 @pytest.mark.parametrize("first", [predict_eagerly, predict_compiled, predict_with_gradient])
 @pytest.mark.parametrize("second", [predict_eagerly, predict_compiled, predict_jit_method])
 def test_two_threads_make_the_first_call_at_once(first, second):
@@ -351,7 +350,6 @@ READERS = {
 }
 
 
-@pytest.mark.xfail(strict=False, reason="an open defect: fails now and then under load")
 @pytest.mark.parametrize("reader", READERS)
 def test_a_reader_waits_for_the_trace_of_another_thread(reader):
     net = Net().init(X)

@@ -164,7 +164,6 @@ def eager_loop(module, optimizer, steps, x, y):
     return losses, module
 
 
-@pytest.mark.xfail(strict=False, reason="an open defect: failed once under load")
 @pytest.mark.usefixtures("default_promotion")  # optax promotes
 @pytest.mark.parametrize("loop", [functional_loop, partitioned_loop, eager_loop])
 def test_every_style_trains_to_the_same_numbers(loop):

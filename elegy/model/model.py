@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import optax
 
+from elegy.losses import Loss
+from elegy.metrics import Metric
 from elegy.model import loop
 from elegy.model.callbacks import Callback, Callbacks, History, progress
 from elegy.model.data import Data, as_data, batches, split
@@ -71,8 +73,9 @@ class Model:
         run_eagerly: bool = False,
         seed: int = 42,
     ):
-        if not isinstance(module, Module):
+        if not isinstance(module, Module) or isinstance(module, (Loss, Metric)):
             hint = "Construct it." if isinstance(module, type) else "Make one of a function by elegy.to_module(f)()."
+            hint = "The module comes first, then loss= and metrics=." if isinstance(module, Module) else hint
             raise TypeError(f"elegy.Model takes a module, got {module!r}.\n  {hint}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be an integer that is not negative, got {seed!r}.")

@@ -10,9 +10,11 @@ import jax
 import optax
 
 from elegy.errors import ParameterError
+from elegy.frames import path_of
 from elegy.leaves import is_node
 from elegy.module import Module
 from elegy.parameters import collect
+from elegy.selections import Selection, differences, parts_of_leaves, select_trainable
 
 Parameters = tp.Any  # nested dicts of arrays, as `get_parameters` gives them
 
@@ -28,6 +30,9 @@ class Optimizer(Module):
 
     - `transformation`: an `optax.GradientTransformation`, with or without extra arguments.
     - `name`: as for every module.
+    - `where`: what to update, if it is not all that is trainable: a `Selection`, or what `elegy.select` takes (a class,
+      a path, a predicate; a tuple of several). The gradients must be those of the same arrays, as
+      `elegy.value_and_grad(..., where=where)` gives them.
 
     Freezing a part of a module is possible at any time. The state of the frozen parameters is kept, unchanged, for
     when they are trainable again. Parameters that are trainable for the first time after the first update need
@@ -59,13 +64,17 @@ class Optimizer(Module):
     ```
     """
 
-    def __init__(self, transformation: tp.Any, name: str | None = None):
+    def __init__(self, transformation: tp.Any, name: str | None = None, where: tp.Any = None):
         super().__init__(name=name)
         if not isinstance(transformation, optax.GradientTransformation):
             raise TypeError(
                 f"elegy.Optimizer takes an Optax transformation, such as optax.adam(1e-3), got {transformation!r}"
             )
         self.transformation = optax.with_extra_args_support(transformation)
+        if is_node(where):
+            raise TypeError("where= of an optimiser takes no module, which would become a part of it: give its path.")
+        # A selection holds arrays, so its paths are kept in its place.
+        self.where = where.paths if isinstance(where, Selection) else where
 
     def call(self, gradients: Parameters, parameters: Parameters, **extra: tp.Any) -> Parameters:
         """The parameters after one step, without touching any module.
@@ -100,8 +109,27 @@ class Optimizer(Module):
 
         **Raises:** as a call does.
         """
-        values = self(gradients, _trainable_parameters(modules), **extra)
+        for leaf in jax.tree.leaves(modules, is_leaf=is_node):
+            if not is_node(leaf):
+                raise TypeError(
+                    f"{path_of(self)}: update takes the modules first, then the gradients, update(module, gradients); "
+                    f"got a {type(leaf).__name__} among the modules."
+                )
+        values = self(gradients, self.parameters(modules), **extra)
         jax.tree.map(lambda module, new: module.set_parameters(new), modules, values, is_leaf=is_node)
+
+    def parameters(self, modules: tp.Any) -> Parameters:
+        """What it updates of modules: what is trainable, or what `where` selects.
+
+        **Arguments:**
+
+        - `modules`: as for `update`.
+
+        **Returns:** for each module a nested dict, in the form of `get_parameters`.
+
+        **Raises:** `SelectionError` if `where` selects nothing, or what is not trainable.
+        """
+        return _trainable_parameters(modules) if self.where is None else select_trainable(modules, self.where).get()
 
     def adapt(self, modules: tp.Any) -> None:
         """Fits the state to the parameters that are trainable now; needed when some are for the first time.
@@ -135,7 +163,7 @@ class Optimizer(Module):
         optimizer.update(modules, gradients)
         ```
         """
-        parameters = _trainable_parameters(modules)
+        parameters = self.parameters(modules)
         if not self.initialized:
             self.init(parameters, parameters)
             return
@@ -171,10 +199,16 @@ def _trainable_parameters(modules: tp.Any) -> Parameters:
 def _require_equal_structures(gradients: Parameters, parameters: Parameters) -> None:
     found, wanted = jax.tree.structure(gradients), jax.tree.structure(parameters)
     if found != wanted:
+        given, updated = parts_of_leaves(gradients), parts_of_leaves(parameters)
+        sides = {
+            "only among the gradients": [parts for parts in given if parts not in updated],
+            "only among the parameters": [parts for parts in updated if parts not in given],
+        }
+        lines = differences(sides) or f"  gradients:  {found}\n  parameters: {wanted}"
         raise ParameterError(
-            "the gradients are not those of the parameters that are to be updated:\n"
-            f"  gradients:  {found}\n  parameters: {wanted}\n"
-            "  Take them with respect to the same modules, with the same parts frozen."
+            f"the gradients are not those of the parameters that are to be updated:\n{lines}\n"
+            "  Take them with respect to the same modules, with the same parts frozen, and with the where= of the "
+            "optimiser."
         )
 
 

@@ -96,7 +96,7 @@ def train(parts: Parts, totals: Totals | None, batch: Data) -> Totals:
 
     modules = {"module": parts.module, "losses": parts.losses}
     differentiated = value_and_grad(
-        loss_fn, modules=modules, parameters_fn=lambda modules: modules["module"].get_parameters(trainable=True)
+        loss_fn, modules=modules, parameters_fn=lambda modules: parts.optimizer.parameters(modules["module"])
     )
     (loss, y_pred, values), gradients = differentiated()
     parts.optimizer.update(parts.module, gradients, value=loss)

@@ -8,6 +8,9 @@ from elegy.nn.conv import (
     ConvND as ConvND,
 )
 from elegy.nn.dropout import Dropout as Dropout
+from elegy.nn.ensemble import Ensemble as Ensemble
 from elegy.nn.flatten import Flatten as Flatten
 from elegy.nn.linear import Linear as Linear
+from elegy.nn.lora import LoRA as LoRA
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
+from elegy.nn.stack import Stack as Stack

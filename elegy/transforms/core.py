@@ -24,7 +24,7 @@ from elegy.leaves import Node, is_array, is_node, is_static
 from elegy.parameters import collect, trainable_flags
 from elegy.pytree import layout_of, meta_of, nodes_in, set_born, structure, walk
 from elegy.state import log, state, undoing
-from elegy.threads import holding, lock
+from elegy.threads import holding, lock, wait_until_idle
 
 Place = tuple[dict[str, tp.Any], str]
 
@@ -204,14 +204,18 @@ def run(
     args: tp.Any,
     kwargs: tp.Any,
     return_all: bool = False,
+    enter: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[tp.Any, Effects]:
-    """Runs `function` with `leaves` in the places of the view, and leaves everything as it was."""
+    """Runs `function` with `leaves` in the places of the view, and leaves everything as it was.
+
+    `enter` derives the random stream of the function from `rng_data` when something is drawn.
+    """
     outer = state.collector
     with lock, _threaded(view, leaves):
         before_rng, version, trace = state._rng, structure.version, tracing.current()
         rng = state.rng
         if rng_data is not None:
-            state.rng = rng = rng.threaded(rng_data)
+            state.rng = rng = rng.threaded(rng_data, enter)
         state.collector = collector = None if outer is None else Collector(outer.wants_summaries)
         try:
             # The threaded modules are restored below, and those that were made in this trace end with it.
@@ -267,8 +271,8 @@ def rng_data(leaves: Sequence[tp.Any]) -> tp.Any:
     """
     rng = state._rng or state.rng
     if leaves and not isinstance(leaves[0], Tracer):
-        return rng._data
-    return rng._data if rng._born == tracing.current() else None
+        return rng.data
+    return rng.data if rng._born == tracing.current() else None
 
 
 def write_back(view: View, effects: Effects, inputs: Sequence[tp.Any] = ()) -> None:
@@ -313,6 +317,24 @@ def _log(view: View, indices: Sequence[int]) -> None:
         )
 
 
+def with_modules(view: View, once: tp.Any, args: tp.Any, kwargs: tp.Any, attempt: Callable[[], tp.Any]) -> tp.Any:
+    """Runs `attempt`, which traces functions of the modules of a view, after an init pass over `once` if one is due."""
+    with lock, undoing():
+        view.refresh()
+        wait_until_idle(view.nodes)
+        if view.uninitialised():
+            view.initialise(once, args, kwargs)
+        while True:
+            view.refresh()
+            wait_until_idle(view.nodes)
+            try:
+                return attempt()
+            except NeedsInitPass as needs:
+                if not view.threads(needs.module):
+                    raise
+                view.initialise(once, args, kwargs, needs)
+
+
 def modules_of(function: tp.Any, modules: tp.Any) -> tp.Any:
     """The modules to thread: those that were listed, and the one whose method `function` is."""
     bound = function if isinstance(function, Node) else getattr(function, "__self__", None)
@@ -321,6 +343,15 @@ def modules_of(function: tp.Any, modules: tp.Any) -> tp.Any:
     if modules is None:
         return bound
     return modules if any(node is bound for node in walk(nodes_in(modules))) else (bound, modules)
+
+
+def check_function(transform: str, function: tp.Any) -> None:
+    if isinstance(function, type):
+        raise TypeError(
+            f"{transform} takes a function or a module, got the class {function.__name__}: construct it first."
+        )
+    if not callable(function):
+        raise TypeError(f"{transform} takes a function or a module, got {function!r}.")
 
 
 def check_modules(modules: tp.Any) -> None:

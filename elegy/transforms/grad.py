@@ -10,21 +10,32 @@ import jax
 import jax.numpy as jnp
 
 from elegy.errors import NothingToDifferentiateError
-from elegy.frames import name_of
-from elegy.initialise import NeedsInitPass
+from elegy.frames import Replay, name_of
 from elegy.pytree import nodes_in
-from elegy.state import undoing
-from elegy.threads import lock, wait_until_idle
-from elegy.transforms.core import View, _threaded, check_modules, modules_of, rng_data, run, write_back
+from elegy.selections import arranged, select_trainable
+from elegy.transforms.core import (
+    View,
+    _threaded,
+    check_function,
+    check_modules,
+    modules_of,
+    rng_data,
+    run,
+    with_modules,
+    write_back,
+)
 
 
 class GradFunction:
     """A function differentiated by `elegy.value_and_grad`."""
 
-    def __init__(self, function, modules, parameters_fn, options):
+    def __init__(self, function, modules, parameters_fn, where, options):
+        if parameters_fn is not None and where is not None:
+            raise TypeError("give parameters_fn= or where=, not both: each says with respect to what")
         functools.update_wrapper(self, function, updated=())
         self.function = function
         self._parameters_fn = parameters_fn
+        self._where = where
         self._options = options
         threaded = modules_of(function, modules)
         self._view = None if threaded is None else View(threaded)
@@ -47,20 +58,11 @@ class GradFunction:
         return (out, module), grads
 
     def _differentiate(self, function: tp.Any, view: View, args: tp.Any, kwargs: tp.Any) -> tp.Any:
-        with lock, undoing():
-            view.refresh()
-            wait_until_idle(view.nodes)
-            if view.uninitialised():
-                view.initialise(function, args, kwargs)
-            while True:
-                view.refresh()
-                wait_until_idle(view.nodes)
-                try:
-                    return self._attempt(function, view, args, kwargs)
-                except NeedsInitPass as needs:
-                    if not view.threads(needs.module):
-                        raise
-                    view.initialise(function, args, kwargs, needs)
+        replay = Replay()
+        function = replay.of(function)
+        result = with_modules(view, function, args, kwargs, lambda: self._attempt(function, view, args, kwargs))
+        replay.finish()
+        return result
 
     def _attempt(self, function: tp.Any, view: View, args: tp.Any, kwargs: tp.Any) -> tp.Any:
         leaves = view.read()
@@ -80,7 +82,7 @@ class GradFunction:
             for index, leaf in zip(indices, selected, strict=True):
                 inside[index] = leaf
             out, effects = run(function, view, inside, rng, args, kwargs)
-            return _loss(out), (out, effects)
+            return _loss(out, function), (out, effects)
 
         differentiate = jax.value_and_grad(pure, has_aux=True, **self._options)
         (_, (out, effects)), grads = differentiate([leaves[index] for index in indices])
@@ -88,6 +90,9 @@ class GradFunction:
         return out, treedef.unflatten(grads)
 
     def _selected(self, view: View, leaves: list[tp.Any]) -> tp.Any:
+        if self._where is not None:
+            selection = select_trainable(view.modules, self._where)
+            return arranged(selection, lambda place: view.index[id(place.owner), place.name, place.position])
         if self._parameters_fn is None:
             return view.trainable_tree()
         found: list[tp.Any] = []
@@ -105,7 +110,7 @@ class GradFunction:
         return found[0]
 
 
-def _loss(out: tp.Any) -> tp.Any:
+def _loss(out: tp.Any, function: tp.Any) -> tp.Any:
     loss: tp.Any = out[0] if isinstance(out, (tuple, list)) and out else out
     shape = getattr(loss, "shape", None)
     if isinstance(loss, (int, float)):
@@ -113,9 +118,9 @@ def _loss(out: tp.Any) -> tp.Any:
     if shape != () or not jnp.issubdtype(loss.dtype, jnp.inexact):
         given = f"{loss.dtype}{list(loss.shape)}" if shape is not None else type(loss).__name__
         raise TypeError(
-            f"the function to differentiate must return a scalar loss, or a tuple whose first element is one; "
-            "it returned "
-            f"{given}.\n  Reduce it, for example with jnp.mean."
+            f"{getattr(function, '__qualname__', type(function).__name__)}: the function to differentiate must return "
+            f"a scalar loss, or a tuple whose first element is one; it returned {given}.\n"
+            "  Reduce it, for example with jnp.mean."
         )
     return loss
 
@@ -124,6 +129,7 @@ def value_and_grad(
     function: Callable[..., tp.Any],
     modules: tp.Any = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
+    where: tp.Any = None,
     **options: tp.Any,
 ) -> GradFunction:
     """A function that gives the outputs of `function` and the gradients of its loss.
@@ -135,14 +141,17 @@ def value_and_grad(
       their state is updated in place.
     - `parameters_fn`: given `modules`, returns the arrays to differentiate with respect to, in any structure. The
       default takes the trainable ones.
+    - `where`: instead, a `Selection` of these arrays, or what `elegy.select` takes, in a tuple if it is several. It is
+      looked up in the modules of each call, which may be others of the same paths.
     - `options`: those of `jax.value_and_grad`, such as `holomorphic`.
 
     **Returns:** with `modules`, a function that returns `(outputs, grads)`. Without, the modules are the first
     argument, and the function returns `((outputs, modules), grads)`, with the updated modules. `grads` has the
-    structure of `module.get_parameters(trainable=True)`; for a list, tuple or dict of modules, one such dict in the
-    place of each.
+    structure of `module.get_parameters(trainable=True)`, or with `where` that of `selection.get()`; for a list, tuple
+    or dict of modules, one such dict in the place of each.
 
-    **Raises:** `NothingToDifferentiateError` if nothing is trainable.
+    **Raises:** `NothingToDifferentiateError` if nothing is trainable; `SelectionError` if `where` selects nothing, or
+    what is not trainable.
 
     ```python
     import elegy
@@ -157,14 +166,15 @@ def value_and_grad(
     (loss, updated), grads = elegy.value_and_grad(lambda linear, x: linear(x).sum())(linear, x)
     ```
     """
-    _check(function, modules, options)
-    return GradFunction(function, modules, parameters_fn, options)
+    _check("elegy.value_and_grad", function, modules, options)
+    return GradFunction(function, modules, parameters_fn, where, options)
 
 
 def grad(
     function: Callable[..., tp.Any],
     modules: tp.Any = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
+    where: tp.Any = None,
     **options: tp.Any,
 ) -> Callable[..., tp.Any]:
     """As `value_and_grad`, without the outputs: gives `grads`, or without `modules` `(grads, modules)`.
@@ -179,10 +189,10 @@ def grad(
     assert grads["b"].shape == (2,)
     ```
     """
-    _check(function, modules, options)
-    differentiated = GradFunction(function, modules, parameters_fn, options)
+    _check("elegy.grad", function, modules, options)
+    differentiated = GradFunction(function, modules, parameters_fn, where, options)
 
-    @functools.wraps(function)
+    @functools.wraps(function, updated=())
     def wrapper(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         value, grads = differentiated(*args, **kwargs)
         return grads if differentiated._view is not None else (grads, value[1])
@@ -190,9 +200,8 @@ def grad(
     return wrapper
 
 
-def _check(function: tp.Any, modules: tp.Any, options: dict[str, tp.Any]) -> None:
-    if isinstance(function, type):
-        raise TypeError(f"expected a function, got the class {function.__name__}")
+def _check(transform: str, function: tp.Any, modules: tp.Any, options: dict[str, tp.Any]) -> None:
+    check_function(transform, function)
     for name in ("argnums", "has_aux"):
         if name in options:
             raise TypeError(

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from elegy.errors import RecompilationWarning
-from elegy.frames import name_of, paths_below, scope, user_level
+from elegy.frames import Replay, name_of, paths_below, scope, user_level
 from elegy.initialise import NeedsInitPass
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import layout_of, structure, walk
 from elegy.state import state, undoing
 from elegy.threads import Busy, is_run_elsewhere, lock, wait_until_idle
-from elegy.transforms.core import View, check_modules, modules_of, rng_data, run, write_back
+from elegy.transforms.core import View, check_function, check_modules, modules_of, rng_data, run, write_back
 
 WARN_AT = 10
 
@@ -97,13 +97,13 @@ class JitFunction:
 
     def _first_call(self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None = None) -> tp.Any:
         """A call for which the modules must be looked at again, or initialised."""
-        view = self._view
+        view, replay = self._view, Replay()
         with lock, undoing():
             while True:
                 view.refresh()
                 wait_until_idle(view.nodes)
                 if needs is not None or (view.uninitialised() and view.signature_id not in self._initialised):
-                    view.initialise(self.function, args, kwargs, needs)
+                    view.initialise(replay.of(self.function), args, kwargs, needs)
                     self._initialised.add(view.signature_id)
                 key = self._key()
                 config = self._configs.get(key) or Config(key, view.signature)
@@ -111,7 +111,7 @@ class JitFunction:
                 if self._donate:
                     leaves = _distinct(leaves)
                 try:
-                    out, effects = self._jitted(config, leaves, rng_data(leaves), *args, **kwargs)
+                    out, effects = replay.of(self._jitted)(config, leaves, rng_data(leaves), *args, **kwargs)
                 except NeedsInitPass as again:
                     if not view.threads(again.module):
                         raise
@@ -285,9 +285,6 @@ def jit(
     y = normalise(jnp.ones([8, 3]))
     ```
     """
-    if isinstance(function, type):
-        raise TypeError(
-            f"elegy.jit takes a function or a module, got the class {function.__name__}: construct it first."
-        )
+    check_function("elegy.jit", function)
     check_modules(modules)
     return JitFunction(function, modules, explain, donate_modules, options)

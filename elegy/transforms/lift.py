@@ -1,0 +1,154 @@
+"""What the lifted transforms share: the modules of one use, shared or stacked, and how hooks leave it."""
+
+from __future__ import annotations
+
+import contextlib
+import typing as tp
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from elegy.errors import StructureError
+from elegy.frames import Replay, path_of
+from elegy.initialise import Lane
+from elegy.leaves import Node, is_array
+from elegy.pytree import nodes_in, walk
+from elegy.state import state
+from elegy.transforms.core import Effects, View, check_function, check_modules, modules_of, with_modules
+
+
+class Lifted:
+    """Functions that a transform runs, with the modules that it threads.
+
+    The arrays of `modules` are the same in each lane or step. Those of `stacked` have a leading axis, of which each
+    lane or step sees one entry.
+    """
+
+    def __init__(
+        self, transform: str, functions: Sequence[Callable[..., tp.Any]], modules: tp.Any, stacked: tp.Any = None
+    ):
+        check_modules(modules)
+        check_modules(stacked)
+        for function in functions:
+            check_function(transform, function)
+        threaded = (modules, stacked)
+        for function in functions:
+            threaded = modules_of(function, threaded)
+        self.roots = nodes_in(stacked)
+        self.view = View(threaded)
+        self._functions = functions
+        if self.roots:
+            below = {id(node) for node in walk(nodes_in(modules))}
+            for node in walk(self.roots):
+                if id(node) in below:
+                    raise ValueError(
+                        f"{path_of(node)} is among modules= and among stacked=.\n"
+                        "  List it in stacked= if its arrays have a leading axis, and in modules= if they have not."
+                    )
+
+    def stacked_flags(self) -> list[bool]:
+        """For each array of the view, whether it has a leading axis."""
+        ids = {id(node) for node in walk(self.roots)} if self.roots else ()
+        return [id(node) in ids for node, _ in self.view.owners]
+
+    def call(
+        self,
+        once: Callable[..., tp.Any],
+        attempt: Callable[..., tp.Any],
+        args: tuple[tp.Any, ...],
+        kwargs: dict[str, tp.Any] | None = None,
+    ) -> tp.Any:
+        """`attempt(*functions)`, after an init pass over `once(functions, *args, **kwargs)` where one is due."""
+        replay = Replay()
+        functions = [replay.of(function, number) for number, function in enumerate(self._functions)]
+
+        def initialise(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+            return once(functions, *args, **kwargs)
+
+        result = with_modules(self.view, initialise, args, kwargs or {}, lambda: attempt(*functions))
+        replay.finish()
+        return result
+
+    @contextlib.contextmanager
+    def first_lane(self, size: int) -> Iterator[None]:
+        """Within an init pass: the stacked modules hold the first entries of their arrays. What is created meanwhile
+        gets `size` entries, each from a key of its own."""
+        if not self.roots:
+            yield
+            return
+        journal = tp.cast(tp.Any, state.init_pass)
+        lane, start = Lane(), len(journal.creations)
+        self.view.refresh()
+        places = {(id(node), name) for node, name in self.view.owners}
+        saved = self.view.read()
+        flags = self.stacked_flags()
+        indices = [index for index, stacked in enumerate(flags) if stacked]
+        self.check_sizes(size)
+        self.view.write(indices, [_entry(saved[index]) for index in indices])
+        outer = dict(journal.lanes)
+        journal.lanes.update((id(root), lane) for root in self.roots)
+        try:
+            yield
+        finally:
+            journal.lanes.clear()
+            journal.lanes.update(outer)
+            self.view.write(indices, [saved[index] for index in indices])
+        modules = walk(self.roots)
+        _refuse_hidden(modules, places, {(id(c.module), c.name) for c in journal.creations[start:]})
+        journal.stack(modules, start, lane, size)
+
+    def check_sizes(self, size: int) -> None:
+        for (node, name), leaf, stacked in zip(self.view.owners, self.view.read(), self.stacked_flags(), strict=True):
+            if stacked and (leaf.ndim == 0 or leaf.shape[0] != size):
+                raise ValueError(
+                    f"{path_of(node, name)} has shape {tuple(leaf.shape)}, but it is stacked: its first axis must "
+                    f"have size {size}."
+                )
+
+
+def _refuse_hidden(modules: Sequence[Node], before: set[tuple[int, str]], created: set[tuple[int, str]]) -> None:
+    for node in modules:
+        for name, value in node.__dict__.items():
+            if (id(node), name) in before or (id(node), name) in created or isinstance(value, Node):
+                continue
+            if any(is_array(leaf) for leaf in jax.tree.leaves(value, is_leaf=lambda leaf: isinstance(leaf, Node))):
+                raise StructureError(
+                    f"{path_of(node, name)}: the constructor of a module that was created inside a stacked one stored "
+                    "an array, which has no leading axis.\n"
+                    "  Create it by add_parameter, or construct the module before the transform."
+                )
+
+
+def _entry(leaf: tp.Any) -> tp.Any:
+    return entry(leaf, 0)
+
+
+def entry(leaf: tp.Any, axis: int) -> tp.Any:
+    """The first entry along an axis; zeros if there is none."""
+    if leaf.shape[axis] == 0:
+        return jnp.zeros(leaf.shape[:axis] + leaf.shape[axis:][1:], leaf.dtype)
+    return jax.lax.index_in_dim(leaf, 0, axis, keepdims=False)
+
+
+def struct(leaf: tp.Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of one entry along the first axis."""
+    return jax.eval_shape(_entry, leaf)
+
+
+Reduction = Callable[[tp.Any], tp.Any]
+
+
+def reduce_events(effects: Effects, loss: Reduction, metric: Reduction) -> list[tp.Any]:
+    """The values that hooks declared, reduced over their leading axis; summaries keep it."""
+    _, _, events, record = effects
+    reductions = {"loss": loss, "metric": metric, "summary": lambda value: value}
+    return [jax.tree.map(reductions[kind], value) for (kind, _, _), value in zip(record.events, events, strict=True)]
+
+
+def mean(value: tp.Any) -> tp.Any:
+    return jnp.mean(value, axis=0)
+
+
+def total(value: tp.Any) -> tp.Any:
+    return jnp.sum(value, axis=0)

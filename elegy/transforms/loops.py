@@ -1,0 +1,157 @@
+"""`elegy.while_loop` and `elegy.fori_loop`: loops that carry modules, random stream and hooks through."""
+
+from __future__ import annotations
+
+import typing as tp
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elegy.errors import HookError
+from elegy.frames import path_of
+from elegy.transforms.core import Record, check_function, modules_of, rng_data, run, write_back
+from elegy.transforms.lift import Lifted
+from elegy.transforms.scan import scan
+
+
+def while_loop(
+    cond_fun: Callable[[tp.Any], tp.Any],
+    body_fun: Callable[[tp.Any], tp.Any],
+    init_val: tp.Any,
+    *,
+    modules: tp.Any = None,
+) -> tp.Any:
+    """Repeats a function while a condition holds.
+
+    **Arguments:**
+
+    - `cond_fun`, `body_fun`, `init_val`: those of `jax.lax.while_loop`. `cond_fun` may run modules, but may not update
+      state, draw random keys or declare anything.
+    - `modules`: a module, or a list, tuple or dict of modules, that the functions use without taking them as arguments.
+      Their state is carried from iteration to iteration, and so is the random stream.
+
+    **Returns:** the last value. Losses that the iterations declare are summed, and metrics are averaged; without an
+    iteration they are 0 and NaN. Summaries cannot be collected, since their number is not known.
+
+    **Raises:** `HookError` if a summary is declared while summaries are collected, or if `cond_fun` does more than
+    read.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    half = elegy.nn.Linear(3, w_init=lambda shape, dtype: 0.5 * jnp.eye(*shape, dtype=dtype))
+    x = elegy.while_loop(lambda x: x.max() > 0.1, lambda x: half(x), jnp.ones([3]), modules=half)
+    assert x.max() == 0.0625
+    ```
+    """
+    lifted = Lifted("elegy.while_loop", [cond_fun, body_fun], modules)
+
+    def attempt(cond_fun: tp.Any, body_fun: tp.Any) -> tp.Any:
+        view = lifted.view
+        leaves = view.read()
+        rng = rng_data(leaves)
+        test = jax.jit(lambda leaves, value: run(cond_fun, view, leaves, rng, (value,), {}), inline=True)
+        step = jax.jit(lambda leaves, rng, value: run(body_fun, view, leaves, rng, (value,), {}), inline=True)
+        _check_reads(view, jax.eval_shape(test, leaves, init_val)[1])
+        _, (_, _, shapes, record) = jax.eval_shape(step, leaves, rng, init_val)
+        if any(kind == "summary" for kind, _, _ in record.events):
+            names = ", ".join(name for kind, name, _ in record.events if kind == "summary")
+            raise HookError(
+                f"summaries were declared inside elegy.while_loop ({names}), and the number of its iterations is not "
+                "known while compiling.\n  Use elegy.scan, or elegy.hooks_context() without summaries."
+            )
+
+        def insert(moving):
+            inside = list(leaves)
+            for index, value in zip(record.indices, moving, strict=True):
+                inside[index] = value
+            return inside
+
+        def body(state):
+            value, moving, rng, sums, count = state
+            value, (moving, advanced, events, _) = step(insert(moving), rng, value)
+            sums = [jax.tree.map(lambda a, b: a + b, old, new) for old, new in zip(sums, events, strict=True)]
+            return value, moving, rng if advanced is None else advanced, sums, count + 1
+
+        sums = jax.tree.map(lambda like: jnp.zeros(like.shape, _sum_dtype(like.dtype)), shapes)
+        start = (init_val, [leaves[index] for index in record.indices], rng, sums, jnp.zeros((), jnp.int32))
+        value, moving, advanced, sums, count = jax.lax.while_loop(
+            lambda state: test(insert(state[1]), state[0])[0], body, start
+        )
+        events = [
+            total if kind == "loss" else jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
+            for (kind, _, _), total in zip(record.events, sums, strict=True)
+        ]
+        write_back(view, (moving, advanced, events, Record(record.indices, record.events)), (init_val,))
+        return value
+
+    return lifted.call(lambda functions, value: (functions[0](value), functions[1](value)), attempt, (init_val,))
+
+
+def _sum_dtype(dtype: tp.Any) -> tp.Any:
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.result_type(float)
+
+
+def _check_reads(view, effects):
+    values, advanced, _, record = effects
+    done = [f"updated {path_of(*view.owners[index])}" for index in record.indices]
+    done += ["drew a random key"] if advanced is not None else []
+    done += [f"declared the {kind} {name}" for kind, name, _ in record.events]
+    if done:
+        raise HookError(
+            f"the condition of elegy.while_loop {', '.join(done)}: a condition may only read.\n"
+            "  Do it in the body, and carry what the condition needs in the value."
+        )
+
+
+def fori_loop(
+    lower: tp.Any,
+    upper: tp.Any,
+    body_fun: Callable[[tp.Any, tp.Any], tp.Any],
+    init_val: tp.Any,
+    *,
+    unroll: int | bool | None = None,
+    modules: tp.Any = None,
+) -> tp.Any:
+    """Repeats a function for a range of integers.
+
+    **Arguments:**
+
+    - `lower`, `upper`, `body_fun`, `init_val`, `unroll`: those of `jax.lax.fori_loop`. If `lower` and `upper` are
+      Python integers, the loop is a scan, which can be differentiated in reverse; else it is a `while_loop`.
+    - `modules`: as for `elegy.scan` and `elegy.while_loop`, whose rules for state and hooks apply.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    linear = elegy.nn.Linear(3)
+    x = elegy.fori_loop(0, 4, lambda i, x: jnp.tanh(linear(x)), jnp.ones([3]), modules=linear)
+    assert x.shape == (3,)
+    ```
+    """
+    check_function("elegy.fori_loop", body_fun)
+    modules = modules_of(body_fun, modules)
+    if isinstance(lower, (int, np.integer)) and isinstance(upper, (int, np.integer)):
+
+        def step(carry: tp.Any, _: None) -> tp.Any:
+            index, value = carry
+            return (index + 1, body_fun(index, value)), None
+
+        options = {} if unroll is None else {"unroll": unroll}
+        start = jnp.asarray(lower, jnp.result_type(int))
+        length = max(int(upper) - int(lower), 0)
+        return scan(step, (start, init_val), length=length, modules=modules, **options)[0][1]
+    if unroll is not None:
+        raise ValueError("unroll= needs bounds that are Python integers: those of this loop are traced values")
+
+    def body(carry: tp.Any) -> tp.Any:
+        index, value = carry
+        return index + 1, body_fun(index, value)
+
+    lower, upper = jnp.asarray(lower), jnp.asarray(upper)
+    start = (lower, init_val)
+    return while_loop(lambda carry: carry[0] < upper, body, start, modules=modules)[1]

@@ -1,0 +1,190 @@
+"""`elegy.vmap`: `jax.vmap` that carries modules, random stream and hooks through."""
+
+from __future__ import annotations
+
+import functools
+import typing as tp
+from collections.abc import Callable, Hashable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from elegy.errors import ReductionError
+from elegy.frames import RNG_ATTRIBUTE, path_of
+from elegy.random import default_impl, lane_of, step_of
+from elegy.state import state
+from elegy.transforms.core import rng_data, run, write_back
+from elegy.transforms.lift import Lifted, entry, mean, reduce_events
+
+Reduce = tp.Literal["mean", "max", "min"] | Callable[[jax.Array], jax.Array]
+
+
+def vmap(
+    function: Callable[..., tp.Any],
+    in_axes: int | None | Sequence[tp.Any] = 0,
+    out_axes: tp.Any = 0,
+    axis_name: Hashable | None = None,
+    axis_size: int | None = None,
+    spmd_axis_name: tp.Any = None,
+    *,
+    modules: tp.Any = None,
+    stacked: tp.Any = None,
+    reduce_state: Reduce | None = None,
+) -> Callable[..., tp.Any]:
+    """Maps a function over axes of its arguments, carrying modules, the random stream and hooks through.
+
+    **Arguments:**
+
+    - `function`, `in_axes`, `out_axes`, `axis_name`, `axis_size`, `spmd_axis_name`: those of `jax.vmap`.
+    - `modules`: a module, or a list, tuple or dict of modules, that `function` uses without taking them as arguments.
+      Each lane sees the same arrays.
+    - `stacked`: the same, for modules whose arrays have a leading axis with an entry for each lane. Their state is
+      updated lane by lane. One that is not initialised gets parameters of its own in each lane.
+    - `reduce_state`: what becomes of the state of `modules` that lanes have updated: `"mean"`, `"max"`, `"min"`, or a
+      function from the values of all lanes, stacked along axis 0, to one.
+
+    **Returns:** the mapped function. Each lane draws from a random stream of its own. Losses and metrics that the lanes
+    declare are averaged, summaries are stacked along axis 0.
+
+    **Raises:** `ReductionError` if lanes update the state of `modules` and `reduce_state` is not given.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    linear = elegy.nn.Linear(2)
+    y = elegy.vmap(linear)(jnp.ones([5, 3]))
+    assert y.shape == (5, 2) and linear.w.shape == (3, 2)
+
+    members = elegy.nn.Linear(2)
+    y = elegy.vmap(members, in_axes=None, axis_size=4, stacked=members)(jnp.ones([5, 3]))
+    assert y.shape == (4, 5, 2) and members.w.shape == (4, 3, 2)
+    ```
+    """
+    if reduce_state is not None and not callable(reduce_state) and reduce_state not in _REDUCTIONS:
+        raise ValueError(f"reduce_state={reduce_state!r}: it takes 'mean', 'max', 'min' or a function")
+    lifted = Lifted("elegy.vmap", [function], modules, stacked)
+    axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+
+    @functools.wraps(function, updated=())
+    def mapped(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        def once(functions: tp.Any, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+            sizes: list[int] = [] if axis_size is None else [axis_size]
+            first = _first(axes, args, sizes), _first(0, kwargs, sizes)
+            with lifted.first_lane(_size(sizes, lifted)):
+                return functions[0](*first[0], **first[1])
+
+        def attempt(function: tp.Any) -> tp.Any:
+            return _map(
+                function, lifted, (axes, out_axes, axis_name, axis_size, spmd_axis_name), reduce_state, args, kwargs
+            )
+
+        return lifted.call(once, attempt, args, kwargs)
+
+    return mapped
+
+
+def _map(function, lifted, options, reduce_state, args, kwargs):
+    axes, out_axes, axis_name, axis_size, spmd_axis_name = options
+    view = lifted.view
+    leaves, stacked = view.read(), lifted.stacked_flags()
+    if any(stacked):
+        sizes: list[int] = [] if axis_size is None else [axis_size]
+        _first(axes, args, sizes), _first(0, kwargs, sizes)
+        lifted.check_sizes(_size(sizes, lifted))
+    rng, impl = rng_data(leaves), state.rng._impl
+    name = axis_name if axis_name is not None else f"elegy.vmap {len(state.frames)} {id(lifted)}"
+    # Where the thread's stream cannot follow, modules draw from keys of their own, and lanes must not share them.
+    own = [
+        index
+        for index, (_, attribute) in enumerate(view.owners)
+        if rng is None and attribute == RNG_ATTRIBUTE and not stacked[index]
+    ]
+
+    def lane(data: jax.Array, impl: str = impl) -> jax.Array:
+        return lane_of(data, jax.lax.axis_index(name), impl)
+
+    def body(leaves, args, kwargs):
+        leaves = list(leaves)
+        for index in own:
+            leaves[index] = lane(leaves[index], default_impl())
+        return run(function, view, leaves, rng, args, kwargs, enter=lane)
+
+    out, effects = jax.vmap(
+        body,
+        in_axes=([0 if flag else None for flag in stacked], axes, 0),
+        out_axes=(out_axes, 0),
+        axis_name=name,
+        axis_size=axis_size,
+        spmd_axis_name=spmd_axis_name,
+    )(leaves, args, kwargs)
+    values, advanced, _, record = effects
+    reduced = []
+    for index, value in zip(record.indices, values, strict=True):
+        if index in own:
+            value = step_of(leaves[index], default_impl())
+        elif not stacked[index]:
+            value = _reduce(reduce_state, value, leaves[index], path_of(*view.owners[index]))
+        reduced.append(value)
+    events = reduce_events(effects, loss=mean, metric=mean)
+    write_back(view, (reduced, None if advanced is None else step_of(rng, impl), events, record), args)
+    return out
+
+
+def _mean(values: jax.Array) -> jax.Array:
+    return jnp.mean(values, axis=0, dtype=values.dtype)
+
+
+_REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "mean": _mean,
+    "max": functools.partial(jnp.max, axis=0),
+    "min": functools.partial(jnp.min, axis=0),
+}
+
+
+def _reduce(reduce_state: Reduce | None, values: tp.Any, old: tp.Any, path: str) -> tp.Any:
+    described = f"{path} ({old.dtype}{list(old.shape)})"
+    if reduce_state is None:
+        raise ReductionError(
+            f"{described} was updated inside elegy.vmap: each lane has a value of its own, and the module holds one.\n"
+            "  Say what becomes of them (reduce_state='mean'), give each lane a module of its own (stacked=module), or "
+            "run in evaluation mode."
+        )
+    if reduce_state == "mean" and not jnp.issubdtype(old.dtype, jnp.inexact):
+        raise ReductionError(
+            f"{described} was updated inside elegy.vmap, and values of this dtype have no mean.\n"
+            "  Give a function that treats it too, for example\n"
+            "    reduce_state=lambda lanes: lanes.mean(0) if jnp.issubdtype(lanes.dtype, jnp.inexact) else lanes.max(0)"
+        )
+    value = _REDUCTIONS[reduce_state](values) if isinstance(reduce_state, str) else reduce_state(values)
+    if getattr(value, "shape", None) != tuple(old.shape) or value.dtype != old.dtype:
+        given = f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+        raise ReductionError(
+            f"{described}: the function given as reduce_state returned {given} for the values of all lanes, "
+            f"{values.dtype}{list(values.shape)}.\n  It must reduce axis 0 and keep the dtype."
+        )
+    return value
+
+
+def _first(axes: tp.Any, args: tp.Any, sizes: list[int]) -> tp.Any:
+    """The arguments of the first lane; the sizes of mapped axes are added to `sizes`."""
+
+    def along(axis: int | None, part: tp.Any) -> tp.Any:
+        if axis is None:
+            return part
+        sizes.extend(leaf.shape[axis] for leaf in jax.tree.leaves(part))
+        return jax.tree.map(lambda leaf: entry(jnp.asarray(leaf), axis), part)
+
+    return jax.tree.map(along, axes, args, is_leaf=lambda axis: axis is None)
+
+
+def _size(sizes: list[int], lifted: Lifted) -> int:
+    if sizes:
+        return sizes[0]
+    lifted.view.refresh()
+    for leaf, stacked in zip(lifted.view.read(), lifted.stacked_flags(), strict=True):
+        if stacked:
+            return leaf.shape[0]
+    if lifted.roots:
+        raise ValueError("elegy.vmap: no argument is mapped, and the stacked modules hold no arrays: give axis_size=")
+    return 1

@@ -1,0 +1,464 @@
+"""`Stack` and `Ensemble` against lists of separate modules, and the memory and compile time that they are for."""
+
+import copy
+import itertools
+import pickle
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import elegy
+from elegy.nn import Ensemble, Linear, Stack
+
+X = jax.random.normal(jax.random.key(1), [5, 3])
+
+
+class Block(elegy.Module):
+    """Parameters, state, draws, hooks."""
+
+    def call(self, x, scale=1.0, *, shift=0.0):
+        y = elegy.nn.BatchNormalization()(Linear(x.shape[-1])(x))
+        y = elegy.nn.Dropout(0.3)(y)
+        elegy.add_loss("size", jnp.mean(y**2))
+        elegy.add_metric("average", jnp.mean(y))
+        return x + jnp.tanh(scale * y + shift)
+
+
+class Pair(elegy.Module):
+    """Takes an input of its layer, and puts something out."""
+
+    def call(self, x, layer_input, scale=1.0):
+        y = jnp.tanh(Linear(x.shape[-1])(x) + scale * layer_input)
+        return y, y.sum()
+
+
+class Listed(elegy.Module):
+    def __init__(self, factory, n):
+        self.layers = [factory() for _ in range(n)]
+
+    def call(self, x, *args, **kwargs):
+        for layer in self.layers:
+            x = layer(x, *args, **kwargs)
+        return x
+
+
+class Stacked(elegy.Module):
+    def __init__(self, factory, n, **options):
+        self.layers = Stack(factory, n, **options)
+
+    def call(self, x, *args, **kwargs):
+        return self.layers(x, *args, **kwargs)
+
+
+def assert_same(one, other, rtol=2e-5, atol=1e-6):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def stacked(parameters):
+    """What the parameters of a list of blocks are in a stack."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stack
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_initial_values_are_those_of_separate_blocks():
+    listed, stack = Listed(Block, 4).init(X, rng=3), Stacked(Block, 4).init(X, rng=3)
+    expected = stacked([block.get_parameters() for block in listed.layers])
+    for one, other in zip(
+        jax.tree.leaves(stack.layers.blocks.get_parameters()), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": True}, {"unroll": 2}, {"unroll": True}], ids=str)
+@pytest.mark.parametrize("how", ["eager", "elegy.jit"])
+def test_a_stack_computes_what_separate_blocks_compute(options, how):
+    """Outputs, draws, losses, state and gradients."""
+    results = []
+    for model in (Listed(Block, 3), Stacked(Block, 3, **options)):
+        model.init(X, rng=3)
+        step = elegy.value_and_grad(lambda x, model=model: jnp.mean(model(x) ** 2), modules=model)
+        step = step if how == "eager" else elegy.jit(step, modules=model)
+        with elegy.hooks_context(), elegy.rng_context(7):
+            loss, grads = step(X)
+            metrics = list(elegy.get_metrics().values())
+            results.append((loss, elegy.get_losses(), sum(metrics) / len(metrics), grads, model.get_parameters()))
+    (*listed, listed_grads, listed_parameters), (*stack, grads, parameters) = results
+    assert_same(stack, listed)
+    assert_same(grads["layers"]["blocks"], stacked(listed_grads["layers"]), rtol=1e-4)
+    assert_same(parameters["layers"]["blocks"], stacked(listed_parameters["layers"]))
+
+
+def test_a_policy_says_what_is_stored():
+    model = Stack(lambda: Linear(3), 3, remat=jax.checkpoint_policies.dots_saveable).init(X, rng=0)
+    plain = Stack.from_blocks(list(model))
+    grads = [elegy.grad(lambda x, m=m: jnp.sum(m(x) ** 2), modules=m)(X) for m in (model, plain)]
+    assert_same(*grads)
+
+
+def test_inputs_and_outputs_of_single_blocks():
+    inputs = jnp.arange(4.0)
+    stack = Stack(Pair, 4, outputs=True)
+    y, outputs = stack(X, 2.0, layer_inputs=inputs)
+    x, expected = X, []
+    for block, layer_input in zip(stack, inputs, strict=True):
+        x, output = block(x, layer_input, 2.0)
+        expected.append(output)
+    assert_same((y, outputs), (x, jnp.stack(expected)))
+
+
+def test_every_block_gets_the_other_arguments():
+    stack, listed = Stacked(Block, 2).init(X, rng=0), Listed(Block, 2).init(X, rng=0)
+    with elegy.training_context(False):
+        assert_same(stack(X, 2.0, shift=X), listed(X, 2.0, shift=X))
+
+
+def test_indexing_gives_ordinary_blocks():
+    stack = Stack(Block, 4).init(X)
+    with elegy.training_context(False):
+        x = X
+        for index in range(4):
+            assert isinstance(stack[index], Block)
+            x = stack[index](x)
+        assert_same(stack(X), x)
+        assert_same(stack[1:3](X), stack[2](stack[1](X)))
+        assert_same(stack[-1](X), stack[3](X))
+    assert len(stack) == 4 and len(stack[1:3]) == 2
+    with pytest.raises(IndexError, match="block 4 of a stack of 4"):
+        stack[4]
+
+
+def test_a_list_of_blocks_becomes_a_stack_and_a_list_again():
+    listed = Listed(Block, 3).init(X)
+    stack = Stack.from_blocks(listed.layers)
+    for one, other in zip(stack, listed.layers, strict=True):
+        assert_same(one.get_parameters(), other.get_parameters(), rtol=0, atol=0)
+    again = Stack.from_blocks(list(stack))
+    assert_same(again.get_parameters(), stack.get_parameters(), rtol=0, atol=0)
+
+
+def test_blocks_that_create_parameters_in_their_constructor():
+    class Scale(elegy.Module):
+        def __init__(self):
+            self.w = self.add_parameter("w", [3], initializer=jax.nn.initializers.normal())
+            self.offset = jnp.ones(3)
+
+        def call(self, x):
+            return x * self.w[None] + self.offset[None]
+
+    stack = Stack(Scale, 3)
+    assert stack.blocks.w.shape == stack.blocks.offset.shape == (3, 3)
+    assert len(np.unique(stack.blocks.w)) == 9
+    y = X
+    for block in stack:
+        y = block(y)
+    assert_same(stack(X), y)
+
+
+def test_foreign_layers_and_shared_modules_in_blocks():
+    class Net(elegy.Module):
+        def __init__(self):
+            self.foreign = eqx.nn.Linear(3, 3, key=elegy.next_rng_key())
+            self.one = Linear(3)
+            self.two = self.one
+
+        def call(self, x):
+            return self.two(self.one(jax.vmap(self.foreign)(x)))
+
+    stack = Stack(Net, 2)
+    y = X
+    stack.init(X)
+    for block in stack:
+        assert block.one is block.two
+        y = block(y)
+    assert_same(stack(X), y)
+    assert set(stack.get_parameters()["blocks"]) == {"foreign", "one"}
+
+
+@pytest.mark.parametrize("outer", [2, 3])
+def test_a_stack_of_stacks(outer):
+    class Nested(elegy.Module):
+        def __init__(self):
+            self.layers = [Listed(Block, 2) for _ in range(outer)]
+
+        def call(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    model = Stacked(lambda: Stacked(Block, 2), outer).init(X, rng=1)
+    assert model.layers.blocks.layers.blocks.linear.w.shape == (outer, 2, 3, 3)
+    assert len(np.unique(model.layers.blocks.layers.blocks.linear.w)) == outer * 2 * 9
+    with elegy.training_context(False):
+        x = X
+        for block in model.layers:
+            for inner in block.layers:
+                x = inner(x)
+        assert_same(model(X), x)
+
+
+def test_a_stack_made_inside_call():
+    class Net(elegy.Module):
+        def call(self, x):
+            return Linear(1)(Stack(lambda: Linear(3), 4)(x))
+
+    net = Net().init(X)
+    assert net.stack.blocks.w.shape == (4, 3, 3)
+    assert elegy.jit(net)(X).shape == (5, 1)
+    assert net.stack is net.stack
+
+
+def test_separate_initialisations_under_vmap():
+    keys = jax.random.split(jax.random.key(0), 3)
+    models = jax.vmap(lambda key: Stacked(Block, 2).init(X, rng=key))(keys)
+    one = Stacked(Block, 2).init(X, rng=keys[1])
+    assert_same(jax.tree.map(lambda leaf: leaf[1], models).get_parameters(), one.get_parameters(), rtol=1e-6)
+
+
+def test_a_stack_is_a_value_of_jax():
+    stack = Stack(Block, 3).init(X, rng=0)
+    with elegy.training_context(False):
+        expected = stack(X)
+        assert_same(jax.jit(lambda m, x: m(x))(stack, X), expected)
+        assert_same(jax.vmap(lambda m, x: m(x), in_axes=(None, 0))(stack, X[None])[0], expected)
+        for again in (copy.deepcopy(stack), pickle.loads(pickle.dumps(stack))):
+            assert_same(again(X), expected)
+
+
+def test_the_program_does_not_grow_with_depth():
+    def lines(n):
+        model = Stack(lambda: Linear(3), n).init(X)
+        gradient = jax.grad(lambda model, x: jnp.sum(model(x)))
+        return len(str(jax.make_jaxpr(gradient)(model, X)).splitlines())
+
+    assert lines(48) == lines(2)
+
+
+def test_a_function_is_traced_once():
+    traces = []
+
+    class Counting(elegy.Module):
+        def call(self, x):
+            traces.append(1)
+            return Linear(3)(x)
+
+    model = Stack(Counting, 8).init(X)
+    traces.clear()
+    jax.make_jaxpr(lambda model, x: model(x))(model, X)
+    assert len(traces) == 1
+
+
+def test_what_cannot_be_stacked_is_refused():
+    sizes = itertools.count(1)
+    with pytest.raises(elegy.errors.StructureError, match="number 1 has another structure"):
+        Stack(lambda: Linear(next(sizes)), 2)
+    with pytest.raises(TypeError, match="the factory must return a module, got"):
+        Stack(lambda: jnp.tanh, 2)
+    with pytest.raises(ValueError, match="n is the number of modules, at least 1; got 0"):
+        Stack(Block, 0)
+    with pytest.raises(
+        elegy.errors.StructureError, match=r"w has shape \(3, 3\) in number 0, and \(2, 3\) in number 1"
+    ):
+        Stack.from_blocks([Linear(3).init(X), Linear(3).init(X[:, :2])])
+
+
+def test_layer_inputs_of_the_wrong_size_are_refused():
+    with pytest.raises(ValueError, match="length|size|leading"):
+        Stack(Pair, 4, outputs=True)(X, layer_inputs=jnp.arange(3.0))
+
+
+def test_an_initializer_that_looks_at_data_is_refused():
+    class Centred(elegy.Module):
+        def call(self, x):
+            return x - self.add_parameter("centre", [1, 3], initializer=lambda: x.mean(0, keepdims=True))
+
+    with pytest.raises(elegy.errors.ParameterError, match="stacked"):
+        Stack(Centred, 2)(X)
+
+
+def test_an_array_of_a_constructor_inside_call_is_refused():
+    class Holder(elegy.Module):
+        def __init__(self):
+            self.array = jnp.ones(3)
+
+        def call(self, x):
+            return x * self.array[None]
+
+    class Net(elegy.Module):
+        def call(self, x):
+            return Holder()(x)
+
+    with pytest.raises(elegy.errors.StructureError, match="array.*has no leading axis"):
+        Stack(Net, 2)(X)
+
+
+def test_a_failing_first_call_leaves_the_stack_uninitialised():
+    class Fails(elegy.Module):
+        def call(self, x, fail=False):
+            y = Linear(3)(x)
+            if fail:
+                raise RuntimeError
+            return y
+
+    stack = Stack(Fails, 3)
+    before = jax.tree.structure(stack)
+    with pytest.raises(RuntimeError):
+        stack(X, True)
+    assert jax.tree.structure(stack) == before and not jax.tree.leaves(stack)
+    stack(X)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ensemble
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_members_compute_what_they_compute_alone():
+    ensemble = Ensemble(Block, 4).init(X)
+    with elegy.training_context(False):
+        y = ensemble(X)
+        assert y.shape == (4, 5, 3)
+        assert_same(y, jnp.stack([member(X) for member in ensemble]))
+    assert len(np.unique(ensemble.members.linear.w)) == 4 * 9
+
+
+def test_the_plain_form_gives_different_members_too():
+    keys = jax.random.split(jax.random.key(0), 4)
+    members = jax.vmap(lambda key: Block().init(X, rng=key))(keys)
+    assert len(np.unique(members.linear.w)) == 4 * 9
+    with elegy.training_context(False):
+        y = jax.vmap(lambda member: member(X))(members)
+    ensemble = Ensemble.from_members([jax.tree.map(lambda leaf, i=i: leaf[i], members) for i in range(4)])
+    with elegy.training_context(False):
+        assert_same(ensemble(X), y)
+
+
+def test_members_have_state_and_draws_of_their_own():
+    ensemble = Ensemble(Block, 4).init(X)
+    ensemble(X)
+    assert len(np.unique(ensemble.members.batch_normalization.mean)) == 4 * 3
+    dropout = Ensemble(lambda: elegy.nn.Dropout(0.5), 4)
+    y = dropout(jnp.ones([50]))
+    assert len(np.unique(y, axis=0)) == 4
+    assert len(np.unique(elegy.jit(dropout)(jnp.ones([50])), axis=0)) == 4
+    y = jax.jit(lambda m, x: (m(x), m))(dropout, jnp.ones([50]))[0]
+    assert len(np.unique(y, axis=0)) == 4
+
+
+def test_hooks_of_members_are_averaged():
+    ensemble = Ensemble(Block, 3).init(X)
+    with elegy.training_context(False), elegy.hooks_context():
+        ensemble(X)
+        losses, metrics = elegy.get_losses(), elegy.get_metrics()
+    expected = []
+    for member in ensemble:
+        with elegy.training_context(False), elegy.hooks_context():
+            member(X)
+            expected.append((elegy.get_losses()["size_loss"], elegy.get_metrics()["block/average"]))
+    assert_same(losses, {"size_loss": sum(loss for loss, _ in expected) / 3})
+    assert_same(metrics, {"ensemble/members/average": sum(metric for _, metric in expected) / 3})
+
+
+def test_inputs_of_their_own():
+    ensemble = Ensemble(lambda: Linear(2), 3, in_axes=0, out_axes=1)
+    xs = jax.random.normal(jax.random.key(0), [3, 5, 4])
+    y = ensemble(xs)
+    assert y.shape == (5, 3, 2)
+    assert_same(y[:, 1], ensemble[1](xs[1]))
+
+
+def test_eight_members_train_in_one_step():
+    """As eight models trained one by one by optax."""
+    target = jnp.sin(X.sum(-1, keepdims=True))
+    ensemble = Ensemble(lambda: Linear(1), 8).init(X)
+    alone = list(ensemble)
+    optimiser = optax.sgd(0.1)
+
+    def step(ensemble, state):
+        def loss(ensemble):
+            return jnp.mean((ensemble(X) - target[None]) ** 2, axis=(1, 2)).sum()
+
+        (_, ensemble), grads = elegy.value_and_grad(loss)(ensemble)
+        updates, state = optimiser.update(grads, state)
+        parameters = optax.apply_updates(ensemble.get_parameters(trainable=True), updates)
+        ensemble.set_parameters(parameters)
+        return ensemble, state
+
+    state = optimiser.init(ensemble.get_parameters(trainable=True))
+    step = jax.jit(step)
+    for _ in range(3):
+        ensemble, state = step(ensemble, state)
+        for index, member in enumerate(alone):
+            grads = jax.grad(lambda member: jnp.mean((member(X) - target) ** 2))(member)
+            alone[index] = jax.tree.map(lambda p, g: p - 0.1 * g, member, grads)
+    assert_same(jnp.stack([member.w for member in alone]), ensemble.members.w)
+
+
+def test_identical_members_are_reported():
+    with pytest.warns(elegy.errors.IdenticalMembersWarning, match="ensemble: the 3 members have the same parameters"):
+        Ensemble(lambda: Linear(2, w_init=jnp.zeros), 3)(X)
+    linear = Linear(2).init(X)
+    with pytest.warns(elegy.errors.IdenticalMembersWarning):
+        Ensemble.from_members([linear, linear.copy()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Ensemble(lambda: Linear(2), 3)(X)
+        Ensemble(lambda: Linear(2, w_init=jnp.zeros), 1)(X)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weight tying
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Embedding(elegy.Module):
+    def __init__(self, size, width):
+        self.table = self.add_parameter("table", [size, width], initializer=jax.nn.initializers.normal())
+
+    def call(self, tokens):
+        return self.table[tokens]
+
+    def attend(self, x):
+        return x @ self.table.T
+
+
+class Language(elegy.Module):
+    """An embedding that is the output projection too, and one block at three depths."""
+
+    def __init__(self):
+        self.embedding = Embedding(7, 3)
+        self.block = Linear(3)
+        self.layers = [self.block, self.block, self.block]
+
+    def call(self, tokens):
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = jnp.tanh(layer(x))
+        return self.embedding.attend(x)
+
+
+def test_tied_weights_get_the_sum_of_their_gradients():
+    tokens = jnp.array([1, 2, 5])
+    model = Language().init(tokens)
+
+    def plain(parameters):
+        x = parameters["embedding"]["table"][tokens]
+        for _ in range(3):
+            x = jnp.tanh(x @ parameters["block"]["w"] + parameters["block"]["b"][None])
+        return jnp.sum((x @ parameters["embedding"]["table"].T) ** 2)
+
+    assert set(model.get_parameters()) == {"embedding", "block"}
+    expected = jax.value_and_grad(plain)(model.get_parameters())
+    actual = elegy.jit(elegy.value_and_grad(lambda t: jnp.sum(model(t) ** 2), modules=model), modules=model)(tokens)
+    assert_same(actual, expected)
+    assert model.layers[0] is model.layers[2] is model.block
