@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import types
 import typing as tp
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import AbstractArray
+from jaxtyping import AbstractArray, AbstractDtype, PyTree
 
-# The value of each axis that has a name (a tuple for `*name`), and the name of the array that gave it.
+_PYTREE: tp.Any = PyTree  # static checkers take it for Any itself, which has no parts
+
+# The size of each axis that has a name (a tuple for `*name`), and the name of the array that gave it.
 Sizes = dict[str, tuple[tp.Any, str]]
 
 
@@ -39,24 +42,102 @@ def is_array_annotation(annotation: tp.Any) -> tp.TypeGuard[type[AbstractArray]]
     return isinstance(annotation, type) and issubclass(annotation, AbstractArray)
 
 
+def is_pytree_annotation(annotation: tp.Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, PyTree) and hasattr(annotation, "leaftype")
+
+
 def is_union(annotation: tp.Any) -> bool:
     return tp.get_origin(annotation) in (tp.Union, types.UnionType)
+
+
+def _parts(annotation: tp.Any) -> tuple[tp.Any, ...]:
+    return (annotation.leaftype,) if is_pytree_annotation(annotation) else tp.get_args(annotation)
 
 
 def mentions_array(annotation: tp.Any) -> bool:
     """Whether an annotation, or a part of it, is one of jaxtyping."""
     if tp.get_origin(annotation) is tp.ClassVar:
         return False
-    return is_array_annotation(annotation) or any(map(mentions_array, tp.get_args(annotation)))
+    return is_array_annotation(annotation) or any(map(mentions_array, _parts(annotation)))
 
 
 def alternatives(annotation: tp.Any) -> Iterator[type[AbstractArray]]:
     """The arrays among what an annotation allows: itself, or the members of a union."""
     if is_array_annotation(annotation):
         yield annotation
-    elif is_union(annotation) or tp.get_origin(annotation) in (tp.Annotated, tp.Final):
+    elif is_union(annotation):
         for part in tp.get_args(annotation):
             yield from alternatives(part)
+    elif tp.get_origin(annotation) is tp.Annotated:
+        yield from alternatives(tp.get_args(annotation)[0])
+
+
+def items(annotation: tp.Any, value: tp.Any) -> Iterator[tuple[str, tp.Any, tp.Any]]:
+    """The items of a container that are annotated as arrays: the index as one would write it, the item, its annotation.
+
+    Those of a union are those of its only member that is such a container.
+    """
+    kind, parts = tp.get_origin(annotation), _parts(annotation)
+    if kind is tp.Annotated:
+        yield from items(parts[0], value)
+    elif is_union(annotation):
+        alike = [part for part in parts if _is_container(part, value)]
+        if len(alike) == 1:
+            yield from items(alike[0], value)
+    elif not _is_container(annotation, value) or not any(map(mentions_array, parts)):
+        return
+    elif is_pytree_annotation(annotation):
+        # What "?" stands for is known to jaxtyping alone, and so is where a leaf that is a container ends.
+        leaves = tp.get_args(parts[0]) if is_union(parts[0]) else parts
+        if not any(_parts(leaf) or "?" in getattr(leaf, "dim_str", "") for leaf in leaves):
+            for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+                yield jax.tree_util.keystr(path), leaf, parts[0]
+    elif issubclass(kind, Mapping):
+        yield from ((f"[{key!r}]", item, parts[-1]) for key, item in value.items())
+    else:
+        annotations = parts if kind is tuple and parts[1:] != (...,) else itertools.repeat(parts[0])
+        for index, (item, part) in enumerate(zip(value, annotations, strict=False)):
+            yield f"[{index}]", item, part
+
+
+def _is_container(annotation: tp.Any, value: tp.Any) -> bool:
+    kind = tp.get_origin(annotation)
+    if is_pytree_annotation(annotation):
+        return value is not None
+    return isinstance(kind, type) and issubclass(kind, (Mapping, Sequence)) and isinstance(value, kind)
+
+
+def rebuilt(annotation: tp.Any, change: Callable[[tp.Any], tp.Any]) -> tp.Any:
+    """An annotation, each part of which that has no parts itself is replaced by what `change` makes of it."""
+    old = _parts(annotation)
+    if not old:
+        return change(annotation)
+    new = tuple(rebuilt(part, change) for part in old)
+    if all(a is b for a, b in zip(old, new, strict=True)):
+        return annotation
+    if is_pytree_annotation(annotation):
+        return _PYTREE[new[0]] if annotation.structure is None else _PYTREE[new[0], annotation.structure]
+    return functools.reduce(operator.or_, new) if is_union(annotation) else tp.get_origin(annotation)[new]
+
+
+@functools.lru_cache(maxsize=1024)
+def with_type(annotation: type[AbstractArray], array_type: tp.Any, shape: str | None = None) -> tp.Any:
+    """The same annotation of another class of arrays, or of arrays of another shape too."""
+    dtype: tp.Any = annotation.dtype
+    if annotation.dtypes != dtype.dtypes:  # `Shaped[Image, "batch"]` has the dtypes of `Image`
+        dtype = type(dtype.__name__, (AbstractDtype,), {"dtypes": annotation.dtypes})
+    return dtype[array_type, annotation.dim_str if shape is None else shape]
+
+
+def allowing(annotation: tp.Any, substitute: type, kind: type) -> tp.Any:
+    """The same, where arrays of the class `substitute` may stand for those of the class `kind`."""
+
+    def change(part: tp.Any) -> tp.Any:
+        if is_array_annotation(part) and part.array_type is kind:
+            return part | with_type(part, substitute)
+        return part | substitute if part is kind else part
+
+    return rebuilt(annotation, change)
 
 
 def show(annotation: tp.Any) -> str:
@@ -64,14 +145,18 @@ def show(annotation: tp.Any) -> str:
     if is_array_annotation(annotation):
         array = getattr(annotation.array_type, "__name__", str(annotation.array_type)).rpartition(".")[-1]
         return f'{annotation.dtype.__name__}[{array}, "{annotation.dim_str}"]'
+    if annotation is type(None) or annotation is ...:
+        return "None" if annotation is type(None) else "..."
+    if isinstance(annotation, str):
+        return repr(annotation)
     if is_union(annotation):
-        return " | ".join("None" if part is type(None) else show(part) for part in tp.get_args(annotation))
-    if isinstance(annotation, type) and not tp.get_args(annotation):
-        return annotation.__name__
-    if args := tp.get_args(annotation):
-        origin = getattr(annotation, "__name__", None) or str(tp.get_origin(annotation))
-        return f"{origin}[{', '.join(show(part) for part in args)}]"
-    return str(annotation).replace("typing.", "")
+        return " | ".join(map(show, tp.get_args(annotation)))
+    parts = list(map(show, _parts(annotation)))
+    if is_pytree_annotation(annotation):
+        name, parts = "PyTree", parts if annotation.structure is None else [*parts, f'"{annotation.structure}"']
+    else:
+        name = getattr(annotation, "__name__", None) or str(tp.get_origin(annotation) or annotation)
+    return (f"{name}[{', '.join(parts)}]" if parts else name).replace("typing.", "")
 
 
 _MOST_SHOWN = 8  # elements of a container
@@ -123,36 +208,31 @@ def _axes(text: str) -> tuple[Axis, ...]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class _Broadcast(tuple):
+    """The sizes of a `*#name`: those of one array, or what those of several broadcast to."""
+
+
 def bind(annotation: tp.Any, value: tp.Any, origin: str, sizes: Sizes, names: Mapping[str, tp.Any]) -> Sizes:
-    """Adds the axes that a value binds to `sizes`. A value that does not fit its annotation binds nothing.
+    """`sizes`, and the axes that a value binds. A value that does not fit its annotation binds nothing.
 
     **Arguments:**
 
     - `origin`: what to call the value.
     - `names`: what `{self.features}` and the like may refer to.
     """
-    kind, parts = tp.get_origin(annotation), tp.get_args(annotation)
     for array in alternatives(annotation):
         found = _match(array, value, origin, sizes, names)
         if found is not None:
             return found
-    if kind is tuple and isinstance(value, tuple) and parts:
-        annotations = [parts[0]] * len(value) if len(parts) == 2 and parts[1] is ... else list(parts)
-        for index, (part, item) in enumerate(zip(annotations, value, strict=False)):
-            sizes = bind(part, item, f"{origin}[{index}]", sizes, names)
-    elif kind is list and isinstance(value, list):
-        for index, item in enumerate(value):
-            sizes = bind(parts[0], item, f"{origin}[{index}]", sizes, names)
-    elif kind is dict and isinstance(value, dict):
-        for key, item in value.items():
-            sizes = bind(parts[1], item, f"{origin}[{key!r}]", sizes, names)
+    for index, item, part in items(annotation, value):
+        sizes = bind(part, item, origin + index, sizes, names)
     return sizes
 
 
 def _match(
     annotation: type[AbstractArray], value: tp.Any, origin: str, sizes: Sizes, names: Mapping[str, tp.Any]
 ) -> Sizes | None:
-    if not isinstance(value, annotation.dtype[tp.Any, "..."]):
+    if not isinstance(value, with_type(annotation, tp.Any, "...")):
         return None
     axes, shape = _axes(annotation.dim_str), tuple(value.shape)
     position = next((index for index, axis in enumerate(axes) if axis.variadic), None)
@@ -165,9 +245,15 @@ def _match(
         return None
     found = dict(sizes)
     for axis, size in zip(axes, shape, strict=True):
-        if axis.anonymous or (axis.broadcast and (size == 1 or axis.variadic)):
+        if axis.anonymous or (axis.broadcast and size == 1):
             continue
-        if axis.text.isidentifier():
+        if axis.variadic:
+            known, first = found.get(axis.name, (None, origin))
+            joined = _joined(axis, size, known)
+            if joined is None:
+                return None
+            found[axis.name] = (joined, first)
+        elif axis.text.isidentifier():
             if found.setdefault(axis.name, (size, origin))[0] != size:
                 return None
         else:
@@ -177,6 +263,23 @@ def _match(
             except UnknownAxisError:
                 continue  # an expression of axes that come later
     return found
+
+
+def _joined(axis: Axis, size: tuple[int, ...], known: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The sizes of a variadic axis of one more array, or None if they do not fit those that are known."""
+    if known is None:
+        return _Broadcast(size) if axis.broadcast else size
+    grows = isinstance(known, _Broadcast)
+    if not grows and not axis.broadcast:
+        return known if size == known else None
+    try:
+        both = np.broadcast_shapes(known, size)
+    except ValueError:
+        return None
+    if grows and axis.broadcast:
+        return _Broadcast(both)
+    fixed = size if grows else known  # the one that does not broadcast has the sizes of both
+    return fixed if both == fixed else None
 
 
 def _size(axis: Axis, sizes: Sizes, names: Mapping[str, tp.Any]) -> tp.Any:
@@ -189,7 +292,7 @@ def _size(axis: Axis, sizes: Sizes, names: Mapping[str, tp.Any]) -> tp.Any:
     try:
         # As jaxtyping does: first what is in braces, from the arguments of the call, then the axes by their names.
         text = eval(f"f'{axis.text}'", dict(names))
-        return int(eval(text, {name: size for name, (size, _) in sizes.items()}))
+        return eval(text, {name: size for name, (size, _) in sizes.items()})
     except Exception as error:
         raise UnknownAxisError(f"{axis.text!r} cannot be computed ({type(error).__name__}: {error})") from None
 
@@ -205,11 +308,21 @@ def shape_of(annotation: tp.Any, sizes: Sizes, names: Mapping[str, tp.Any]) -> t
         try:
             for axis in _axes(array.dim_str):
                 size = _size(axis, sizes, names)
-                shape.extend(size if axis.variadic else (size,))
+                shape.extend(size if axis.variadic else (_as_size(axis, size),))
             return tuple(shape)
         except UnknownAxisError as error:
             problem = error
     raise problem
+
+
+def _as_size(axis: Axis, value: tp.Any) -> int:
+    try:
+        size = int(value)
+    except (TypeError, ValueError):
+        size = -1
+    if size < 0 or size != value:
+        raise UnknownAxisError(f"{axis.text!r} is {value!r}, which is no size")
+    return size
 
 
 def show_sizes(sizes: Sizes) -> str:
@@ -224,7 +337,7 @@ def show_sizes(sizes: Sizes) -> str:
 def dtype_of(annotation: tp.Any, default: tp.Any) -> tp.Any:
     """The dtype that an annotation asks for: `default` where it allows that, else the usual one of its kind."""
     for array in alternatives(annotation):
-        kind = array.dtype[tp.Any, "..."]
+        kind = with_type(array, tp.Any, "...")
         for dtype in _candidates(array, default):
             if isinstance(jax.ShapeDtypeStruct((), dtype), kind):
                 return dtype
@@ -235,7 +348,7 @@ def _candidates(annotation: type[AbstractArray], default: tp.Any) -> Iterator[tp
     yield default
     yield from map(jnp.result_type, (float, int, bool, complex))
     yield jnp.uint32
-    names = annotation.dtype.dtypes
+    names = annotation.dtypes
     for name in names if isinstance(names, (tuple, list)) else ():
         try:
             yield jnp.dtype(name)

@@ -137,7 +137,8 @@ def add_loss(name: str, value: tp.Any) -> None:
 
 
 def _require_scalar(kind: str, name: str, value: tp.Any) -> None:
-    if getattr(value, "shape", ()) != () or isinstance(value, (list, tuple, dict, str, type(None))):
+    is_number = isinstance(value, (bool, int, float, complex))
+    if not is_number and getattr(value, "shape", None) != ():
         given = f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
         raise HookError(
             f"{_scoped(name)}: add_{kind}({name!r}) takes a scalar, got {given}.\n"

@@ -26,7 +26,7 @@ from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import meta_of, nodes_in, set_born, walk
 from elegy.random import fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
-from elegy.threads import holding, lock, wait_until_idle
+from elegy.threads import holding, lock
 
 Make = Callable[[], tp.Any]
 
@@ -221,8 +221,7 @@ def run_init_pass(function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any,
 
     **Returns:** whether anything was created.
     """
-    with lock:
-        wait_until_idle(walk(roots))
+    with lock, holding(walk([*roots, *nodes_in((args, kwargs))])):
         try:
             return _attempt(function, args, kwargs, roots, _abstractly)
         except _NeedsData as needs:
@@ -320,8 +319,7 @@ def _inside(journal: InitPass, nodes: Sequence[Node]):
     for node in nodes:
         set_born(node, tracing.current())
     try:
-        with holding(nodes):
-            yield
+        yield
     finally:
         state.init_pass, state._rng, state.collector, state.threaded, state.unreached = before
         for node in (*nodes, *journal.adopted):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from elegy import axes, leaves, parameters as _parameters, pytree, tracing, typechecking
 from elegy.containers import FrozenDict, FrozenList, freeze_containers
@@ -40,15 +41,20 @@ from elegy.state import state, training_context, undoing
 from elegy.threads import holders, lock, running, wait_for
 
 Self = tp.TypeVar("Self", bound="Module")
+Own = tp.TypeVar("Own")
+Own_co = tp.TypeVar("Own_co", covariant=True)
 Arguments = tp.ParamSpec("Arguments")
 Outputs = tp.TypeVar("Outputs")
 Outputs_co = tp.TypeVar("Outputs_co", covariant=True)
 
 
-class HasCall(tp.Protocol[Arguments, Outputs_co]):
-    """Lets a static checker find the arguments and outputs of a module in its `call`."""
+@tp.runtime_checkable
+class HasCall(tp.Protocol[Arguments, Outputs_co, Own_co]):
+    """Lets a static checker find the arguments and outputs of a module in its `call`, and its own class."""
 
     def call(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs_co: ...
+
+    def copy(self) -> Own_co: ...
 
 
 # The ids of the objects whose __init__ is running.
@@ -276,7 +282,7 @@ def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.A
 
 
 def _is_deleted(array: jax.Array) -> bool:
-    return not isinstance(array, jax.core.Tracer) and array.is_deleted()
+    return not isinstance(array, Tracer) and array.is_deleted()
 
 
 Method = tp.TypeVar("Method", bound=Callable[..., tp.Any])
@@ -390,7 +396,9 @@ class Module(Node, metaclass=ModuleMeta):
         )
 
     @typechecking.no_type_check
-    def __call__(self: HasCall[Arguments, Outputs], /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
+    def __call__(
+        self: HasCall[Arguments, Outputs, tp.Any], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Outputs:
         """Runs `call`. The first time, an init pass creates the parameters before."""
         return run_method(tp.cast(Module, self), "call", type(self).call, args, kwargs)
 
@@ -415,15 +423,35 @@ class Module(Node, metaclass=ModuleMeta):
             _init_pass(self, "call", type(self).call, args, kwargs)
         return self
 
+    @tp.overload
+    def apply(
+        self: HasCall[..., Outputs, Own],
+        /,
+        *args: tp.Any,
+        rng: KeyLike | RNG | None = None,
+        training: bool | None = None,
+        method: tp.Literal["call"] = "call",
+        **kwargs: tp.Any,
+    ) -> tuple[Outputs, Own]: ...
+    @tp.overload
     def apply(
         self: Self,
         /,
         *args: tp.Any,
         rng: KeyLike | RNG | None = None,
         training: bool | None = None,
+        method: str,
+        **kwargs: tp.Any,
+    ) -> tuple[tp.Any, Self]: ...
+    def apply(
+        self,
+        /,
+        *args: tp.Any,
+        rng: KeyLike | RNG | None = None,
+        training: bool | None = None,
         method: str = "call",
         **kwargs: tp.Any,
-    ) -> tuple[tp.Any, Self]:
+    ) -> tuple[tp.Any, tp.Any]:
         """The pure call: runs a copy, and returns what it gives together with the copy.
 
         **Arguments:**
@@ -443,15 +471,16 @@ class Module(Node, metaclass=ModuleMeta):
             with rng_context(rng):
                 return run(*args, **kwargs), module
 
-    def jit(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    @typechecking.no_type_check
+    def jit(self: HasCall[Arguments, Outputs, tp.Any], /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
         """Calls the module through `elegy.jit`."""
-        return self._transformed("call")(*args, **kwargs)
+        return tp.cast(Module, self)._jitted()(*args, **kwargs)
 
     def init_jit(self: Self, /, *args: tp.Any, **kwargs: tp.Any) -> Self:
         """As `init`; kept for code that compiles the initialisation, which needs no compilation here."""
         return self.init(*args, **kwargs)
 
-    def _transformed(self, method: str) -> tp.Any:
+    def _jitted(self) -> tp.Any:
         from elegy.transforms import jit
 
         compiled = getattr(self, "_compiled", None)
@@ -624,10 +653,9 @@ class Module(Node, metaclass=ModuleMeta):
         return copy
 
     def __getstate__(self) -> tp.Any:
-        if holders:
-            wait_for(self)
-        attributes = {name: _by_name(value) for name, value in self.__dict__.items()}
-        return (attributes, meta_of(self), getattr(self, "_depth", 1))
+        with lock:
+            attributes = {name: _by_name(value) for name, value in self.__dict__.items()}
+            return (attributes, meta_of(self), getattr(self, "_depth", 1))
 
     def __setstate__(self, saved: tp.Any) -> None:
         attributes, meta, depth = saved
@@ -693,7 +721,18 @@ def _by_name(value: tp.Any) -> tp.Any:
     return _Named(module, name) if found is value else value
 
 
-def to_module(function: Callable[..., tp.Any]) -> type[Module]:
+if tp.TYPE_CHECKING:
+
+    class FunctionModule(Module, tp.Generic[Arguments, Outputs]):
+        """What `to_module` makes, to a static checker."""
+
+        def __init__(self, name: str | None = None): ...
+
+        def call(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs: ...
+
+
+@typechecking.no_type_check
+def to_module(function: Callable[Arguments, Outputs]) -> type[FunctionModule[Arguments, Outputs]]:
     """A module class whose instances run `function`, in which hooks and modules can be used.
 
     **Arguments:**
@@ -719,7 +758,7 @@ def to_module(function: Callable[..., tp.Any]) -> type[Module]:
     """
     name = getattr(function, "__name__", type(function).__name__)
 
-    class FunctionModule(Module):
+    class ThisModule(Module):
         _function: tp.ClassVar[tp.Any] = staticmethod(function)
 
         def __init__(self, name: str | None = None):
@@ -729,8 +768,8 @@ def to_module(function: Callable[..., tp.Any]) -> type[Module]:
         def call(self, *args, **kwargs):
             return typechecking.checked_function(function_of(self) or type(self)._function)(*args, **kwargs)
 
-    FunctionModule.__name__ = FunctionModule.__qualname__ = "lambda_" if name == "<lambda>" else name
-    FunctionModule.__qualname__ = getattr(function, "__qualname__", name)
-    FunctionModule.__module__ = getattr(function, "__module__", __name__)
-    FunctionModule.__doc__ = function.__doc__
-    return FunctionModule
+    ThisModule.__name__ = "lambda_" if name == "<lambda>" else name
+    ThisModule.__qualname__ = getattr(function, "__qualname__", name)
+    ThisModule.__module__ = getattr(function, "__module__", __name__)
+    ThisModule.__doc__ = function.__doc__
+    return tp.cast(tp.Any, ThisModule)

@@ -22,7 +22,7 @@ from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_sta
 from elegy.pytree import change, meta_of, walk
 from elegy.random import RNG, fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
-from elegy.threads import holders, wait_for
+from elegy.threads import lock
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Creating
@@ -55,7 +55,7 @@ def add_parameter(
     _require_creatable(module, name, frame, constructing)
     dtypes = meta.dtypes if asked is None else {**meta.dtypes, name: asked}
     if dtype is None:
-        dtype = typechecking.infer_dtype(module, name, module.dtype)
+        dtype = typechecking.infer_dtype(module, name, tp.cast(tp.Any, module).dtype)
     if wanted is None and callable(initializer) and _positional(initializer):
         wanted = typechecking.infer_shape(module, name)
     make, finish, key = _maker(module, name, wanted, dtype, initializer, constructing)
@@ -74,7 +74,7 @@ def add_parameter(
     return value
 
 
-def _require_as_before(module, name, value, shape, dtype) -> None:
+def _require_as_before(module: Node, name: str, value: tp.Any, shape: tuple[int, ...] | None, dtype: tp.Any) -> None:
     """Refuses to give a parameter to code that asks for another one. A shape or dtype of None asks for nothing."""
     if shape is not None and tuple(value.shape) != shape:
         raise ParameterError(
@@ -291,9 +291,8 @@ def _collect_container(module, name, value, trainable, leaf, seen):
 
 
 def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.Any]:
-    if holders:
-        wait_for(module)
-    return collect(module, trainable, lambda module, name, index, value: value)
+    with lock:
+        return collect(module, trainable, lambda module, name, index, value: value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -330,12 +329,12 @@ def set_parameters(module: Node, values: tp.Any) -> None:
     """Checks everything, then writes everything."""
     writes: list[_Write] = []
     problems: list[str] = []
-    _plan(module, values, path_of(module), writes, problems)
-    if problems:
-        raise ParameterError("set_parameters changed nothing:\n  " + "\n  ".join(problems))
-    for owner, _, _, path in writes:
-        require_same_trace(owner, "set its parameters", path)
-    with undoing():
+    with lock, undoing():
+        _plan(module, values, path_of(module), writes, problems)
+        if problems:
+            raise ParameterError("set_parameters changed nothing:\n  " + "\n  ".join(problems))
+        for owner, _, _, path in writes:
+            require_same_trace(owner, "set its parameters", path)
         for owner, name, value, path in writes:
             write(owner, name, value)
             note_update(owner, name, path)
@@ -432,18 +431,19 @@ def update_parameter(module: Node, name: str, value: tp.Any) -> None:
 
 
 def set_trainable(module: Node, trainable: bool) -> None:
-    modules = [node for node in walk([module]) if meta_of(node).trainable != trainable or meta_of(node).frozen]
-    for node in modules:
-        require_same_trace(node, "assigned trainable")
-        if id(node) in state.threaded:
-            raise StructureError(
-                f"{path_of(node)}: trainable was assigned inside a function that elegy.jit or elegy.value_and_grad "
-                "transforms.\n  Which parameters are trainable is fixed during compilation: assign it outside."
-            )
-    # What a constructor freezes is frozen from the start: an init pass keeps it, as it keeps what is created.
-    created = bool(state.frames) and state.frames[-1].building
-    for node in modules:
-        _set_flags(node, bool(trainable), frozenset(), created)
+    with lock:
+        modules = [node for node in walk([module]) if meta_of(node).trainable != trainable or meta_of(node).frozen]
+        for node in modules:
+            require_same_trace(node, "assigned trainable")
+            if id(node) in state.threaded:
+                raise StructureError(
+                    f"{path_of(node)}: trainable was assigned inside a function that elegy.jit or elegy.value_and_grad "
+                    "transforms.\n  Which parameters are trainable is fixed during compilation: assign it outside."
+                )
+        # What a constructor freezes is frozen from the start: an init pass keeps it, as it keeps what is created.
+        created = bool(state.frames) and state.frames[-1].building
+        for node in modules:
+            _set_flags(node, bool(trainable), frozenset(), created)
 
 
 def _set_flags(module: Node, trainable: bool, frozen: frozenset[tuple[str, int]], created: bool) -> None:
@@ -458,11 +458,13 @@ def _set_flags(module: Node, trainable: bool, frozen: frozenset[tuple[str, int]]
 
 def reset(module: Node) -> None:
     """Removes what first calls created; parameters that `__init__` created keep their values."""
-    for node in walk([module]):
-        require_same_trace(node, "reset")
-        if id(node) in state.threaded:
-            raise StructureError(f"{path_of(node)}: reset() inside a transformed function. Reset the module outside.")
-    with undoing():
+    with lock, undoing():
+        for node in walk([module]):
+            require_same_trace(node, "reset")
+            if id(node) in state.threaded:
+                raise StructureError(
+                    f"{path_of(node)}: reset() inside a transformed function. Reset the module outside."
+                )
         for node in walk([module]):
             meta = meta_of(node)
             created = {record.attribute for records in meta.hooks.values() for record in records}

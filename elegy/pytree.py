@@ -18,7 +18,7 @@ import jax
 from elegy import tracing
 from elegy.errors import FrozenModuleError
 from elegy.leaves import Node, StaticKey, is_array, is_dynamic, is_foreign, is_node, is_static, static_key
-from elegy.threads import holders, wait_for
+from elegy.threads import holders, is_held_elsewhere, lock, wait_for
 
 
 class _Tied:
@@ -124,7 +124,7 @@ class Layout:
         # The order of the attributes, where a tied one is among them: it decides by which path a shared module goes.
         self.order = order
         self.simple = not compounds and not ties
-        self.keys = tuple(map(_AttributeKey, names))
+        self.keys = tuple(_AttributeKey(name) for name in names)
         self.read = _reader(names)
         self._key = key
 
@@ -250,7 +250,7 @@ def change(node: Node, meta: Meta | None = None, *, ties: bool = True) -> None:
     elif layout is not None:
         set_ties(node, layout.ties)
     set_layout(node, None)
-    structure.version += 1
+    structure.version = object()
 
 
 def relayout(node: Node) -> None:
@@ -263,9 +263,12 @@ def relayout(node: Node) -> None:
 
 
 class Structure:
-    """Counts structural changes of constructed modules, so that a cached view of one knows when to look again."""
+    """Another object after each structural change of a module, so that a cached view of one knows when to look again.
 
-    version = 0
+    An object and not a number, since two threads that count at once might lose a change.
+    """
+
+    version = object()
 
 
 structure = Structure()
@@ -374,9 +377,10 @@ def flatten(node: Node) -> tuple[tuple[tp.Any, ...], Layout]:
     layout = node._layout
     if layout is None:
         layout = layout_of(node)
-    if layout.simple:
-        return layout.read(node.__dict__), layout
-    return _children(node, layout), layout
+    children = layout.read(node.__dict__) if layout.simple else _children(node, layout)
+    if holders and is_held_elsewhere(node):
+        return flatten(node)  # what was read may be tracers of that thread
+    return children, layout
 
 
 def flatten_with_keys(node: Node):
@@ -408,16 +412,19 @@ def register(cls: type[Node]) -> None:
     """Makes `cls` a pytree. Done when the first instance appears, so that classes without instances cost nothing."""
     if cls in _registered:
         return
-    _registered.add(cls)
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    if dataclasses.is_dataclass(cls) and ("__dataclass_params__" in cls.__dict__ or "__eq__" not in cls.__dict__):
-        # A dataclass compares field by field, which has no meaning for arrays: a module is equal to itself. And it is
-        # shown and frozen as modules are.
-        cls.__eq__ = object.__eq__  # type: ignore[method-assign]
-        cls.__hash__ = object.__hash__  # type: ignore[method-assign]
-        for name in ("__repr__", "__setattr__", "__delattr__"):
-            if _is_generated(cls.__dict__.get(name)):
-                type.__delattr__(cls, name)
+    with lock:
+        if cls in _registered:  # another thread may have been first
+            return
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+        if dataclasses.is_dataclass(cls) and ("__dataclass_params__" in cls.__dict__ or "__eq__" not in cls.__dict__):
+            # A dataclass compares field by field, which has no meaning for arrays: a module is equal to itself. And it
+            # is shown and frozen as modules are.
+            cls.__eq__ = object.__eq__  # type: ignore[method-assign]
+            cls.__hash__ = object.__hash__  # type: ignore[method-assign]
+            for name in ("__repr__", "__setattr__", "__delattr__"):
+                if _is_generated(cls.__dict__.get(name)):
+                    type.__delattr__(cls, name)
+        _registered.add(cls)
 
 
 def _is_generated(method: tp.Any) -> bool:

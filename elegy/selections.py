@@ -6,6 +6,7 @@ means the same arrays to `get`, to a gradient, to an optimiser and to a checkpoi
 
 from __future__ import annotations
 
+import copy as copying
 import dataclasses
 import difflib
 import re
@@ -23,7 +24,7 @@ from elegy.leaves import Node, is_array, is_inexact, is_node, is_static
 from elegy.parameters import NOTHING, check_value, collect, declared_flags, trainable_flags
 from elegy.pytree import Meta, children, meta_of, nodes_in, walk
 from elegy.state import write_meta
-from elegy.threads import holders, wait_for
+from elegy.threads import lock
 
 Tree = tp.TypeVar("Tree")
 KeyPath = tuple[tp.Any, ...]
@@ -91,9 +92,8 @@ def _places(tree: tp.Any) -> list[Place]:
                 if known is not place:
                     known.keys.append(here)
 
-    for node in nodes_in(tree) if holders else ():
-        wait_for(node)
-    visit(tree, (), None, "", 0, set())
+    with lock:
+        visit(tree, (), None, "", 0, set())
     return list(found.values())
 
 
@@ -422,7 +422,7 @@ class Selection(tp.Generic[Tree]):
         replaced = eqx.tree_at(
             lambda tree: [_at(tree, keys) for keys in owners],
             self.tree,
-            [function(owner.copy()) for owner in owners.values()],
+            [function(_copied(owner)) for owner in owners.values()],
         )
         return _copied(replaced)
 
@@ -456,7 +456,7 @@ def _unfrozen(owner: Node, arrays: set[tuple[str, int]]) -> Meta:
 
 def _copied(tree: Tree) -> Tree:
     def copied(part: tp.Any) -> tp.Any:
-        return part.copy() if isinstance(part, (Node, np.ndarray)) else part
+        return copying.copy(part) if isinstance(part, (Node, np.ndarray)) else part
 
     return jax.tree.map(copied, tree, is_leaf=is_node)
 

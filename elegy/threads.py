@@ -1,8 +1,9 @@
 """Several threads and one module: who may look while whose trace has put tracers in.
 
-A transform that threads modules makes them hold tracers while it traces. No other thread may run such a module
-meanwhile, and the transform may not begin while another thread runs it. Threads that wait count as absent, so no two
-wait for each other.
+A transform that threads modules makes them hold tracers while it traces. Meanwhile its thread *holds* these modules: no
+other thread may run or read them, and it does not begin while another thread runs one. Each side says what it is about
+to do before it looks at the other, so that of two that come at once one at least waits. A thread that waits counts as
+absent, so no two wait for each other.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 if tp.TYPE_CHECKING:
     from elegy.leaves import Node
 
-# Held by whoever traces or initialises. Taken before JAX's own caches are entered, never while inside them.
+# Held by whoever traces, initialises or writes. Taken before JAX's own caches are entered, never while inside them.
 lock = threading.RLock()
 _turn = threading.Condition(lock)
 
-# Which thread makes a module, by id, hold tracers right now.
+# Which thread holds a module, by the id of the module.
 holders: dict[int, int] = {}
 # The outermost module that each thread runs right now, unless the thread waits.
 _running: dict[int, Node] = {}
@@ -28,6 +29,39 @@ _waiting = 0
 
 class Busy(BaseException):
     """Raised inside a trace that would have to wait for another thread: the trace is given up and begun again later."""
+
+    def __init__(self, identities: Collection[int] = ()):
+        super().__init__()
+        self.identities = identities
+
+    def wait(self) -> None:
+        """Waits until the trace may be begun again. The caller is outside of it."""
+        _wait_until(lambda: _are_free(self.identities))
+
+
+class _Thread(threading.local):
+    # Whether the code around is a trace of elegy, which is begun again if it is given up.
+    may_give_up = False
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def may_give_up() -> Iterator[None]:
+    """While a trace runs for which `Busy` is caught."""
+    before, _thread.may_give_up = _thread.may_give_up, True
+    try:
+        yield
+    finally:
+        _thread.may_give_up = before
+
+
+def begin_again(busy: Busy) -> None:
+    """Called where `Busy` is caught: waits, or hands it on to the trace around this one."""
+    if _thread.may_give_up:
+        raise busy
+    busy.wait()
 
 
 @contextlib.contextmanager
@@ -44,31 +78,55 @@ def running(module: Node) -> Iterator[None]:
                 _turn.notify_all()
 
 
+def is_held_elsewhere(module: Node) -> bool:
+    return holders.get(id(module), threading.get_ident()) != threading.get_ident()
+
+
 def wait_for(module: Node) -> None:
-    """Waits while another thread makes a module hold tracers."""
-    if holders.get(id(module), threading.get_ident()) != threading.get_ident():
-        me = threading.get_ident()
-        _wait_until(lambda: holders.get(id(module), me) == me)
+    """Waits while another thread holds a module."""
+    if is_held_elsewhere(module):
+        _wait_until(lambda: not is_held_elsewhere(module))
 
 
-def wait_until_idle(modules: Sequence[Node]) -> None:
-    """Waits while another thread runs one of the modules."""
-    if len(_running) > (threading.get_ident() in _running):
-        ids = {id(module) for module in modules}
-        _wait_until(lambda: not _is_run_elsewhere(ids))
+@contextlib.contextmanager
+def holding(modules: Sequence[Node]) -> Iterator[None]:
+    """While modules hold tracers of this thread. The caller has the lock.
+
+    Waits while another thread holds or runs one of them, or where waiting might never end gives up by `Busy`.
+    """
+    me = threading.get_ident()
+    identities = {identity for module in modules if holders.get(identity := id(module)) != me}
+    if not _are_free(identities):
+        if _thread.may_give_up:
+            raise Busy(identities)
+        _wait_until(lambda: _are_free(identities))
+    holders.update(dict.fromkeys(identities, me))
+    try:
+        if _is_run_elsewhere(identities):
+            if _thread.may_give_up:
+                raise Busy(identities)
+            # Those that run now go on to the end; those that come wait for this thread.
+            _wait_until(lambda: not _is_run_elsewhere(identities))
+        yield
+    finally:
+        for identity in identities:
+            del holders[identity]
+        if _waiting:
+            with _turn:
+                _turn.notify_all()
 
 
-def is_run_elsewhere(modules: Sequence[Node]) -> bool:
-    """Whether another thread runs one of the modules right now."""
-    return len(_running) > (threading.get_ident() in _running) and _is_run_elsewhere({id(module) for module in modules})
+def _are_free(identities: Collection[int]) -> bool:
+    me = threading.get_ident()
+    return not holders or all(holders.get(identity, me) == me for identity in identities)
 
 
-def _is_run_elsewhere(ids: Collection[int]) -> bool:
+def _is_run_elsewhere(identities: Collection[int]) -> bool:
     from elegy.pytree import walk
 
     me = threading.get_ident()
-    others = [root for thread, root in list(_running.items()) if thread != me]
-    return any(id(node) in ids for node in walk(others))
+    others = [root for thread, root in list(_running.items()) if thread != me] if identities else []
+    return any(id(node) in identities for node in walk(others))
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
@@ -85,19 +143,3 @@ def _wait_until(condition: Callable[[], bool]) -> None:
             _waiting -= 1
             if mine is not None:
                 _running[me] = mine
-
-
-@contextlib.contextmanager
-def holding(modules: Sequence[Node]) -> Iterator[None]:
-    """While modules hold tracers of this thread. The caller has the lock."""
-    me = threading.get_ident()
-    marked = [id(module) for module in modules if id(module) not in holders]
-    holders.update((identity, me) for identity in marked)
-    try:
-        yield
-    finally:
-        for identity in marked:
-            del holders[identity]
-        if _waiting:
-            with _turn:
-                _turn.notify_all()

@@ -18,7 +18,7 @@ import types
 import typing as tp
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jaxtyping
@@ -29,6 +29,7 @@ from elegy import axes
 from elegy.errors import ParameterError, TypeCheckError, UncheckedAnnotationWarning
 from elegy.frames import path_of, user_level
 from elegy.leaves import Node
+from elegy.state import state
 
 Function = tp.TypeVar("Function", bound=Callable[..., tp.Any])
 Checker = Callable[[tp.Any], tp.Any]
@@ -53,8 +54,9 @@ _switched: list[typechecker] = []
 _active: Checker | None = None
 # Whether the newest of them switched checking off, for classes that jaxtyping's import hook has decorated too.
 _off = False
-# The methods that are replaced while a checker is on: class, name, the method itself, and what stands for it.
-_replaced: list[tuple[type, str, tp.Any, tp.Any]] = []
+# The attribute in which a class keeps its methods that are replaced while a checker is on, each with what stands for
+# it. (A table of all classes would keep those alive that are made on each run of a function.)
+_ORIGINALS = "_elegy_originals"
 # The checker of classes that jaxtyping's import hook has decorated.
 _hooked: weakref.WeakKeyDictionary[type, Checker] = weakref.WeakKeyDictionary()
 # Every class of modules, those of this package included.
@@ -107,22 +109,31 @@ class typechecker:  # noqa: N801
         if checker is not None:
             _require_a_checker(checker)
         self._checker = checker
+        self._entered = False
+        self._switch_on()
+
+    def __enter__(self) -> None:
+        if self._entered:  # the first block is that of the plain call
+            self._switch_on()
+        self._entered = True
+
+    def __exit__(self, *_: object) -> None:
+        with _lock:
+            newest = next(index for index in reversed(range(len(_switched))) if _switched[index] is self)
+            del _switched[newest]
+            _switch()
+
+    def _switch_on(self) -> None:
         with _lock:
             _switched.append(self)
             _switch()
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        with _lock:
-            _switched.remove(self)
-            _switch()
-
 
 def _require_a_checker(checker: tp.Any) -> None:
+    test = _tester(int, checker)
+    test(1)
     try:
-        _tester(int, checker)("text")
+        test("text")
     except Exception:
         return
     raise ValueError(
@@ -135,18 +146,23 @@ def _require_a_checker(checker: tp.Any) -> None:
 def _switch() -> None:
     """Makes the newest checker the one that is on. The caller has the lock."""
     global _active, _off, on
-    for cls, name, value, replacement in _replaced:
-        if cls.__dict__.get(name) is replacement:
-            setattr(cls, name, value)
-    _replaced.clear()
+    for cls in list(_classes):
+        for name, (original, replacement) in vars(cls).get(_ORIGINALS, {}).items():
+            if vars(cls).get(name) is replacement:
+                setattr(cls, name, original)
+        if _ORIGINALS in vars(cls):
+            delattr(cls, _ORIGINALS)
     _active = _switched[-1]._checker if _switched else None
     _off = bool(_switched) and _active is None
     on = _active is not None or bool(_hooked)
     if _active is not None:
-        fields.cache_clear()  # so that it warns again of what cannot be read
-        _signature.cache_clear()
         for cls in list(_classes):
             _replace_methods(cls)
+
+
+def _checker_now(hook: Checker | None) -> Checker | None:
+    """The checker of a class that jaxtyping's import hook gave the checker `hook`, or None if nothing is checked."""
+    return None if _off or jaxtyping.config.jaxtyping_disable else _active or hook
 
 
 def adopt(cls: type) -> None:
@@ -154,99 +170,142 @@ def adopt(cls: type) -> None:
     global on
     with _lock:
         _classes.add(cls)
-        for value in list(cls.__dict__.values()):
-            if checker := _hook_of(value):
-                _hooked[cls] = checker
+        for value in list(vars(cls).values()):
+            if hook := _hook_of(value):
+                _hooked[cls] = hook
                 on = True
         if on:
             _replace_methods(cls)
 
 
 def _replace_methods(cls: type) -> None:
-    """Puts checking methods into a class: for good where jaxtyping's import hook was, else while a checker is on."""
-    for name, value in list(cls.__dict__.items()):
-        if name.startswith("__") and name != "__init__":
-            continue
-        replacement = _checking(name, value)
-        if replacement is not value:
-            setattr(cls, name, replacement)
-            if _hook_of(value) is None:
-                _replaced.append((cls, name, value, replacement))
+    for name in list(vars(cls)):
+        if name == "__init__" or not name.startswith("__"):
+            _replace_method(cls, name)
 
 
-def _checking(name: str, value: tp.Any) -> tp.Any:
+def _replace_method(cls: type, name: str) -> None:
+    """Puts a checking method into a class: for good where jaxtyping's import hook was, else while a checker is on."""
+    value = vars(cls)[name]
+    hooked = _hook_of(value) is not None
+    replacement = _checking(cls, name, value)
+    if replacement is not value:
+        setattr(cls, name, replacement)
+        if not hooked:
+            setattr(cls, _ORIGINALS, {**vars(cls).get(_ORIGINALS, {}), name: (value, replacement)})
+
+
+def _checking(cls: type, name: str, value: tp.Any) -> tp.Any:
     """What checks in the place of an attribute of a class; the attribute itself if there is nothing to check."""
     if isinstance(value, property):
-        getter = _checking(name, value.fget)
+        getter = _checking(cls, name, value.fget)
         return value if getter is value.fget else property(getter, value.fset, value.fdel, value.__doc__)
     if isinstance(value, (classmethod, staticmethod)):
         function = checked_function(value.__func__)
         return value if function is value.__func__ else type(value)(function)
-    if not isinstance(value, types.FunctionType):
+    if not isinstance(value, types.FunctionType) or _is_exempt(value):
         return value
     if value in compact_methods:
-        inner = _checking("call", value.__wrapped__)
-        return value if inner is value.__wrapped__ else compact_methods[value](inner)
-    if _is_exempt(value):
+        method = _inside(value)
+        inner = _checking(cls, "call", method)
+        return value if inner is method else compact_methods[value](inner)
+    if _hook_of(value) is None and (_active is None or not (name == "call" or _is_annotated(value))):
         return value
-    hook = _hook_of(value)
-    if hook is None and (_active is None or not (name == "call" or getattr(value, "__annotations__", None))):
-        return value
-    return _method(_unwrapped(value), hook, shares=name != "call")
-
-
-def _is_exempt(function: tp.Any) -> bool:
-    return getattr(function, "__no_type_check__", False)
-
-
-def _is_jaxtyped(function: tp.Any) -> bool:
-    return isinstance(function, types.FunctionType) and function.__globals__.get("__name__") == "jaxtyping._decorator"
-
-
-def _unwrapped(function: tp.Any) -> tp.Any:
-    """The function that jaxtyping decorated, so that its scope is not another one than that of the fields."""
-    return function.__wrapped__ if _is_jaxtyped(function) and _hook_of(function) is not None else function
-
-
-def _hook_of(value: tp.Any) -> Checker | None:
-    """The checker with which jaxtyping, or its import hook, decorated a method, below other decorators too."""
-    function = getattr(value, "fget", value)
-    while isinstance(function, types.FunctionType) and not _is_exempt(function):
-        if _is_jaxtyped(function):
-            # The wrapper does not tell its checker; it is found by the name of the argument of `jaxtyped`.
-            inner = inspect.getclosurevars(function).nonlocals.get("wrapped_fn_impl")
-            return None if inner is None else inspect.getclosurevars(inner).nonlocals.get("typechecker")
-        function = getattr(function, "__wrapped__", None)
-    return None
-
-
-@no_type_check
-def _method(original: tp.Any, hook: Checker | None, shares: bool) -> tp.Any:
-    """A method that checks where a checker is on.
-
-    `shares`: without annotations of its own it belongs to the scope of the method that uses it.
-    """
-    shares = shares and not getattr(original, "__annotations__", None)
-
-    @functools.wraps(original)
-    def method(self, /, *args, **kwargs):
-        checker = None if _off else _active or hook
-        if checker is None or jaxtyping.config.jaxtyping_disable:
-            return original(self, *args, **kwargs)
-        running = _threads.scopes[-1] if _threads.scopes else None
-        if shares and running is not None and running.module is self and not running.outermost:
-            return original(self, *args, **kwargs)
-        return Scope(self, original, args, kwargs, checker).run()
-
-    method.__no_type_check__ = True
-    return method
+    return _checked(value, cls, shares=name != "call" and not _is_annotated(value))
 
 
 def checked_function(function: Function) -> Function:
     """A function that is no method, checked if a checker is on."""
-    if _active is None or _hook_of(function) or _is_exempt(function) or not getattr(function, "__annotations__", None):
+    if _is_exempt(function) or not (_hook_of(function) or (_active and _is_annotated(function))):
         return function
-    return jaxtyped(function, typechecker=_active)
+    return _checked(function)
+
+
+def _is_annotated(function: tp.Any) -> bool:
+    return bool(getattr(function, "__annotations__", None))
+
+
+def _is_exempt(decorated: tp.Any) -> bool:
+    """Whether a function, or a class itself and not one of its bases, is marked by `no_type_check`."""
+    return getattr(decorated, "__dict__", {}).get("__no_type_check__", False)
+
+
+@no_type_check
+def _checked(original, owner=None, shares=False) -> tp.Any:
+    """A function that checks where a checker is on.
+
+    `owner`: the class, if it is a method.
+    `shares`: it belongs to the scope of the method that uses it.
+    """
+    hook = _hook_of(original)
+    if hook is not None:
+        original = _without_hook(original)
+
+    @no_type_check
+    @functools.wraps(original)
+    def checked(*args, **kwargs):
+        return _run(original, owner, shares, hook, args, kwargs)
+
+    return checked
+
+
+@no_type_check
+def _run(function, owner, shares, hook, args, kwargs):
+    checker = _checker_now(hook)
+    if checker is None or _is_exempt(owner):
+        return function(*args, **kwargs)
+    module = args[0] if owner is not None and args else None
+    if shares and _threads.scopes and _threads.scopes[-1].module is module:
+        return function(*args, **kwargs)
+    return Scope(module, function, args, kwargs, checker).run()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions that jaxtyping's import hook decorated
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _inside(function: tp.Any) -> tp.Any:
+    return getattr(function, "__wrapped__", None)
+
+
+def _closure(function: tp.Any) -> dict[str, tp.Any]:
+    """The variables of the functions around a function, those that have a value."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:
+            continue
+    return found
+
+
+def _jaxtyped_in(value: tp.Any) -> tp.Any:
+    """The function that jaxtyping made of a method, itself or below other decorators; None if there is none."""
+    function = getattr(value, "fget", getattr(value, "__func__", value))
+    function = _inside(function) if function in compact_methods else function
+    while isinstance(function, types.FunctionType) and not _is_exempt(function):
+        if function.__globals__.get("__name__") == "jaxtyping._decorator":
+            return function
+        function = _inside(function)
+    return None
+
+
+def _hook_of(value: tp.Any) -> Checker | None:
+    """The checker with which jaxtyping, or its import hook, decorated a method."""
+    # The function does not tell its checker; it is found by the name of the argument of `jaxtyped`.
+    function = _jaxtyped_in(value)
+    inner = None if function is None else _closure(function).get("wrapped_fn_impl")
+    return None if inner is None else _closure(inner).get("typechecker")
+
+
+def _without_hook(function: tp.Any) -> tp.Any:
+    """A function without the scope of jaxtyping, which would be another one than that of the fields."""
+    decorated = _jaxtyped_in(function)
+    if decorated is function:
+        return _inside(function)
+    decorated.__no_type_check__ = True  # below other decorators it stays, and lets everything through
+    return function
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -257,14 +316,23 @@ def checked_function(function: Function) -> Function:
 _UNREADABLE = object()
 
 
-def _read(annotation: tp.Any, module_globals: dict[str, tp.Any], names: Mapping[str, tp.Any]) -> tp.Any:
-    if annotation is tp.Self or annotation == "Self":
-        return Node
+def _read(annotation: tp.Any, module_globals: dict[str, tp.Any], names: Mapping[str, tp.Any], owner: tp.Any) -> tp.Any:
     carrier = type("carrier", (), {"__annotations__": {"value": annotation}})
     try:
-        return tp.get_type_hints(carrier, module_globals, dict(names), include_extras=True)["value"]
+        read = tp.get_type_hints(carrier, module_globals, {"Self": tp.Self, **names}, include_extras=True)["value"]
     except Exception:
         return _UNREADABLE
+    if tp.get_origin(read) is tp.Final:
+        (read,) = tp.get_args(read)
+    return axes.rebuilt(read, lambda part: owner if part is tp.Self else part)
+
+
+def _by_name(*named: tp.Any) -> dict[str, tp.Any]:
+    return {item.__name__: item for item in named}
+
+
+def _type_parameters(owner: tp.Any) -> dict[str, tp.Any]:
+    return _by_name(*getattr(owner, "__type_params__", ()))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -272,57 +340,44 @@ def fields(cls: type) -> dict[str, tp.Any]:
     """The attributes whose annotations in the class body, or in one of a base class, are about arrays."""
     found: dict[str, tp.Any] = {}
     for base in reversed(cls.__mro__):
-        if base not in _classes:
+        if base not in _classes or _is_exempt(base):
             continue
         module_globals = getattr(sys.modules.get(base.__module__), "__dict__", {})
         for name, annotation in inspect.get_annotations(base).items():
-            read = _read(annotation, module_globals, {**vars(base), base.__name__: base})
+            read = _read(annotation, module_globals, {**vars(base), **_by_name(base), **_type_parameters(base)}, cls)
             found.pop(name, None)
-            if read is _UNREADABLE:
-                if "'" in str(annotation) or '"' in str(annotation):  # it may have been about an array
-                    _warn_unreadable(base, f"the annotation of {name}")
-            elif axes.mentions_array(read):
+            # What cannot be read may have been about an array if there are axes in it, which are in quotes.
+            if axes.mentions_array(read) or (read is _UNREADABLE and any(quote in str(annotation) for quote in "'\"")):
                 found[name] = read
     return found
 
 
+def _field(module: Node, name: str) -> tp.Any:
+    """The annotation of one field, or None."""
+    annotation = fields(type(module)).get(name)
+    return None if annotation is _UNREADABLE else annotation
+
+
 @functools.lru_cache(maxsize=4096)
-def _signature(function: tp.Any, owner: type) -> inspect.Signature:
-    """The signature of a method with its annotations read; `inspect.Parameter.empty` for those that cannot be."""
+def _signature(function: tp.Any, owner: type | None) -> inspect.Signature:
+    """The signature of a function, of a method of `owner`, with its annotations read."""
     signature = inspect.signature(function)
     function = inspect.unwrap(function)
-    names = {cls.__name__: cls for cls in reversed(owner.__mro__)}
-    closure = inspect.getclosurevars(function).nonlocals if isinstance(function, types.FunctionType) else {}
+    names: dict[str, tp.Any] = {}
+    for base in () if owner is None else reversed(owner.__mro__):
+        names |= _by_name(base) | _type_parameters(base)
+    if isinstance(function, types.FunctionType):
+        names |= _closure(function) | _type_parameters(function)
     module_globals = getattr(function, "__globals__", {})
 
-    def read(what: str, annotation: tp.Any) -> tp.Any:
-        if annotation is inspect.Parameter.empty:
-            return annotation
-        annotation = _read(annotation, module_globals, {**names, **closure})
-        if annotation is _UNREADABLE:
-            _warn_unreadable(function, what)
-            return inspect.Parameter.empty
-        return annotation
+    def read(annotation: tp.Any) -> tp.Any:
+        empty = annotation is inspect.Parameter.empty
+        return annotation if empty else _read(annotation, module_globals, names, owner)
 
     parameters = [
-        parameter.replace(annotation=read(f"the annotation of {name}", parameter.annotation))
-        for name, parameter in signature.parameters.items()
+        parameter.replace(annotation=read(parameter.annotation)) for parameter in signature.parameters.values()
     ]
-    return signature.replace(
-        parameters=parameters,
-        return_annotation=read("the return annotation", signature.return_annotation),
-    )
-
-
-def _warn_unreadable(owner: tp.Any, what: str) -> None:
-    if on:
-        warnings.warn(
-            UncheckedAnnotationWarning(
-                f"{owner.__module__}.{owner.__qualname__}: {what} cannot be read, so it is not checked.\n"
-                "  Are its names defined in the module, and not in a function or under `if TYPE_CHECKING:` only?"
-            ),
-            stacklevel=user_level(),
-        )
+    return signature.replace(parameters=parameters, return_annotation=read(signature.return_annotation))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -344,178 +399,200 @@ def _tester(annotation: tp.Any, checker: Checker) -> Callable[[tp.Any], None]:
 
 class _Threads(threading.local):
     def __init__(self) -> None:
+        # The methods that are checked, and the first runs of methods, which create parameters; the innermost last.
         self.scopes: list[Scope] = []
+        self.first_runs: list[Scope] = []
 
 
 _threads = _Threads()
 
 
 class _Mismatch(Exception):
-    """A value does not fit. `what` names it in a sentence."""
-
-    def __init__(self, what: str, value: tp.Any, annotation: tp.Any, reason: str):
-        super().__init__(what)
-        reason = f": {reason}" if reason else ""
-        self.text = f"{what} is {axes.show_value(value)}, which is not {axes.show(annotation)}{reason}"
+    """What does not fit, where no checker is on."""
 
 
 @no_type_check
 class Scope:
-    """One running method, what it was given, and the checker, or None if nothing is checked."""
+    """One running function, what it was given, and the checker, or None if nothing is checked."""
 
-    __slots__ = ("args", "checker", "function", "kwargs", "module", "outermost")
-
-    def __init__(self, module, function, args, kwargs, checker=None, outermost=False):
-        self.module = module
+    def __init__(self, module, function, args, kwargs, checker=None):
+        self.module = module  # None for a function that is no method
         self.function = function
         self.args = args
         self.kwargs = kwargs
         self.checker = checker
-        # Whether it is the scope of `call`, and not of a method that `call` uses.
-        self.outermost = outermost
+        self.there_before = set() if module is None else set(module.__dict__)
+        self.checked = []  # what fits, in the order in which axes got their sizes
 
-    def run(self):
-        """Checks the method and gives its outputs."""
-        _threads.scopes.append(self)
-        try:
-            if self.bound() is None:
-                return self.function(self.module, *self.args, **self.kwargs)  # Python says what is wrong with them
-            return _entering(self.function)(self.module, *self.args, **self.kwargs)
-        except _Mismatch as error:
-            raise TypeCheckError(self.message(error)) from None
-        finally:
-            _threads.scopes.pop()
+    @functools.cached_property
+    def signature(self):
+        return _signature(self.function, None if self.module is None else type(self.module))
 
-    def explain(self):
-        """What does not fit in the fields and arguments, or nothing."""
-        if self.bound() is None:
-            return ""
-        self.checker = None
-        _threads.scopes.append(self)
-        try:
-            _entering(self.function)(self.module, *self.args, **self.kwargs)
-        except _Mismatch as error:
-            return f"{error.text}\n  axes: {axes.show_sizes(self.sizes())}"
-        finally:
-            _threads.scopes.pop()
-        return ""
-
-    def entered(self):
-        """What happens inside the scope of jaxtyping: checks, the method, checks."""
-        later = self.check_fields(self.fields())
-        for what, value, annotation in self.arguments():
-            self.check(f"the argument {what}", value, annotation)
-        for name, value, annotation in self.check_fields(later):
-            self.check(f"the field {name}", value, annotation)  # raises: says which axis it lacks
-        if self.checker is None:
-            return None
-        outputs = self.function(self.module, *self.args, **self.kwargs)
-        if name_of(self.function) == "__init__":
-            self.check_fields(self.fields())
-        self.check("the return value", outputs, _signature(self.function, type(self.module)).return_annotation)
-        return outputs
-
-    def check_fields(self, fields):
-        """Checks fields, and returns those that mention axes of the arguments."""
-        later = []
-        for name, value, annotation in fields:
-            try:
-                self.check(f"the field {name}", value, annotation)
-            except AnnotationError:
-                later.append((name, value, annotation))
-        return later
-
-    def fields(self):
-        attributes = self.module.__dict__
-        for name, annotation in fields(type(self.module)).items():
-            value = attributes.get(name)
-            if value is None or isinstance(value, jax.ShapeDtypeStruct):
-                continue
-            if (
-                isinstance(value, np.ndarray)
-                and axes.is_array_annotation(annotation)
-                and annotation.array_type is Array
-            ):
-                # NumPy's arrays may stand for JAX's as the leaves of a pytree.
-                annotation = annotation.dtype[np.ndarray, annotation.dim_str]
-            yield name, value, annotation
-
+    @functools.cached_property
     def bound(self):
         """The arguments by name, or None if they do not fit the signature."""
         try:
-            return _signature(self.function, type(self.module)).bind(self.module, *self.args, **self.kwargs)
+            return self.signature.bind(*self.args, **self.kwargs).arguments
         except (TypeError, ValueError):
             return None
 
-    def arguments(self):
-        """Name, value and annotation of each argument, those of `*args` and `**kwargs` one by one."""
-        parameters = _signature(self.function, type(self.module)).parameters
-        for name, value in self.bound().arguments.items():
-            parameter = parameters[name]
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                yield from ((f"{name}[{index}]", item, parameter.annotation) for index, item in enumerate(value))
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                yield from ((key, item, parameter.annotation) for key, item in value.items())
-            else:
-                yield name, value, parameter.annotation
+    def run(self):
+        """Checks the function and gives its outputs."""
+        if self.bound is None:
+            return self.function(*self.args, **self.kwargs)  # Python says what is wrong with them
+        return self.enter()
 
-    def check(self, what, value, annotation):
+    def explain(self):
+        """What does not fit in the fields and arguments, or nothing."""
+        try:
+            if self.bound is not None:
+                self.enter()
+        except _Mismatch as mismatch:
+            return str(mismatch)
+        except Exception:
+            pass  # an axis that nothing binds, say; there is another error to tell of
+        return ""
+
+    def enter(self):
+        _threads.scopes.append(self)
+        try:
+            return _entering(self.function)(*self.args, **self.kwargs)
+        finally:
+            _threads.scopes.pop()
+
+    def entered(self):
+        """What happens inside the scope of jaxtyping: checks, the function, checks."""
+        waiting = self.check_all([*self.fields(there_before=True), *self.arguments()])
+        waiting = self.check_all(waiting)
+        if self.checker is None:
+            return None
+        for kind, *rest in waiting:
+            if kind == "argument" and not self.constructing:
+                self.check(kind, *rest)  # raises: says which axis it lacks
+        outputs = self.function(*self.args, **self.kwargs)
+        waiting = self.check_all([*waiting, *self.fields(there_before=False)])
+        self.check("return", "value", outputs, self.signature.return_annotation)
+        for _, name, _, annotation in self.check_all(waiting):
+            if name_of(self.function) == "call":
+                text = (
+                    f"{name} is not checked: {axes.show(annotation)} refers to axes that no field and no argument has."
+                )
+                self.warn(type(self.module), text)
+        return outputs
+
+    def check_all(self, values):
+        """Checks values, and returns those that mention axes which have no size yet."""
+        waiting = []
+        for value in values:
+            try:
+                self.check(*value)
+            except AnnotationError:
+                waiting.append(value)
+        return waiting
+
+    @property
+    def constructing(self):
+        return name_of(self.function) == "__init__" and self.function is not _constructed
+
+    def fields(self, there_before):
+        """Kind, name, value, annotation of the fields that were there before the function ran, or that came later."""
+        if self.module is not None:
+            for name, annotation in fields(type(self.module)).items():
+                value = self.module.__dict__.get(name)
+                empty = value is None or isinstance(value, jax.ShapeDtypeStruct)
+                if not empty and (name in self.there_before) == there_before:
+                    yield "field", name, value, annotation
+
+    def arguments(self):
+        """Kind, name, value, annotation of each argument, those of `*args` and `**kwargs` one by one."""
+        for name, value in (self.bound or {}).items():
+            parameter = self.signature.parameters[name]
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                named = {f"{name}[{index}]": item for index, item in enumerate(value)}
+            else:
+                named = value if parameter.kind is parameter.VAR_KEYWORD else {name: value}
+            for name, item in named.items():
+                yield "argument", name, item, parameter.annotation
+
+    def check(self, kind, name, value, annotation):
         """Checks a value against an annotation in the scope that is entered."""
+        __tracebackhide__ = True
         if annotation is inspect.Parameter.empty or annotation is tp.Any:
             return
+        # One by one, so that the message names the item, and since a checker may look at some of them only.
+        for index, item, part in axes.items(annotation, value):
+            self.check(kind, name + index, item, part)
         if self.checker is None:
-            arrays = [array.dtype[tp.Any, array.dim_str] for array in axes.alternatives(annotation)]
+            arrays = [axes.with_type(array, tp.Any) for array in axes.alternatives(annotation)]
             about_arrays = axes.is_array_annotation(annotation) or hasattr(value, "shape")
             if arrays and about_arrays and not any(isinstance(value, array) for array in arrays):
-                raise _Mismatch(what, value, annotation, _reason(value, arrays))
+                raise _Mismatch(self.mismatch(kind, name, value, annotation, arrays))
+            self.checked.append((kind, name, value, annotation))
             return
-        tester = self.tester(what, annotation)
+        tested = annotation
+        if kind in ("field", "parameter"):
+            tested = axes.allowing(annotation, np.ndarray, Array)  # it is a leaf as good as another
+        elif state.init_pass is not None:
+            tested = axes.allowing(annotation, Array, np.ndarray)  # which is abstract in an init pass
+        tester = self.tester(kind, name, tested)
         try:
             tester(value)
         except AnnotationError:
             raise
-        except Exception:
-            raise _Mismatch(what, value, annotation, _reason(value, axes.alternatives(annotation))) from None
+        except Exception as error:
+            if self.constructing and isinstance(error, AttributeError):
+                raise AnnotationError(str(error)) from None  # `{self.width}`, which is not there yet
+            where = name_of(self.function, "__qualname__")
+            if self.module is not None:
+                where = f"{path_of(self.module)} ({type(self.module).__name__}.{name_of(self.function)})"
+            text = self.mismatch(kind, name, value, annotation, axes.alternatives(tested), end=".")
+            raise TypeCheckError(f"{where}: {text}") from None
+        self.checked.append((kind, name, value, annotation))
 
-    def tester(self, what, annotation):
-        try:
-            return _tester(annotation, self.checker)
-        except Exception:  # unhashable, or an annotation that the checker does not know
-            _warn_unreadable(self.function, f"the annotation of {what}")
-            return lambda value: None
+    def tester(self, kind, name, annotation):
+        if annotation is not _UNREADABLE:
+            try:
+                return _tester(annotation, self.checker)
+            except Exception:
+                pass  # unhashable, or an annotation that the checker does not know
+        what = "return annotation" if kind == "return" else f"annotation of {name}"
+        self.warn(
+            type(self.module) if kind in ("field", "parameter") else self.function,
+            f"the {what} cannot be read, so it is not checked.\n"
+            "  Are its names defined in the module, and not in a function or under `if TYPE_CHECKING:` only?",
+        )
+        return lambda value: None
+
+    def warn(self, owner, text):
+        text = f"{owner.__module__}.{name_of(owner, '__qualname__')}: {text}"
+        warnings.warn(UncheckedAnnotationWarning(text), stacklevel=user_level())
+
+    def mismatch(self, kind, name, value, annotation, arrays, end=""):
+        reason = _reason(value, arrays)
+        text = f"the {kind} {name} is {axes.show_value(value)}, which is not {axes.show(annotation)}"
+        return f"{text}{': ' + reason if reason else ''}{end}\n  axes: {axes.show_sizes(self.sizes(self.checked))}"
 
     def names(self):
         """What an expression in braces can refer to."""
-        bound = self.bound()
-        if bound is None:
-            return {"self": self.module}
-        bound.apply_defaults()
-        return {"self": self.module, **bound.arguments}
+        defaults = {name: parameter.default for name, parameter in self.signature.parameters.items()}
+        return {"self": self.module, **defaults, **(self.bound or {})}
 
-    def sizes(self):
-        """The axes that the fields and the arguments bind."""
+    def sizes(self, values):
+        """The axes that fields and arguments bind."""
         found, names = {}, self.names()
-        for _ in range(2):  # again, for expressions of axes that came later
-            for name, value, annotation in self.fields():
-                found = axes.bind(annotation, value, name, found, names)
-            if self.bound() is not None:
-                for name, value, annotation in self.arguments():
-                    found = axes.bind(annotation, value, name, found, names)
+        for _, name, value, annotation in values:
+            found = axes.bind(annotation, value, name, found, names)
         return found
 
-    def message(self, error):
-        where = f"{path_of(self.module)} ({type(self.module).__name__}.{name_of(self.function)})"
-        return f"{where}: {error.text}.\n  axes: {axes.show_sizes(self.sizes())}"
 
-
-def name_of(function: tp.Any) -> str:
-    return getattr(function, "__name__", type(function).__name__)
+def name_of(function: tp.Any, attribute: str = "__name__") -> str:
+    return getattr(function, attribute, type(function).__name__)
 
 
 @no_type_check
-def _reason(value, annotations):
+def _reason(value, arrays):
     """What is wrong with an array, if it is one of the kind that is asked for."""
-    for annotation in annotations:
+    for annotation in arrays:
         if annotation.array_type is tp.Any or isinstance(value, annotation.array_type):
             try:
                 return annotation.__instancecheck_str__(value)
@@ -546,24 +623,30 @@ def _entering(function):
 @no_type_check
 def first_run(function, module, /, *args, **kwargs):
     """Runs a method that may create parameters, whose shapes can be read off their annotations."""
-    scope = Scope(module, function, args, kwargs, outermost=True)
-    _threads.scopes.append(scope)
+    if on and function is type(module).__init__:
+        function = _checked_constructor(type(module))
+    _threads.first_runs.append(Scope(module, function, (module, *args), kwargs))
     try:
         return function(module, *args, **kwargs)
     finally:
-        _threads.scopes.pop()
+        _threads.first_runs.pop()
+
+
+def _checked_constructor(cls: tp.Any) -> tp.Any:
+    """The `__init__` of a class, which a decorator such as `dataclass` may have made after the class."""
+    owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+    if owner in _classes:
+        with _lock:
+            _replace_method(owner, "__init__")
+    return cls.__init__
 
 
 def check_constructed(module: Node) -> None:
     """Checks the fields of a new module against each other."""
     cls = type(module)
-    owner = next(base for base in cls.__mro__ if "__init__" in base.__dict__)
-    if owner in _classes and not _is_exempt(cls.__init__):
-        with _lock:
-            _replace_methods(owner)  # the __init__ of a dataclass, which was made after the class
-    checker = _active or next((_hooked[base] for base in cls.__mro__ if base in _hooked), None)
-    if checker is not None and not _off and not jaxtyping.config.jaxtyping_disable and fields(cls):
-        Scope(module, _constructed, (), {}, checker).run()
+    checker = _checker_now(next((_hooked[base] for base in cls.__mro__ if base in _hooked), None))
+    if checker is not None and fields(cls):
+        Scope(module, _constructed, (module,), {}, checker).run()
 
 
 @no_type_check
@@ -577,22 +660,24 @@ _constructed.__name__ = "__init__"
 @no_type_check
 def check_parameter(module, name, value):
     """Checks a parameter that was just created, in the scope of the method that created it."""
-    scopes = _threads.scopes
-    scope = next((scope for scope in reversed(scopes) if not scope.outermost), None)
-    if scope is None or scope.module is not module or scope.checker is None:
-        return
+    scope = _threads.scopes[-1] if _threads.scopes else None
     annotation = fields(type(module)).get(name)
-    if annotation is not None:
-        scope.check(f"the parameter {name}", value, annotation)
+    if scope is not None and scope.module is module and annotation is not None:
+        try:
+            scope.check("parameter", name, value, annotation)
+        except AnnotationError:
+            pass  # it is checked again when the method has run
 
 
 def infer_shape(module: Node, name: str) -> tuple[int, ...] | None:
     """The shape of a parameter from its annotation and the axes that are bound; None if it has no annotation."""
-    annotation = fields(type(module)).get(name)
+    annotation = _field(module, name)
     if annotation is None:
         return None
-    scope = _outermost_scope(module)
-    sizes = scope.sizes()
+    scope = next((scope for scope in reversed(_threads.first_runs) if scope.module is module), None)
+    scope = Scope(module, _constructed, (module,), {}) if scope is None else scope
+    values = [*scope.fields(there_before=True), *scope.arguments(), *scope.fields(there_before=False)]
+    sizes = scope.sizes(values * 2)  # twice, for expressions of axes that come later
     try:
         return axes.shape_of(annotation, sizes, scope.names())
     except axes.UnknownAxisError as error:
@@ -606,16 +691,10 @@ def infer_shape(module: Node, name: str) -> tuple[int, ...] | None:
 
 def infer_dtype(module: Node, name: str, default: tp.Any) -> tp.Any:
     """The dtype of a parameter for which none was given."""
-    annotation = fields(type(module)).get(name)
+    annotation = _field(module, name)
     return default if annotation is None else axes.dtype_of(annotation, default)
-
-
-def _outermost_scope(module: Node) -> Scope:
-    scopes: Iterator[Scope] = reversed(_threads.scopes)
-    found = next((scope for scope in scopes if scope.outermost and scope.module is module), None)
-    return Scope(module, _constructed, (), {}) if found is None else found
 
 
 def explain(module: Node, function: tp.Any, args: tp.Any, kwargs: tp.Any) -> str:
     """Which field or argument does not fit its annotation, for the note on an error of any kind."""
-    return Scope(module, inspect.unwrap(function), args, kwargs).explain()
+    return Scope(module, function, (module, *args), kwargs).explain()

@@ -15,14 +15,17 @@ from elegy.transforms.lift import Lifted
 _ABSENT = object()
 
 
+Outputs = tp.TypeVar("Outputs")
+
+
 def cond(
     pred: tp.Any,
-    true_fun: Callable[..., tp.Any],
-    false_fun: Callable[..., tp.Any],
+    true_fun: Callable[..., Outputs],
+    false_fun: Callable[..., Outputs],
     *operands: tp.Any,
     operand: tp.Any = _ABSENT,
     modules: tp.Any = None,
-) -> tp.Any:
+) -> Outputs:
     """Runs one of two functions, as a traced condition says.
 
     **Arguments:**
@@ -56,11 +59,11 @@ def cond(
 
 def switch(
     index: tp.Any,
-    branches: Sequence[Callable[..., tp.Any]],
+    branches: Sequence[Callable[..., Outputs]],
     *operands: tp.Any,
     operand: tp.Any = _ABSENT,
     modules: tp.Any = None,
-) -> tp.Any:
+) -> Outputs:
     """Runs one of several functions, as a traced index says; it is clamped to their number.
 
     **Arguments:**

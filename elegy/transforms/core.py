@@ -24,7 +24,7 @@ from elegy.leaves import Node, is_array, is_node, is_static
 from elegy.parameters import collect, trainable_flags
 from elegy.pytree import layout_of, meta_of, nodes_in, set_born, structure, walk
 from elegy.state import log, state, undoing
-from elegy.threads import holding, lock, wait_until_idle
+from elegy.threads import Busy, begin_again, holding, lock, may_give_up
 
 Place = tuple[dict[str, tp.Any], str]
 
@@ -44,7 +44,7 @@ class View:
     def __init__(self, modules: tp.Any):
         self.modules = modules
         self.roots = nodes_in(modules)
-        self.version = -1
+        self.version: tp.Any = None
         self.signature: tp.Any = None
         # Modules and methods that an init pass did not reach.
         self.unreached: set[tuple[int, str]] = set()
@@ -52,7 +52,8 @@ class View:
 
     def refresh(self) -> None:
         """Walks the modules again if any structure changed since the last time."""
-        if self.version == structure.version:
+        version = structure.version
+        if self.version is version:
             return
         self.nodes = walk(self.roots)
         self.places: list[Place] = []
@@ -81,7 +82,7 @@ class View:
         self.signature = self._signatures.setdefault(key, key)
         self.signature_id = id(self.signature)
         self.ids = {id(node): node for node in self.nodes}
-        self.version = structure.version
+        self.version = version
 
     def _add(self, node: Node, name: str, position: int, trainable: bool) -> None:
         self.index[id(node), name, position] = len(self.owners)
@@ -158,10 +159,10 @@ class Record:
         self.events = events
         # Where the changed arrays go, as of a version of the view; None where that takes more than an assignment.
         self.places: list[Place] | None = None
-        self.version = -1
+        self.version: tp.Any = None
 
     def resolve(self, view: View) -> list[Place] | None:
-        if self.version != view.version:
+        if self.version is not view.version:
             simple = all(index < len(view.places) for index in self.indices)
             self.places = [view.places[index] for index in self.indices] if simple else None
             self.version = view.version
@@ -221,7 +222,7 @@ def run(
             # The threaded modules are restored below, and those that were made in this trace end with it.
             with undoing(forget=lambda module: id(module) in view.ids or module._born == trace):
                 out = function(*args, **kwargs)
-                if structure.version != version:
+                if structure.version is not version:
                     _check_structure(view)
         finally:
             state._rng, state.collector = before_rng, outer
@@ -238,21 +239,21 @@ def run(
 
 @contextlib.contextmanager
 def _threaded(view: View, leaves: Sequence[tp.Any]):
-    trace = tracing.current()
-    everything = range(len(leaves))
-    before, saved, born = (state.threaded, state.unreached), view.read(), [node._born for node in view.nodes]
-    state.threaded, state.unreached = {**state.threaded, **view.ids}, state.unreached | view.unreached
-    view.write(everything, leaves)
-    for node in view.nodes:
-        set_born(node, trace)
-    try:
-        with holding(view.nodes):
+    """Within it the modules of the view hold `leaves`, and belong to the running trace."""
+    everything, trace = range(len(leaves)), tracing.current()
+    with holding(view.nodes):
+        before, saved, born = (state.threaded, state.unreached), view.read(), [node._born for node in view.nodes]
+        state.threaded, state.unreached = {**state.threaded, **view.ids}, state.unreached | view.unreached
+        view.write(everything, leaves)
+        for node in view.nodes:
+            set_born(node, trace)
+        try:
             yield
-    finally:
-        state.threaded, state.unreached = before
-        view.write(everything, saved)
-        for node, old in zip(view.nodes, born, strict=True):
-            set_born(node, old)
+        finally:
+            state.threaded, state.unreached = before
+            view.write(everything, saved)
+            for node, old in zip(view.nodes, born, strict=True):
+                set_born(node, old)
 
 
 def _check_structure(view: View) -> None:
@@ -320,19 +321,21 @@ def _log(view: View, indices: Sequence[int]) -> None:
 def with_modules(view: View, once: tp.Any, args: tp.Any, kwargs: tp.Any, attempt: Callable[[], tp.Any]) -> tp.Any:
     """Runs `attempt`, which traces functions of the modules of a view, after an init pass over `once` if one is due."""
     with lock, undoing():
-        view.refresh()
-        wait_until_idle(view.nodes)
-        if view.uninitialised():
-            view.initialise(once, args, kwargs)
+        needs: NeedsInitPass | None = None
         while True:
             view.refresh()
-            wait_until_idle(view.nodes)
             try:
-                return attempt()
-            except NeedsInitPass as needs:
-                if not view.threads(needs.module):
+                with holding(view.nodes):
+                    if needs is not None or view.uninitialised():
+                        view.initialise(once, args, kwargs, needs)
+                    with may_give_up():
+                        return attempt()
+            except NeedsInitPass as found:
+                if not view.threads(found.module):
                     raise
-                view.initialise(once, args, kwargs, needs)
+                needs = found
+            except Busy as busy:
+                begin_again(busy)
 
 
 def modules_of(function: tp.Any, modules: tp.Any) -> tp.Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from elegy.errors import NothingToDifferentiateError
 from elegy.frames import Replay, name_of
+from elegy.module import HasCall
 from elegy.pytree import nodes_in
 from elegy.selections import arranged, select_trainable
 from elegy.transforms.core import (
@@ -24,6 +25,10 @@ from elegy.transforms.core import (
     with_modules,
     write_back,
 )
+
+Arguments = tp.ParamSpec("Arguments")
+Outputs = tp.TypeVar("Outputs")
+First = tp.TypeVar("First")
 
 
 class GradFunction:
@@ -93,7 +98,8 @@ class GradFunction:
         if self._where is not None:
             selection = select_trainable(view.modules, self._where)
             return arranged(selection, lambda place: view.index[id(place.owner), place.name, place.position])
-        if self._parameters_fn is None:
+        parameters_fn = self._parameters_fn
+        if parameters_fn is None:
             return view.trainable_tree()
         found: list[tp.Any] = []
 
@@ -101,7 +107,7 @@ class GradFunction:
             # Inside a trace every array is an object of its own, so what the function picks can be recognised.
             with _threaded(view, leaves):
                 places = {id(leaf): index for index, leaf in enumerate(leaves)}
-                picked = self._parameters_fn(view.modules)
+                picked = parameters_fn(view.modules)
                 found.append(jax.tree.map(lambda leaf: places.get(id(leaf)), picked))
 
         jax.eval_shape(probe, leaves)
@@ -125,13 +131,37 @@ def _loss(out: tp.Any, function: tp.Any) -> tp.Any:
     return loss
 
 
+@tp.overload
 def value_and_grad(
-    function: Callable[..., tp.Any],
+    function: HasCall[Arguments, Outputs, tp.Any],
     modules: tp.Any = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
     **options: tp.Any,
-) -> GradFunction:
+) -> Callable[Arguments, tuple[Outputs, tp.Any]]: ...
+@tp.overload
+def value_and_grad(
+    function: Callable[tp.Concatenate[First, Arguments], Outputs],
+    modules: None = None,
+    parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
+    where: tp.Any = None,
+    **options: tp.Any,
+) -> Callable[tp.Concatenate[First, Arguments], tuple[tuple[Outputs, First], tp.Any]]: ...
+@tp.overload
+def value_and_grad(
+    function: Callable[Arguments, Outputs],
+    modules: tp.Any = None,
+    parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
+    where: tp.Any = None,
+    **options: tp.Any,
+) -> Callable[Arguments, tuple[Outputs, tp.Any]]: ...
+def value_and_grad(
+    function: tp.Any,
+    modules: tp.Any = None,
+    parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
+    where: tp.Any = None,
+    **options: tp.Any,
+) -> tp.Any:
     """A function that gives the outputs of `function` and the gradients of its loss.
 
     **Arguments:**
@@ -170,13 +200,37 @@ def value_and_grad(
     return GradFunction(function, modules, parameters_fn, where, options)
 
 
+@tp.overload
 def grad(
-    function: Callable[..., tp.Any],
+    function: HasCall[Arguments, tp.Any, tp.Any],
     modules: tp.Any = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
     **options: tp.Any,
-) -> Callable[..., tp.Any]:
+) -> Callable[Arguments, tp.Any]: ...
+@tp.overload
+def grad(
+    function: Callable[tp.Concatenate[First, Arguments], tp.Any],
+    modules: None = None,
+    parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
+    where: tp.Any = None,
+    **options: tp.Any,
+) -> Callable[tp.Concatenate[First, Arguments], tuple[tp.Any, First]]: ...
+@tp.overload
+def grad(
+    function: Callable[Arguments, tp.Any],
+    modules: tp.Any = None,
+    parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
+    where: tp.Any = None,
+    **options: tp.Any,
+) -> Callable[Arguments, tp.Any]: ...
+def grad(
+    function: tp.Any,
+    modules: tp.Any = None,
+    parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
+    where: tp.Any = None,
+    **options: tp.Any,
+) -> tp.Any:
     """As `value_and_grad`, without the outputs: gives `grads`, or without `modules` `(grads, modules)`.
 
     ```python

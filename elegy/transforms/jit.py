@@ -18,8 +18,13 @@ from elegy.initialise import NeedsInitPass
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import layout_of, structure, walk
 from elegy.state import state, undoing
-from elegy.threads import Busy, is_run_elsewhere, lock, wait_until_idle
+from elegy.threads import Busy, begin_again, holding, lock, may_give_up
 from elegy.transforms.core import View, check_function, check_modules, modules_of, rng_data, run, write_back
+
+Arguments = tp.ParamSpec("Arguments")
+Outputs = tp.TypeVar("Outputs")
+Owner = tp.TypeVar("Owner")
+Rest = tp.ParamSpec("Rest")
 
 WARN_AT = 10
 
@@ -34,10 +39,10 @@ class Config:
         self.signature = signature
 
 
-class JitFunction:
+class JitFunction(tp.Generic[Arguments, Outputs]):
     """A function compiled by `elegy.jit`. Call it as the function; `lower` is that of `jax.jit`."""
 
-    def __init__(self, function, modules, explain, donate_modules, options):
+    def __init__(self, function: Callable[Arguments, Outputs], modules, explain, donate_modules, options):
         functools.update_wrapper(self, function, updated=())
         self.function = function
         self.traces = 0
@@ -55,11 +60,10 @@ class JitFunction:
             if not lock.acquire(blocking=False):
                 raise Busy
             try:
-                if is_run_elsewhere(self._view.nodes):
-                    raise Busy
                 explained = self._explain or self.traces >= WARN_AT - 2  # else nobody will ask what changed
                 described = _describe(elegy_config, self._view, elegy_leaves, args, kwargs) if explained else None
-                result = run(function, self._view, elegy_leaves, elegy_rng, args, kwargs, self._donate)
+                with may_give_up():
+                    result = run(function, self._view, elegy_leaves, elegy_rng, args, kwargs, self._donate)
             finally:
                 lock.release()
             self._note_trace(described)
@@ -68,9 +72,9 @@ class JitFunction:
         body.__name__ = getattr(function, "__name__", type(function).__name__)
         self._jitted = jax.jit(body, **_shifted(function, options, donate_modules))
 
-    def __call__(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
         view = self._view
-        config = self._configs.get(self._key()) if view.version == structure.version else None
+        config = self._configs.get(self._key()) if view.version is structure.version else None
         if config is None:
             return self._first_call(args, kwargs)
         with lock:
@@ -83,7 +87,8 @@ class JitFunction:
             if not view.threads(needs.module):
                 raise
             return self._first_call(args, kwargs, needs)
-        except Busy:
+        except Busy as busy:
+            begin_again(busy)
             return self._first_call(args, kwargs)
         write_back(view, effects, args)
         return out
@@ -101,27 +106,30 @@ class JitFunction:
         with lock, undoing():
             while True:
                 view.refresh()
-                wait_until_idle(view.nodes)
-                if needs is not None or (view.uninitialised() and view.signature_id not in self._initialised):
-                    view.initialise(replay.of(self.function), args, kwargs, needs)
-                    self._initialised.add(view.signature_id)
-                key = self._key()
-                config = self._configs.get(key) or Config(key, view.signature)
-                leaves = view.read()
-                if self._donate:
-                    leaves = _distinct(leaves)
                 try:
-                    out, effects = replay.of(self._jitted)(config, leaves, rng_data(leaves), *args, **kwargs)
-                except NeedsInitPass as again:
-                    if not view.threads(again.module):
+                    with holding(view.nodes):
+                        return self._attempt(args, kwargs, needs, replay)
+                except NeedsInitPass as found:
+                    if not view.threads(found.module):
                         raise
-                    needs = again
-                    continue
-                except Busy:
-                    continue
-                self._configs[key] = config
-                write_back(view, effects, args)
-                return out
+                    needs = found
+                except Busy as busy:
+                    begin_again(busy)
+
+    def _attempt(self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None, replay: Replay) -> tp.Any:
+        view = self._view
+        if needs is not None or (view.uninitialised() and view.signature_id not in self._initialised):
+            view.initialise(replay.of(self.function), args, kwargs, needs)
+            self._initialised.add(view.signature_id)
+        key = self._key()
+        config = self._configs.get(key) or Config(key, view.signature)
+        leaves = view.read()
+        if self._donate:
+            leaves = _distinct(leaves)
+        out, effects = replay.of(self._jitted)(config, leaves, rng_data(leaves), *args, **kwargs)
+        self._configs[key] = config
+        write_back(view, effects, args)
+        return out
 
     def lower(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """As `jax.jit(f).lower`: the computation for these arguments, to be looked at or compiled ahead of time."""
@@ -134,6 +142,12 @@ class JitFunction:
             leaves = view.read()
             return self._jitted.lower(config, leaves, rng_data(leaves), *args, **kwargs)
 
+    @tp.overload
+    def __get__(self, instance: None, owner: tp.Any = None) -> JitFunction[Arguments, Outputs]: ...
+    @tp.overload
+    def __get__(
+        self: JitFunction[tp.Concatenate[Owner, Rest], Outputs], instance: Owner, owner: tp.Any = None
+    ) -> Callable[Rest, Outputs]: ...
     def __get__(self, instance: tp.Any, owner: tp.Any = None) -> tp.Any:
         return self if instance is None else functools.partial(self, instance)
 
@@ -250,13 +264,13 @@ def _numbers_and_names(function: tp.Any, numbers: tuple[int, ...], names: tuple[
 
 
 def jit(
-    function: Callable[..., tp.Any],
+    function: Callable[Arguments, Outputs],
     modules: tp.Any = None,
     *,
     donate_modules: bool = False,
     explain: bool | Callable[[str], None] = False,
     **options: tp.Any,
-) -> JitFunction:
+) -> JitFunction[Arguments, Outputs]:
     """Compiles a function, carrying modules, the random stream and hooks through.
 
     **Arguments:**

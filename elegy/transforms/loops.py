@@ -15,14 +15,16 @@ from elegy.transforms.core import Record, check_function, modules_of, rng_data, 
 from elegy.transforms.lift import Lifted
 from elegy.transforms.scan import scan
 
+Value = tp.TypeVar("Value")
+
 
 def while_loop(
-    cond_fun: Callable[[tp.Any], tp.Any],
-    body_fun: Callable[[tp.Any], tp.Any],
-    init_val: tp.Any,
+    cond_fun: Callable[[Value], tp.Any],
+    body_fun: Callable[[Value], Value],
+    init_val: Value,
     *,
     modules: tp.Any = None,
-) -> tp.Any:
+) -> Value:
     """Repeats a function while a condition holds.
 
     **Arguments:**
@@ -110,12 +112,12 @@ def _check_reads(view, effects):
 def fori_loop(
     lower: tp.Any,
     upper: tp.Any,
-    body_fun: Callable[[tp.Any, tp.Any], tp.Any],
-    init_val: tp.Any,
+    body_fun: Callable[[tp.Any, Value], Value],
+    init_val: Value,
     *,
     unroll: int | bool | None = None,
     modules: tp.Any = None,
-) -> tp.Any:
+) -> Value:
     """Repeats a function for a range of integers.
 
     **Arguments:**
@@ -141,10 +143,11 @@ def fori_loop(
             index, value = carry
             return (index + 1, body_fun(index, value)), None
 
-        options = {} if unroll is None else {"unroll": unroll}
         start = jnp.asarray(lower, jnp.result_type(int))
         length = max(int(upper) - int(lower), 0)
-        return scan(step, (start, init_val), length=length, modules=modules, **options)[0][1]
+        return scan(step, (start, init_val), None, length, unroll=1 if unroll is None else unroll, modules=modules)[0][
+            1
+        ]
     if unroll is not None:
         raise ValueError("unroll= needs bounds that are Python integers: those of this loop are traced values")
 

@@ -14,14 +14,18 @@ from elegy.transforms.lift import Lifted
 _OURS = 2  # arguments of the body before those of the user's function: leaves, random state
 
 
+Arguments = tp.ParamSpec("Arguments")
+Outputs = tp.TypeVar("Outputs")
+
+
 def remat(
-    function: Callable[..., tp.Any],
+    function: Callable[Arguments, Outputs],
     *,
     prevent_cse: bool = True,
     policy: Callable[..., bool] | None = None,
     static_argnums: int | tuple[int, ...] = (),
     modules: tp.Any = None,
-) -> Callable[..., tp.Any]:
+) -> Callable[Arguments, Outputs]:
     """Recomputes the intermediate values of a function in the backward pass instead of storing them.
 
     **Arguments:**
@@ -48,7 +52,7 @@ def remat(
         raise ValueError(f"static_argnums={static_argnums}: count the arguments from the left, starting at 0")
 
     @functools.wraps(function, updated=())
-    def checkpointed(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    def checkpointed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
         def attempt(function: tp.Any) -> tp.Any:
             view = lifted.view
             leaves = view.read()

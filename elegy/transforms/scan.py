@@ -11,10 +11,13 @@ from elegy.leaves import is_array
 from elegy.transforms.core import rng_data, run, write_back
 from elegy.transforms.lift import Lifted, entry, mean, reduce_events, struct, total
 
+Carry = tp.TypeVar("Carry")
+Y = tp.TypeVar("Y")
+
 
 def scan(
-    function: Callable[[tp.Any, tp.Any], tuple[tp.Any, tp.Any]],
-    init: tp.Any,
+    function: Callable[[Carry, tp.Any], tuple[Carry, Y]],
+    init: Carry,
     xs: tp.Any = None,
     length: int | None = None,
     reverse: bool = False,
@@ -22,7 +25,7 @@ def scan(
     *,
     modules: tp.Any = None,
     stacked: tp.Any = None,
-) -> tuple[tp.Any, tp.Any]:
+) -> tuple[Carry, Y]:
     """Scans a function over the leading axis of arrays, carrying modules, the random stream and hooks through.
 
     **Arguments:**

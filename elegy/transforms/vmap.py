@@ -19,8 +19,12 @@ from elegy.transforms.lift import Lifted, entry, mean, reduce_events
 Reduce = tp.Literal["mean", "max", "min"] | Callable[[jax.Array], jax.Array]
 
 
+Arguments = tp.ParamSpec("Arguments")
+Outputs = tp.TypeVar("Outputs")
+
+
 def vmap(
-    function: Callable[..., tp.Any],
+    function: Callable[Arguments, Outputs],
     in_axes: int | None | Sequence[tp.Any] = 0,
     out_axes: tp.Any = 0,
     axis_name: Hashable | None = None,
@@ -30,7 +34,7 @@ def vmap(
     modules: tp.Any = None,
     stacked: tp.Any = None,
     reduce_state: Reduce | None = None,
-) -> Callable[..., tp.Any]:
+) -> Callable[Arguments, Outputs]:
     """Maps a function over axes of its arguments, carrying modules, the random stream and hooks through.
 
     **Arguments:**
@@ -67,12 +71,10 @@ def vmap(
     axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
 
     @functools.wraps(function, updated=())
-    def mapped(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    def mapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
         def once(functions: tp.Any, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
-            sizes: list[int] = [] if axis_size is None else [axis_size]
-            first = _first(axes, args, sizes), _first(0, kwargs, sizes)
-            with lifted.first_lane(_size(sizes, lifted)):
-                return functions[0](*first[0], **first[1])
+            with lifted.first_lane(_size(lifted, axis_size, axes, args, kwargs)):
+                return functions[0](*_first(axes, args), **_first(0, kwargs))
 
         def attempt(function: tp.Any) -> tp.Any:
             return _map(
@@ -89,9 +91,7 @@ def _map(function, lifted, options, reduce_state, args, kwargs):
     view = lifted.view
     leaves, stacked = view.read(), lifted.stacked_flags()
     if any(stacked):
-        sizes: list[int] = [] if axis_size is None else [axis_size]
-        _first(axes, args, sizes), _first(0, kwargs, sizes)
-        lifted.check_sizes(_size(sizes, lifted))
+        lifted.check_sizes(_size(lifted, axis_size, axes, args, kwargs))
     rng, impl = rng_data(leaves), state.rng._impl
     name = axis_name if axis_name is not None else f"elegy.vmap {len(state.frames)} {id(lifted)}"
     # Where the thread's stream cannot follow, modules draw from keys of their own, and lanes must not share them.
@@ -127,7 +127,9 @@ def _map(function, lifted, options, reduce_state, args, kwargs):
             value = _reduce(reduce_state, value, leaves[index], path_of(*view.owners[index]))
         reduced.append(value)
     events = reduce_events(effects, loss=mean, metric=mean)
-    write_back(view, (reduced, None if advanced is None else step_of(rng, impl), events, record), args)
+    write_back(
+        view, (reduced, None if advanced is None else step_of(tp.cast(jax.Array, rng), impl), events, record), args
+    )
     return out
 
 
@@ -166,19 +168,24 @@ def _reduce(reduce_state: Reduce | None, values: tp.Any, old: tp.Any, path: str)
     return value
 
 
-def _first(axes: tp.Any, args: tp.Any, sizes: list[int]) -> tp.Any:
-    """The arguments of the first lane; the sizes of mapped axes are added to `sizes`."""
-
-    def along(axis: int | None, part: tp.Any) -> tp.Any:
-        if axis is None:
-            return part
-        sizes.extend(leaf.shape[axis] for leaf in jax.tree.leaves(part))
-        return jax.tree.map(lambda leaf: entry(jnp.asarray(leaf), axis), part)
-
-    return jax.tree.map(along, axes, args, is_leaf=lambda axis: axis is None)
+def _first(axes: tp.Any, args: tp.Any) -> tp.Any:
+    """The arguments of the first lane."""
+    return _along(axes, args, lambda axis, leaf: entry(jnp.asarray(leaf), axis))
 
 
-def _size(sizes: list[int], lifted: Lifted) -> int:
+def _along(axes: tp.Any, args: tp.Any, function: Callable[[int, tp.Any], tp.Any]) -> tp.Any:
+    """`args` with `function(axis, leaf)` for each leaf that is mapped over an axis."""
+
+    def mapped(axis: int | None, part: tp.Any) -> tp.Any:
+        return part if axis is None else jax.tree.map(functools.partial(function, axis), part)
+
+    return jax.tree.map(mapped, axes, args, is_leaf=lambda axis: axis is None)
+
+
+def _size(lifted: Lifted, axis_size: int | None, axes: tp.Any, args: tp.Any, kwargs: tp.Any) -> int:
+    """The number of lanes."""
+    sizes: list[int] = [] if axis_size is None else [axis_size]
+    _along((axes, 0), (args, kwargs), lambda axis, leaf: sizes.append(jnp.shape(leaf)[axis]))
     if sizes:
         return sizes[0]
     lifted.view.refresh()
