@@ -129,13 +129,13 @@ def with_type(annotation: type[AbstractArray], array_type: tp.Any, shape: str | 
     return dtype[array_type, annotation.dim_str if shape is None else shape]
 
 
-def allowing(annotation: tp.Any, substitute: type, kind: type) -> tp.Any:
-    """The same, where arrays of the class `substitute` may stand for those of the class `kind`."""
+def allowing(annotation: tp.Any, kind: tp.Any = None, *substitutes: tp.Any) -> tp.Any:
+    """The same, where arrays of other classes may stand for those of the class `kind`; for all if it is None."""
 
     def change(part: tp.Any) -> tp.Any:
-        if is_array_annotation(part) and part.array_type is kind:
-            return part | with_type(part, substitute)
-        return part | substitute if part is kind else part
+        if is_array_annotation(part) and kind in (part.array_type, None):
+            return functools.reduce(operator.or_, (with_type(part, substitute) for substitute in substitutes), part)
+        return functools.reduce(operator.or_, substitutes, part) if part is kind else part
 
     return rebuilt(annotation, change)
 
@@ -143,20 +143,30 @@ def allowing(annotation: tp.Any, substitute: type, kind: type) -> tp.Any:
 def show(annotation: tp.Any) -> str:
     """The annotation as one would write it."""
     if is_array_annotation(annotation):
-        array = getattr(annotation.array_type, "__name__", str(annotation.array_type)).rpartition(".")[-1]
-        return f'{annotation.dtype.__name__}[{array}, "{annotation.dim_str}"]'
+        return _show_arrays([annotation])
     if annotation is type(None) or annotation is ...:
         return "None" if annotation is type(None) else "..."
     if isinstance(annotation, str):
         return repr(annotation)
     if is_union(annotation):
-        return " | ".join(map(show, tp.get_args(annotation)))
+        members: dict[tp.Any, list[tp.Any]] = {}
+        for part in tp.get_args(annotation):
+            alike = (part.dtype, part.dim_str) if is_array_annotation(part) else part
+            members.setdefault(alike, []).append(part)
+        return " | ".join(_show_arrays(parts) if len(parts) > 1 else show(*parts) for parts in members.values())
     parts = list(map(show, _parts(annotation)))
     if is_pytree_annotation(annotation):
         name, parts = "PyTree", parts if annotation.structure is None else [*parts, f'"{annotation.structure}"']
     else:
         name = getattr(annotation, "__name__", None) or str(tp.get_origin(annotation) or annotation)
     return (f"{name}[{', '.join(parts)}]" if parts else name).replace("typing.", "")
+
+
+def _show_arrays(annotations: Sequence[type[AbstractArray]]) -> str:
+    """Annotations that differ in the class of the array only, as one."""
+    classes = [getattr(array.array_type, "__name__", str(array.array_type)) for array in annotations]
+    classes = " | ".join(name.rpartition(".")[-1] for name in classes)
+    return f'{annotations[0].dtype.__name__}[{classes}, "{annotations[0].dim_str}"]'
 
 
 _MOST_SHOWN = 8  # elements of a container

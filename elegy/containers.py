@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy as copying
 import typing as tp
 
@@ -55,18 +56,16 @@ def is_sortable(mapping: dict[tp.Any, tp.Any]) -> bool:
     return True
 
 
-def _keys(mapping: dict[tp.Any, tp.Any]) -> tuple[tp.Any, ...]:
-    return tuple(sorted(mapping)) if is_sortable(mapping) else tuple(mapping)
+# Unlike JAX does with a plain dict, in the order of insertion: a module that runs the values one after the other does
+# the same when it has been flattened and put together again.
 
 
 def _flatten_dict(mapping: FrozenDict):
-    keys = _keys(mapping)
-    return tuple(mapping[key] for key in keys), keys
+    return tuple(mapping.values()), tuple(mapping)
 
 
 def _flatten_dict_with_keys(mapping: FrozenDict):
-    keys = _keys(mapping)
-    return tuple((jax.tree_util.DictKey(key), mapping[key]) for key in keys), keys
+    return tuple((jax.tree_util.DictKey(key), value) for key, value in mapping.items()), tuple(mapping)
 
 
 jax.tree_util.register_pytree_with_keys(
@@ -90,7 +89,7 @@ def freeze_containers(value: tp.Any, where: str = "") -> tp.Any:
     kind = type(value)
     if kind is list or kind is FrozenList:
         frozen = FrozenList(freeze_containers(item, f"{where}[{i}]") for i, item in enumerate(value))
-    elif kind is dict or kind is FrozenDict:
+    elif kind in (dict, FrozenDict, collections.OrderedDict, collections.defaultdict):
         frozen = FrozenDict((key, freeze_containers(item, f"{where}[{key!r}]")) for key, item in value.items())
     elif kind is tuple:
         return tuple(freeze_containers(item, f"{where}[{i}]") for i, item in enumerate(value))

@@ -17,12 +17,14 @@ import numpy as np
 from elegy import tracing
 from elegy.errors import LostUpdateWarning, ModuleOrderError, NameCollisionError, TraceError
 from elegy.leaves import Node, static_key
-from elegy.pytree import Record, change, child_parts, meta_of, relayout, set_pending, walk
+from elegy.pytree import Record, change, child_parts, meta_of, relayout, set_class, set_pending, walk
 from elegy.state import log, state, write, write_meta
 from elegy.threads import holders, wait_for
 
 # The attribute in which a module that draws random numbers keeps a key of its own.
 RNG_ATTRIBUTE = "rng_key"
+# What no parameter or submodule may be called, since the library reads it.
+RESERVED = ("name", "dtype", RNG_ATTRIBUTE)
 
 
 def default_name(cls: type) -> str:
@@ -38,22 +40,19 @@ def name_of(module: Node) -> str:
     return name if isinstance(name, str) else default_name(type(module))
 
 
-# The functions of the last eager run, for such modules when they are called by themselves.
-functions: weakref.WeakKeyDictionary[Node, Callable[..., tp.Any]] = weakref.WeakKeyDictionary()
-
-
-def function_of(module: Node) -> Callable[..., tp.Any] | None:
-    """The function that a module made by `to_module` runs now, if its class was made inside a call."""
+def class_of(module: Node) -> tp.Any:
+    """The class whose code a module runs: its own, or where its class is made anew on each run of a method, the one of
+    the run that is going on, or of the last eager one."""
     for frame in reversed(state.frames):
-        if id(module) in frame.functions:
-            return frame.functions[id(module)]
-    return functions.get(module)
+        if id(module) in frame.classes:
+            return frame.classes[id(module)]
+    return getattr(module, "_elegy_class", type(module))
 
 
 class Frame:
     """One running method of one module. `method` is `__init__` while the module is being constructed."""
 
-    __slots__ = ("_below", "_parts", "first", "functions", "index", "method", "module", "names", "parent", "records")
+    __slots__ = ("_below", "_parts", "classes", "first", "index", "method", "module", "names", "parent", "records")
 
     def __init__(self, module: Node, method: str):
         self.module = module
@@ -66,8 +65,8 @@ class Frame:
         self.records: list[Record] = [] if records is None else list(records)
         self.index = 0
         self.names: dict[str, int] = {}
-        # The functions of this run for modules whose class `to_module` makes anew on each run, by the module's id.
-        self.functions: dict[int, Callable[..., tp.Any]] = {}
+        # The classes of this run, for modules whose class is made anew on each run, by the module's id.
+        self.classes: dict[int, type] = {}
         self._parts: tuple[str, ...] | None = None
         self._below: dict[int, tuple[str, ...]] | None = None
 
@@ -94,9 +93,11 @@ class Frame:
 
     def find(self, module: Node) -> tuple[str, ...] | None:
         """The path from this frame's module to a module below it."""
-        if self._below is None or id(module) not in self._below:
+        if self._below is None:
             self._below = {id(child): parts for parts, child in reversed(child_parts(self.module))}
-        return self._below.get(id(module)) or path_below(self.module, module)
+        if id(module) not in self._below:  # it is further below, or was created since
+            self._below = paths_below(self.module)
+        return self._below.get(id(module))
 
     def create(self, cls: type, arguments: tuple[tp.Any, ...], construct: Callable[[], Node]) -> Node:
         """The module that the running method creates at this position: a new one, or that of the first run."""
@@ -143,11 +144,10 @@ class Frame:
                 f"{found.__name__} ({record.site}).\n"
                 "  Create modules unconditionally and in one order; use them in any order, or not at all."
             )
-        if "_function" in cls.__dict__ and found is not cls:
-            # A class made anew by to_module on each run: its function closes over the values of this run.
-            self.functions[id(module)] = function = cls.__dict__["_function"].__func__
-            if tracing.current() == tracing.EAGER:
-                functions[module] = function
+        if found is not cls:  # a class that is made anew on each run: it closes over the values of this run
+            self.classes[id(module)] = cls
+            if not tracing.is_traced():
+                set_class(module, cls)
         if arguments != record.arguments:
             raise ModuleOrderError(
                 f"{where} created {cls.__name__} at position {position} ({call_site()}) with "
@@ -160,15 +160,14 @@ class Frame:
     def _free_name(self, module: Node) -> str:
         base = name_of(module)
         explicit = "name" in module.__dict__
-        if explicit and base not in self.names and is_taken(self.module, base):
+        if explicit and (base in RESERVED or (base not in self.names and is_taken(self.module, base))):
             raise NameCollisionError(
                 f"{'/'.join(self.parts)}: the name {base!r} given to {type(module).__name__} ({call_site()}) is "
-                "already an "
-                f"attribute or a method of {type(self.module).__name__}.\n  Choose another name=."
+                f"already that of an attribute or a method of {type(self.module).__name__}.\n  Choose another name=."
             )
         number = self.names.get(base, 0)
         attribute = f"{base}_{number}" if number else base
-        while is_taken(self.module, attribute):
+        while attribute in RESERVED or is_taken(self.module, attribute):
             number += 1
             attribute = f"{base}_{number}"
         self.names[base] = number + 1
@@ -179,7 +178,7 @@ class Frame:
         if self.first:
             if id(self.module) in state.threaded and state.init_pass is None:
                 return  # an init pass could not reach it: what it does, it does without creating
-            if self.module._born != tracing.current():
+            if self.module._elegy_born != tracing.current():
                 return  # a module of an outer trace that creates nothing: it may run, and is left as it was
             meta = meta_of(self.module)
             hooks = {**meta.hooks, self.method: tuple(self.records)}
@@ -258,43 +257,48 @@ def is_taken(module: Node, name: str) -> bool:
     return name in module.__dict__ or any(name in cls.__dict__ for cls in type(module).__mro__)
 
 
-_BETWEEN = (
-    "elegy.frames",
-    "elegy.hooks",
-    "elegy.module",
-    "elegy.initialise",
-    "elegy.parameters",
-    "elegy.state",
-    "beartype",
-    "contextlib",
-    "jaxtyping",
-)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Places in the code, and paths
 # ---------------------------------------------------------------------------------------------------------------------
 
+# What stands between a caller and the core: its layers count as callers, its machinery does not.
+_CORE = {f"elegy.{name}" for name in ("frames", "hooks", "initialise", "module", "parameters", "state", "typechecking")}
+_CHECKERS = {"beartype", "contextlib", "jaxtyping"}
+_LIBRARIES = {"elegy", "jax", "weakref", *_CHECKERS}
+
+
+def _is_core(frame: types.FrameType) -> bool:
+    name = frame.f_globals.get("__name__", "")
+    return name in _CORE or name.partition(".")[0] in _CHECKERS or frame.f_code.co_filename.startswith("<")
+
+
+def _is_library(frame: types.FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES
+
+
+def _caller(is_between: Callable[[types.FrameType], bool]) -> tuple[types.FrameType, int]:
+    """The nearest frame for which `is_between` is false, and its level above the function that asks."""
+    frame, level = sys._getframe(2), 1
+    while frame.f_back is not None and is_between(frame):
+        frame, level = frame.f_back, level + 1
+    return frame, level
+
 
 def user_level() -> int:
-    """The `stacklevel` that makes a warning point at the nearest caller outside of elegy and jax."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("elegy", "jax", "contextlib")):
-        frame, level = frame.f_back, level + 1
-    return level
+    """The `stacklevel` that makes a warning point at the nearest caller outside of libraries."""
+    return _caller(_is_library)[1]
+
+
+def user_site() -> str:
+    """File and line of the nearest caller outside of libraries."""
+    frame, _ = _caller(_is_library)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def call_site() -> str:
     """File and line of the nearest caller outside the core and outside type checkers."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and _is_between(frame):
-        frame = frame.f_back
+    frame, _ = _caller(_is_core)
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _is_between(frame: types.FrameType) -> bool:
-    name = frame.f_globals.get("__name__", "")
-    return name.startswith(_BETWEEN) or frame.f_code.co_filename.startswith("<")
 
 
 def paths_below(root: Node) -> dict[int, tuple[str, ...]]:
@@ -361,7 +365,7 @@ def require_same_trace(module: Node, what: str, path: str | None = None) -> None
     if holders:
         wait_for(module)
     trace = tracing.current()
-    if module._born != trace and not (state.init_pass is not None and state.init_pass.adopt(module, trace)):
+    if module._elegy_born != trace and not (state.init_pass is not None and state.init_pass.adopt(module, trace)):
         raise TraceError(
             f"{path or path_of(module)}: {what} inside a jax transform, but the module belongs to the code outside "
             "of it.\n"
@@ -374,21 +378,23 @@ def require_same_trace(module: Node, what: str, path: str | None = None) -> None
 
 
 def note_update(module: Node, name: str, path: str | None = None) -> None:
-    """Inside a jax transform: remembers an update until the module is flattened, and warns if it never is.
+    """Inside a jax transform: remembers an update until the module is flattened or its state is read, and warns if the
+    module dies before.
 
     The state of a module that the transformed function made itself, by `copy` or `apply` or anew, is its own affair;
     but a lost key would give the same random numbers in every call.
     """
-    if module._born == tracing.EAGER or id(module) in state.threaded or state.init_pass is not None:
+    if module._elegy_born == tracing.EAGER or id(module) in state.threaded or state.init_pass is not None:
         return
-    pending = getattr(module, "_pending", None)
+    pending = getattr(module, "_elegy_pending", None)
     if pending is PRIVATE and name != RNG_ATTRIBUTE:
         return
     if not isinstance(pending, list):
         pending = []
         set_pending(module, pending)
-        weakref.finalize(module, _warn_if_lost, pending, path or path_of(module)).atexit = False
-    pending.append(name)
+        finalizer = weakref.finalize(module, _warn_if_lost, pending, path or path_of(module), module._elegy_born)
+        finalizer.atexit = False
+    pending.append((name, user_site()))
     log(module, lambda: pending.pop() if pending else None)
     relayout(module)
 
@@ -397,17 +403,18 @@ def note_update(module: Node, name: str, path: str | None = None) -> None:
 PRIVATE = ()
 
 
-def _warn_if_lost(pending: list[str], path: str) -> None:
-    if pending:
-        names = sorted(set(pending))
+def _warn_if_lost(pending: list[tuple[str, str]], path: str, trace: tp.Any) -> None:
+    # A module that outlives its trace was in the traceback of an exception, or was stored somewhere.
+    if pending and trace == tracing.current():
+        names = sorted({name for name, _ in pending})
         without = (
             "pass a key (m.apply(x, rng=key))" if names == [RNG_ATTRIBUTE] else "run the module in evaluation mode"
         )
         warnings.warn(
             LostUpdateWarning(
                 f"{path}: the update of {', '.join(names)} inside a jax transform was lost, since the changed module "
-                "was not returned.\n  Return the module from the transformed function, use the transform of the same "
-                f"name in elegy with modules=, or {without}."
+                f"was not returned ({pending[0][1]}).\n  Return the module from the transformed function, use the "
+                f"transform of the same name in elegy with modules=, or {without}."
             ),
             stacklevel=user_level(),
         )

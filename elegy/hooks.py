@@ -13,7 +13,7 @@ from elegy.errors import HookError, TraceError
 from elegy.frames import RNG_ATTRIBUTE, note_update, path_of, scope
 from elegy.leaves import Node
 from elegy.random import RNG, KeyLike
-from elegy.state import compiling_for, state, write
+from elegy.state import collecting, set_training, state, training, write
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses, metrics, summaries
@@ -73,9 +73,13 @@ class Collector:
 
     def shorten(self, length: int | None) -> None:
         """Forgets all but the first events."""
-        if length is None or len(self.events) == length:
-            return
-        kept = self.events[:length]
+        if length is not None and len(self.events) != length:
+            self._keep(self.events[:length])
+
+    def drop_summaries(self) -> None:
+        self._keep([event for event in self.events if event.kind != "summary"])
+
+    def _keep(self, kept: list[Event]) -> None:
         self.events.clear()
         self.losses.clear()
         self.metrics.clear()
@@ -112,7 +116,7 @@ def hooks_context(summaries: bool = False) -> Iterator[None]:
     before = state.collector
     state.collector = Collector(summaries, before)
     try:
-        with compiling_for(state.training, state.collector):
+        with collecting(state.collector):
             yield
     finally:
         state.collector = before
@@ -170,7 +174,9 @@ def add_summary(module_or_name: Node | str, value: tp.Any) -> None:
     """
     if state.collector is not None and state.collector.wants_summaries:
         if isinstance(module_or_name, Node):
-            event = Event("summary", path_of(module_or_name), module_or_name, value)
+            is_running = bool(state.name_levels) and state.frames and state.frames[-1].module is module_or_name
+            path = "/".join(scope()) if is_running else path_of(module_or_name)
+            event = Event("summary", path, module_or_name, value)
         else:
             event = Event("summary", _scoped(module_or_name), None, value)
         state.collector.add(event)
@@ -226,7 +232,14 @@ def set_rng(rng: RNG | KeyLike) -> None:
     """Replaces the random stream of this thread; a seed or a key is made into an `RNG`.
 
     Every thread starts with `RNG(42)`.
+
+    **Raises:** `TraceError` inside a transform or an init pass, where `rng_context` sets it for a part of the code.
     """
+    if tracing.is_traced():
+        raise TraceError(
+            "elegy.set_rng was called inside a jax transform: the stream would be a value of the trace, and could not "
+            "leave it.\n  Call it outside, or use `with elegy.rng_context(rng):` inside."
+        )
     state.rng = rng if isinstance(rng, RNG) else RNG(rng)
 
 
@@ -261,7 +274,7 @@ def next_rng_key() -> jax.Array:
         if state.init_pass is not None and frame is not None and not frame.building:
             state.init_pass.create_rng_key(frame.module)
         return rng()
-    if frame is not None and frame.module._born == tracing.current():
+    if frame is not None and frame.module._elegy_born == tracing.current():
         return _own_key(frame.module)
     raise TraceError(
         f"{'/'.join(scope()) or 'elegy'}: next_rng_key() was called inside a jax transform, but the random "
@@ -282,17 +295,22 @@ def _own_key(module: Node) -> jax.Array:
             "since it drew none when it was initialised.\n"
             "  Pass a key as an argument of the transformed function: m.apply(x, rng=key), or elegy.rng_context(key)."
         )
-    if tracing.is_equal_in_all_lanes(data):
+    require_lanes_apart(module)
+    pair = jax.random.split(jax.random.wrap_key_data(data))
+    write(module, RNG_ATTRIBUTE, jax.random.key_data(pair[0]))
+    note_update(module, RNG_ATTRIBUTE)
+    return pair[1]
+
+
+def require_lanes_apart(module: Node) -> None:
+    """Refuses to let a module draw from its own key in each lane of a `jax.vmap` to which it came in unmapped."""
+    if tracing.is_equal_in_all_lanes(module.__dict__[RNG_ATTRIBUTE]):
         raise TraceError(
             f"{path_of(module)}: next_rng_key() was called in each lane of a jax.vmap, and the key of the module is "
             "the same in all of them, so they would draw the same numbers. The ways out:\n"
             "  1. Pass a key for each lane: jax.vmap(lambda key, x: module.apply(x, rng=key))(keys, xs).\n"
             "  2. Use the transform of the same name in elegy, which splits the random stream: elegy.vmap(module)(xs)."
         )
-    pair = jax.random.split(jax.random.wrap_key_data(data))
-    write(module, RNG_ATTRIBUTE, jax.random.key_data(pair[0]))
-    note_update(module, RNG_ATTRIBUTE)
-    return pair[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,7 +339,7 @@ def get_static_context() -> StaticContext:
     """Mode, collection and position of this thread."""
     collector = state.collector
     return StaticContext(
-        state.training,
+        training(),
         is_initializing(),
         collector is not None,
         collector is not None and collector.wants_summaries,
@@ -337,5 +355,5 @@ def get_dynamic_context() -> DynamicContext:
 
 def set_context(static: StaticContext, dynamic: DynamicContext) -> None:
     """Restores the mode and the random stream of this thread. Collection and position belong to their `with` blocks."""
-    state.training = static.training
-    state.rng = dynamic.rng.fork()
+    set_training(static.training)
+    set_rng(dynamic.rng.fork())

@@ -11,7 +11,8 @@ import contextlib
 import dataclasses
 import functools
 import typing as tp
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,19 @@ import numpy as np
 from jax.core import Tracer
 
 from elegy import tracing
-from elegy.errors import ParameterError, TraceError
-from elegy.frames import RNG_ATTRIBUTE, parts_of, path_of, require_same_trace
+from elegy.errors import IdenticalMembersWarning, ParameterError, TraceError
+from elegy.frames import RNG_ATTRIBUTE, parts_of, path_of, require_same_trace, user_level
 from elegy.hooks import Collector
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import meta_of, nodes_in, set_born, walk
 from elegy.random import fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
-from elegy.threads import holding, lock
+from elegy.threads import holding
 
 Make = Callable[[], tp.Any]
+
+# The name and the size of an axis over which the function of an init pass is mapped.
+Axis = tuple[Hashable, int]
 
 
 class Creation:
@@ -46,7 +50,7 @@ class Creation:
 
 
 class Lane:
-    """Which of the stacked copies of some modules an initial value is computed for: a part of their paths."""
+    """Which of the stacked copies of a module an initial value is computed for: a part of their paths."""
 
     __slots__ = ("index",)
 
@@ -78,7 +82,9 @@ class InitPass:
         # Modules of the code around the pass that the function found by itself, and changed.
         self.adopted: list[Node] = []
         self.inner: tp.Any = None
-        self._bases: dict[int, Make] = {}
+        # The base key of each outermost module, by its id, and how many parameters constructors made at each place.
+        self._bases: dict[int, Make] = {} if self.outer is None else self.outer._bases
+        self._constructed: dict[tp.Any, int] = {} if self.outer is None else self.outer._constructed
 
     def create(
         self, module: Node, name: str, make: Make, finish: Callable[[tp.Any], tp.Any], key: Make | None = None
@@ -91,6 +97,13 @@ class InitPass:
             finally:
                 state.in_initializer = before
 
+        if self.inner is not None and module._elegy_born != self.inner:
+            raise TraceError(
+                f"{path_of(module, name)} was created in a copy of the module that a transform made for itself, and "
+                "would be lost with it.\n"
+                "  Initialise the module before, module.init(x), or list it in modules= instead of passing it as an "
+                "argument."
+            )
         first = value()
         with jax.ensure_compile_time_eval():
             traced_key = key is not None and has_tracer(first) and isinstance(key(), Tracer)
@@ -123,7 +136,7 @@ class InitPass:
 
     def adopt(self, module: Node, trace: tp.Any) -> bool:
         """Lets the pass change a module of the code around it, as that code itself could."""
-        if module._born != self.trace or trace != self.inner:
+        if module._elegy_born != self.trace or trace != self.inner:
             return False
         set_born(module, trace)
         self.adopted.append(module)
@@ -140,31 +153,41 @@ class InitPass:
         self.create(module, RNG_ATTRIBUTE, lambda: _default_key_data(key()), lambda data: data, key)
         write_meta(module, dataclasses.replace(meta, parameters=parameters), created=True)
 
-    def key_for(self, module: Node, name: str) -> Callable[[], jax.Array]:
+    def key_for(self, module: Node, name: str) -> Make:
         """The key of one parameter: the base key of the outermost module that runs, folded with the path below it."""
+        return self._key([*self._with_lanes(parts_of(module)), name], module)
+
+    def constructor_key(self, module: Node, name: str) -> Make:
+        """The key of a parameter that is created in `__init__`, where the path is not known yet: it derives from the
+        place in the method that constructs the module."""
+        creator = next((frame for frame in reversed(state.frames) if not frame.building), None)
+        if creator is None:
+            base = self._new_base(module)
+            return lambda: fold_in_path(base(), name)
+        place = (*creator.parts, creator.method, creator.index)
+        number = self._constructed[place] = self._constructed.get(place, -1) + 1
+        return self._key([*self._with_lanes(creator.parts), f"{creator.index}({number})", name], module)
+
+    def _key(self, path: list[str | Lane], module: Node) -> Make:
         frames = [frame for frame in state.frames if not frame.building]
         root = frames[0].module if frames else module
         if id(root) not in self._bases:
             self._bases[id(root)] = self._new_base(root)
-        base = self._bases[id(root)]
-        parts = self._with_lanes((*parts_of(module), name))
-        below = parts if isinstance(parts[0], Lane) else parts[1:]
+        base, below = self._bases[id(root)], path[1:]
         return lambda: fold_in_path(base(), "/".join(map(str, below)))
 
     def _with_lanes(self, parts: tuple[str, ...]) -> list[str | Lane]:
-        """A path in which the number of the copy stands for a stacked module: `blocks/block/w` -> `blocks/3/w`."""
+        """A path in which a stacked module is followed by the number of the copy: `cell/w` -> `cell/3/w`. Where the
+        module is that of a stack, the number stands in its place, as in a list: `layers/blocks/w` -> `layers/3/w`."""
         path: list[str | Lane] = list(parts)
-        if self.lanes:
-            for frame in state.frames:
-                lane = self.lanes.get(id(frame.module))
-                if lane is not None:
-                    path[len(frame.parts) - 1] = lane
+        for frame in reversed(state.frames if self.lanes else ()):
+            lane = self.lanes.get(id(frame.module))
+            if lane is not None and len(frame.parts) <= len(parts):
+                parent = frame.parent.module if frame.parent is not None else None
+                is_item = parent is not None and parent.__dict__.get(parent._elegy_items) is frame.module
+                end = len(frame.parts)
+                path[end - is_item : end] = [lane]
         return path
-
-    def constructor_key(self, module: Node, name: str) -> Callable[[], jax.Array]:
-        """The key of a parameter that is created in `__init__`, where paths are not known yet."""
-        base, lanes = self._new_base(module), list(self.lanes.values())
-        return lambda: fold_in_path(base(), "/".join(map(str, [*lanes, name])))
 
     def _new_base(self, module: Node) -> Make:
         rng = state.rng
@@ -210,7 +233,13 @@ class NeedsInitPass(BaseException):
         self.method = method
 
 
-def run_init_pass(function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any, roots: Sequence[Node]) -> bool:
+def run_init_pass(
+    function: Callable[..., tp.Any],
+    args: tp.Any,
+    kwargs: tp.Any,
+    roots: Sequence[Node],
+    axis: Axis | None = None,
+) -> bool:
     """Runs `function` abstractly; afterwards the modules that it ran hold their initial parameters, and nothing else
     changed.
 
@@ -218,12 +247,13 @@ def run_init_pass(function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any,
 
     - `args`, `kwargs`: arrays among them may be `jax.ShapeDtypeStruct`s.
     - `roots`: the modules that the function may initialise.
+    - `axis`: a mapped axis to which the function may refer by its name, as in `jax.lax.pmean`.
 
     **Returns:** whether anything was created.
     """
-    with lock, holding(walk([*roots, *nodes_in((args, kwargs))])):
+    with holding(walk([*roots, *nodes_in((args, kwargs))])):
         try:
-            return _attempt(function, args, kwargs, roots, _abstractly)
+            return _attempt(function, args, kwargs, roots, _abstractly, axis)
         except _NeedsData as needs:
             leaves = jax.tree.leaves((args, kwargs), is_leaf=is_node)
             if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
@@ -231,7 +261,7 @@ def run_init_pass(function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any,
                     f"{needs.path}: the initializer uses data of the call, and init was given shapes only.\n"
                     "  Give init real arrays, or use an initializer of the shape alone."
                 ) from None
-            return _attempt(function, args, kwargs, roots, _compiled)
+            return _attempt(function, args, kwargs, roots, _compiled, axis)
 
 
 class _NeedsData(Exception):
@@ -276,13 +306,22 @@ def _compiled(body, arrays, journal: InitPass) -> None:
         journal.creations[index].value = value
 
 
-def _attempt(function, args, kwargs, roots, how) -> bool:
+# What JAX raises where Python needs the value of an array.
+_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def _attempt(function, args, kwargs, roots, how, axis) -> bool:
     for node in roots:
         require_same_trace(node, "created its parameters")
     leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=is_node)
     arrays = [leaf for leaf in leaves if is_array(leaf)]
     journal = InitPass()
-    nodes = [node for node in walk([*roots, *nodes_in((args, kwargs))]) if node._born == journal.trace]
+    nodes = [node for node in walk([*roots, *nodes_in((args, kwargs))]) if node._elegy_born == journal.trace]
 
     def body(arrays):
         stream = iter(arrays)
@@ -293,7 +332,16 @@ def _attempt(function, args, kwargs, roots, how) -> bool:
 
     with undoing():
         try:
-            how(body, arrays, journal)
+            how(body if axis is None else _within(axis, body), arrays, journal)
+        except _CONCRETE as error:
+            if journal.outer is None and not getattr(error, "_elegy_explained", False):
+                error._elegy_explained = True  # type: ignore[attr-defined]
+                error.add_note(
+                    "The first call of a module runs `call` abstractly, to create its parameters, and there arrays "
+                    "have no values.\n"
+                    "  Put what needs values under `if not elegy.is_initializing():`, or use jax.lax.cond and its kin."
+                )
+            raise
         finally:
             for node in journal.modules:
                 set_born(node, journal.trace)
@@ -302,7 +350,35 @@ def _attempt(function, args, kwargs, roots, how) -> bool:
             creation.module.__dict__[creation.name] = creation.value
     if journal.outer is not None:
         journal.outer.take(journal)
+    elif _are_identical(journal):
+        warnings.warn(identical_members(roots[0], "the modules of all lanes"), stacklevel=user_level())
     return bool(journal.creations or journal.modules)
+
+
+def _are_identical(journal: InitPass) -> bool:
+    """Whether the code around is mapped by `jax.vmap`, and each lane got the same parameters."""
+    trainable = [c.value for c in journal.creations if meta_of(c.module).parameters.get(c.name)]
+    return bool(trainable) and all(map(tracing.is_equal_in_all_lanes, trainable))
+
+
+def identical_members(module: Node, who: str) -> IdenticalMembersWarning:
+    return IdenticalMembersWarning(
+        f"{path_of(module)}: {who} have the same parameters, so of the same inputs they compute the same, and "
+        "training on them keeps them alike.\n"
+        "  Use initializers that draw random numbers, and a key for each: "
+        "jax.vmap(lambda key: module.copy().init(x, rng=key))(keys).\n"
+        "  A module that all lanes are to share is initialised before the map."
+    )
+
+
+def _within(axis: Axis, body: Callable[[tp.Any], None]) -> Callable[[tp.Any], None]:
+    """`body` with a named axis around it, though nothing is mapped."""
+    name, size = axis
+
+    def mapped(arrays: tp.Any) -> None:
+        jax.vmap(lambda _: body(arrays), axis_name=name)(np.zeros(size))
+
+    return mapped
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import copy as copying
+import dataclasses
 import functools
 import math
 import types
@@ -21,26 +23,54 @@ if tp.TYPE_CHECKING:
 
 
 class Node:
-    """What the pytree machinery needs of a module: attributes in `__dict__`, and four slots beside it.
+    """What the pytree machinery needs of a module: attributes in `__dict__`, and slots beside it, named so that they
+    leave the names of attributes alone.
 
-    - `_layout`: the interned structure, or None after a structural change.
-    - `_meta`: the bookkeeping from which the layout is made.
-    - `_ties`: submodules reachable by two paths that part at this node; None when nobody has looked.
-    - `_born`: the trace to which the object belongs.
+    - `_elegy_layout`: the interned structure, or None after a structural change.
+    - `_elegy_meta`: the bookkeeping from which the layout is made.
+    - `_elegy_ties`: submodules reachable by two paths that part at this node; None when nobody has looked.
+    - `_elegy_born`: the trace to which the object belongs.
+
+    Set when they are needed:
+
+    - `_elegy_pending`: what was updated inside a jax transform since the module was last looked at.
+    - `_elegy_depth`: how many levels of modules there are.
+    - `_elegy_fixed`: what stands for the static leaves of containers while the module is flattened.
+    - `_elegy_compiled`: functions compiled for this very object, and values of its cached properties.
+    - `_elegy_class`: where the class is made anew on each run of a method, that of the last eager one.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_born", "_compiled", "_depth", "_layout", "_meta", "_pending", "_ties")
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_elegy_born",
+        "_elegy_class",
+        "_elegy_compiled",
+        "_elegy_depth",
+        "_elegy_fixed",
+        "_elegy_layout",
+        "_elegy_meta",
+        "_elegy_pending",
+        "_elegy_ties",
+    )
 
     if tp.TYPE_CHECKING:
         __dict__: dict[str, tp.Any]
 
-    _born: tp.Any
-    _compiled: tp.Any
-    _depth: int
-    _layout: Layout | None
-    _meta: Meta
-    _pending: tp.Any
-    _ties: tuple[Tie, ...] | None
+    # The attribute in which a module, which then stands for a list, holds the elements stacked.
+    _elegy_items: tp.ClassVar[str] = ""
+    # Whether the class was made inside a function, perhaps anew on each run, with other values in its closures.
+    _elegy_is_local: tp.ClassVar[bool] = False
+
+    _elegy_born: tp.Any
+    _elegy_class: type
+    _elegy_compiled: dict[tp.Any, tp.Any]
+    _elegy_depth: int
+    _elegy_fixed: dict[str, tp.Any]
+    _elegy_layout: Layout | None
+    _elegy_meta: Meta
+    _elegy_pending: tp.Any
+    _elegy_ties: tuple[Tie, ...] | None
 
 
 def is_node(value: tp.Any) -> bool:
@@ -89,16 +119,11 @@ def is_dynamic(leaf: tp.Any) -> bool:
 
 
 def check_static(owner: str, name: str, value: tp.Any) -> None:
-    """Refuses a static value that hides arrays or cannot be compared."""
+    """Refuses a static value that hides arrays or modules, or cannot be compared."""
+    where = f"{owner}.{name}"
+    _check_function(where, value)
     if is_static(value):
         return
-    where = f"{owner}.{name}"
-    if isinstance(value, types.MethodType) and isinstance(value.__self__, Node):
-        raise StaticValueError(
-            f"{where} is the bound method {value.__qualname__} of a module. It would keep that module's arrays "
-            "out of sight "
-            f"of JAX.\n  Store the module itself, or the plain function {value.__qualname__}."
-        )
     if isinstance(value, functools.partial):
         for item in (value.func, *value.args, *value.keywords.values()):
             if any(is_dynamic(leaf) for leaf in jax.tree.leaves(item, is_leaf=is_node)):
@@ -108,21 +133,72 @@ def check_static(owner: str, name: str, value: tp.Any) -> None:
                 )
             check_static(owner, name, item)
         return
-    if isinstance(value, (set, frozenset)):
-        if any(is_dynamic(item) for item in value):
-            raise StaticValueError(
-                f"{where} is a set that holds a module, which JAX would not see.\n  Use a tuple, a list or a dict."
-            )
-        return
-    if isinstance(value, (tuple, list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            check_static(owner, name, item)
-        return
     if isinstance(value, np.ndarray):
         raise StaticValueError(
             f"{where} is a NumPy array of dtype {value.dtype}, which JAX cannot hold.\n  Use a tuple."
         )
+    hidden = _hidden(value)
+    if hidden is not None:
+        raise StaticValueError(
+            f"{where} is a {type(value).__name__} that holds {_article(hidden)}, which JAX would not see.\n"
+            "  Use a tuple, a list or a dict, or register the class as a pytree (jax.tree_util.register_dataclass)."
+        )
+    if isinstance(value, (tuple, list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            check_static(owner, name, item)
+        return
     _check_comparable(where, value)
+
+
+def _check_function(where: str, value: tp.Any) -> None:
+    """Refuses a function that keeps a module to itself."""
+    if isinstance(value, types.MethodType) and isinstance(value.__self__, Node):
+        raise StaticValueError(
+            f"{where} is the bound method {value.__qualname__} of a module. It would keep that module's arrays "
+            f"out of sight of JAX.\n  Store the module itself, or the plain function {value.__qualname__}."
+        )
+    inner = value
+    while callable(inner) and not isinstance(inner, (Node, type)) and hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    threaded = getattr(value, "threaded_modules", ()) or (inner,)
+    if isinstance(threaded[0], Node) and not is_node(value):
+        raise StaticValueError(
+            f"{where} is a function that a transform made of a module, {type(threaded[0]).__name__}, whose arrays JAX "
+            "would not see.\n"
+            "  Store the module and transform it where it is called: self.block = Block(), and in call "
+            "elegy.remat(self.block)(x)."
+        )
+
+
+_MOST_LOOKED_AT = 1000  # parts of one static value
+
+
+def _hidden(value: tp.Any) -> tp.Any:
+    """A module somewhere in an object that is no pytree, or an array in a container or a dataclass; or None."""
+    seen: set[int] = set()
+    stack = [(value, True)]
+    while stack and len(seen) < _MOST_LOOKED_AT:
+        part, is_data = stack.pop()
+        if isinstance(part, Node) or (is_data and is_array(part)):
+            return part
+        if id(part) in seen or is_static(part):
+            continue
+        seen.add(id(part))
+        if isinstance(part, collections.abc.Mapping):
+            held = part.values()
+        elif isinstance(part, (collections.abc.Sequence, collections.abc.Set)):
+            held = part
+        else:
+            attributes = getattr(part, "__dict__", None)
+            held = attributes.values() if isinstance(attributes, dict) else ()
+            # An array in the depth of another object may be its own affair.
+            is_data = is_data and (dataclasses.is_dataclass(part) or isinstance(part, types.SimpleNamespace))
+        stack.extend((item, is_data) for item in held)
+    return None
+
+
+def _article(hidden: tp.Any) -> str:
+    return f"a module ({type(hidden).__name__})" if isinstance(hidden, Node) else "an array"
 
 
 def _check_comparable(where: str, value: tp.Any) -> None:
@@ -158,6 +234,8 @@ def static_key(value: tp.Any) -> Hashable:
         return (kind, tuple(static_key(item) for item in value))
     if kind in (FrozenDict, dict):
         return (kind, tuple((static_key(key), static_key(item)) for key, item in value.items()))
+    if kind is functools.partial:  # which by itself is equal to itself only
+        return (kind, static_key(value.func), static_key(value.args), static_key(value.keywords))
     return (kind, value)
 
 

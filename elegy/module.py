@@ -25,8 +25,8 @@ from elegy.frames import (
     PRIVATE,
     RNG_ATTRIBUTE,
     Frame,
+    class_of,
     default_name,
-    function_of,
     note_update,
     path_of,
     plain_arguments,
@@ -37,8 +37,8 @@ from elegy.initialise import NeedsInitPass, run_init_pass
 from elegy.leaves import Node
 from elegy.pytree import Meta, meta_of
 from elegy.random import RNG, KeyLike
-from elegy.state import state, training_context, undoing
-from elegy.threads import holders, lock, running, wait_for
+from elegy.state import state, training as training_mode, training_context, undoing
+from elegy.threads import holders, holding, looking, running, wait_for
 
 Self = tp.TypeVar("Self", bound="Module")
 Own = tp.TypeVar("Own")
@@ -71,7 +71,13 @@ class ModuleMeta(abc.ABCMeta):
                 "finds its arrays.\n"
                 "  Remove __slots__ (for a dataclass: slots=True)."
             )
+        cached = {
+            key: _cached(value) for key, value in namespace.items() if isinstance(value, functools.cached_property)
+        }
+        namespace = {**namespace, **cached}
         cls = super().__new__(mcs, name, bases, namespace, **kwargs)
+        # A class of a function may be made anew on each run, and close over other values then.
+        cls._elegy_is_local = "<locals>" in cls.__qualname__
         if bases != (Node,):
             typechecking.adopt(cls)
         return cls
@@ -88,6 +94,25 @@ class ModuleMeta(abc.ABCMeta):
         return frame.create(cls, plain_arguments(args, kwargs), lambda: _construct(cls, args, kwargs))
 
 
+def _cached(attribute: functools.cached_property) -> property:
+    """A cached property that keeps its value beside the attributes, where it is no part of the structure."""
+
+    @functools.wraps(attribute.func)
+    def get(module: Module) -> tp.Any:
+        def compute() -> tp.Any:
+            value = attribute.func(module)
+            if any(leaves.is_dynamic(leaf) for leaf in jax.tree.leaves(value, is_leaf=leaves.is_node)):
+                raise StaticValueError(
+                    f"{path_of(module, attribute.attrname)} is a functools.cached_property that gives an array or a "
+                    "module, which would go stale when parameters change.\n  Use property."
+                )
+            return value
+
+        return compiled(module, attribute, compute)
+
+    return property(get)
+
+
 def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> tp.Any:
     pytree.register(cls)
     module = cls.__new__(cls, *args, **kwargs)
@@ -95,7 +120,7 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
     pytree.set_layout(module, None)
     pytree.set_ties(module, None)
     pytree.set_born(module, tracing.current())
-    if module._born != tracing.EAGER:
+    if module._elegy_born != tracing.EAGER:
         pytree.set_pending(module, PRIVATE)
     if len(state.frames) % 32 == 31:
         _refuse_endless(module)
@@ -130,7 +155,7 @@ def _seal(module: Module) -> None:
         )
     parameters = {id(attributes[name]): name for name in meta.parameters}
     for name, value in attributes.items():
-        if leaves.is_static(value):
+        if leaves.is_static(value) and not hasattr(value, "__wrapped__"):
             continue
         if id(value) in parameters and name not in meta.parameters:
             raise ParameterError(
@@ -143,7 +168,7 @@ def _seal(module: Module) -> None:
             leaves.check_keys(f"{owner}.{name}", frozen)
     below = [child for _, child in pytree.children(module)]
     if below:
-        depth = 1 + max(getattr(child, "_depth", 1) for child in below)
+        depth = 1 + max(getattr(child, "_elegy_depth", 1) for child in below)
         if depth > _MOST_LEVELS:
             raise RecursionError(
                 f"{owner}: modules are nested more than {_MOST_LEVELS} deep, and JAX flattens recursively"
@@ -208,7 +233,7 @@ def run_method(module: Module, method: str, function: Callable[..., tp.Any], arg
         _make_room(len(frames))
     outermost = not frames and not state.threaded and state.init_pass is None
     with running(module) if outermost else contextlib.nullcontext(), undoing():
-        if holders:
+        if holders and not outermost:
             wait_for(module)
         run = function
         if method not in meta_of(module).hooks:
@@ -237,7 +262,7 @@ def _initialise(module: Module, method: str, function: Callable[..., tp.Any], ar
         raise NeedsInitPass(module, method)
     if state.init_pass is not None:
         return  # the pass that is running creates what the method asks for
-    if module._born != tracing.current():
+    if module._elegy_born != tracing.current():
         return  # a module of an outer trace may run if it creates nothing; what it creates is refused where it does
     _init_pass(module, method, function, args, kwargs)
 
@@ -246,7 +271,7 @@ def _init_pass(module: Module, method: str, function: Callable[..., tp.Any], arg
     def run(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         return run_method(module, method, function, args, kwargs)
 
-    with lock:
+    with holding(pytree.walk([module])):
         if method not in meta_of(module).hooks:  # another thread may have been first
             if run_init_pass(run, args, kwargs, [module]):
                 note_update(module, "its parameters")
@@ -400,7 +425,10 @@ class Module(Node, metaclass=ModuleMeta):
         self: HasCall[Arguments, Outputs, tp.Any], /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Outputs:
         """Runs `call`. The first time, an init pass creates the parameters before."""
-        return run_method(tp.cast(Module, self), "call", type(self).call, args, kwargs)
+        cls: tp.Any = type(self)
+        if cls._elegy_is_local:
+            cls = class_of(tp.cast(Module, self))
+        return run_method(tp.cast(Module, self), "call", cls.call, args, kwargs)
 
     def init(self: Self, /, *args: tp.Any, rng: KeyLike | RNG | None = None, **kwargs: tp.Any) -> Self:
         """Creates the parameters, by an abstract run of `call`: nothing of the forward computation is executed and no
@@ -463,8 +491,7 @@ class Module(Node, metaclass=ModuleMeta):
         **Returns:** `(outputs, module)`, where `module` has the updated state. The module itself is untouched.
         """
         module = self.copy()
-        mode = state.training if training is None else training
-        with training_context(mode):
+        with training_context(training_mode() if training is None else training):
             run = module if method == "call" else getattr(module, method)
             if rng is None:
                 return run(*args, **kwargs), module
@@ -474,20 +501,13 @@ class Module(Node, metaclass=ModuleMeta):
     @typechecking.no_type_check
     def jit(self: HasCall[Arguments, Outputs, tp.Any], /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
         """Calls the module through `elegy.jit`."""
-        return tp.cast(Module, self)._jitted()(*args, **kwargs)
+        from elegy.transforms import jit
+
+        return compiled(tp.cast(Module, self), "call", lambda: jit(self))(*args, **kwargs)
 
     def init_jit(self: Self, /, *args: tp.Any, **kwargs: tp.Any) -> Self:
         """As `init`; kept for code that compiles the initialisation, which needs no compilation here."""
         return self.init(*args, **kwargs)
-
-    def _jitted(self) -> tp.Any:
-        from elegy.transforms import jit
-
-        compiled = getattr(self, "_compiled", None)
-        if compiled is None:
-            compiled = jit(self)
-            pytree.set_compiled(self, compiled)
-        return compiled
 
     # -----------------------------------------------------------------------------------------------------------------
     # Parameters and state
@@ -638,7 +658,7 @@ class Module(Node, metaclass=ModuleMeta):
         """A copy of the module and of all below it. Its arrays are shared, as they are immutable."""
         leaves, treedef = jax.tree.flatten(self)
         copy = treedef.unflatten([np.copy(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves])
-        if copy._born != tracing.EAGER:
+        if copy._elegy_born != tracing.EAGER:
             for module in pytree.walk([copy]):
                 pytree.set_pending(module, PRIVATE)
         return copy
@@ -653,9 +673,9 @@ class Module(Node, metaclass=ModuleMeta):
         return copy
 
     def __getstate__(self) -> tp.Any:
-        with lock:
+        with looking(lambda: [self]):
             attributes = {name: _by_name(value) for name, value in self.__dict__.items()}
-            return (attributes, meta_of(self), getattr(self, "_depth", 1))
+            return (attributes, meta_of(self), getattr(self, "_elegy_depth", 1))
 
     def __setstate__(self, saved: tp.Any) -> None:
         attributes, meta, depth = saved
@@ -665,7 +685,7 @@ class Module(Node, metaclass=ModuleMeta):
         pytree.set_ties(self, None)
         pytree.set_layout(self, None)
         pytree.set_born(self, tracing.current())
-        if self._born != tracing.EAGER:
+        if self._elegy_born != tracing.EAGER:
             pytree.set_pending(self, PRIVATE)
         if depth > 1:
             pytree.set_depth(self, depth)
@@ -691,6 +711,16 @@ class Module(Node, metaclass=ModuleMeta):
 
 def _own_classes(module: Module) -> list[type]:
     return [cls for cls in type(module).__mro__ if issubclass(cls, Module) and cls is not Module]
+
+
+def compiled(module: Node, name: tp.Any, compute: Callable[[], tp.Any]) -> tp.Any:
+    """What `compute` gave when it was first asked for under this name, for this very object; copies ask anew."""
+    known = getattr(module, "_elegy_compiled", None)
+    if known is None:
+        pytree.set_compiled(module, known := {})
+    if name not in known:
+        known[name] = compute()
+    return known[name]
 
 
 class _Named:
@@ -759,14 +789,12 @@ def to_module(function: Callable[Arguments, Outputs]) -> type[FunctionModule[Arg
     name = getattr(function, "__name__", type(function).__name__)
 
     class ThisModule(Module):
-        _function: tp.ClassVar[tp.Any] = staticmethod(function)
-
         def __init__(self, name: str | None = None):
             super().__init__(name=name)
 
         @tp.no_type_check  # a checker's wrapper could not be pickled with the class
         def call(self, *args, **kwargs):
-            return typechecking.checked_function(function_of(self) or type(self)._function)(*args, **kwargs)
+            return typechecking.checked_function(function)(*args, **kwargs)
 
     ThisModule.__name__ = "lambda_" if name == "<lambda>" else name
     ThisModule.__qualname__ = getattr(function, "__qualname__", name)

@@ -16,21 +16,17 @@ import numpy as np
 from elegy import tracing, typechecking
 from elegy.containers import is_plain_container, thaw
 from elegy.errors import HookError, NameCollisionError, ParameterError, StructureError, TraceError
-from elegy.frames import RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace
+from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace
 from elegy.hooks import rng_context
 from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_static
-from elegy.pytree import change, meta_of, walk
+from elegy.pytree import change, forget_pending, meta_of, walk
 from elegy.random import RNG, fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
-from elegy.threads import lock
+from elegy.threads import looking
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Creating
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-# What a module may not call a parameter, since the library reads it: `rng_key` is the key of a module that draws.
-_RESERVED = ("name", "dtype", RNG_ATTRIBUTE)
 
 
 @typechecking.no_type_check
@@ -100,7 +96,7 @@ def _require_creatable(module: Node, name: str, frame: Frame | None, constructin
             f"{path_of(module)}: add_parameter({name!r}) was called while no module is running.{hint}\n"
             "  Call it in __init__, in call, or in a method marked @elegy.compact."
         )
-    if is_taken(module, name) or name in _RESERVED:
+    if is_taken(module, name) or name in RESERVED:
         raise NameCollisionError(
             f"{path_of(module)}: add_parameter({name!r}) would replace another attribute or a method of "
             f"{type(module).__name__}.\n  Choose another name."
@@ -291,7 +287,9 @@ def _collect_container(module, name, value, trainable, leaf, seen):
 
 
 def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.Any]:
-    with lock:
+    with looking(lambda: walk([module])):
+        if trainable is not True:
+            forget_pending(module)
         return collect(module, trainable, lambda module, name, index, value: value)
 
 
@@ -302,11 +300,11 @@ def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.
 
 def check_value(path: str | Callable[[], str], old: tp.Any, new: tp.Any) -> tp.Any:
     """`new` as a replacement of the array `old`; a path that costs something is given as a function."""
-    if isinstance(new, (bool, int, float, complex)):
+    if isinstance(new, (bool, int, float, complex)) and not (isinstance(new, complex) and jnp.isrealobj(old)):
         new = jnp.asarray(new, old.dtype)
     elif isinstance(new, np.generic):
         new = jnp.asarray(new)
-    if not is_array(new):
+    if not is_array(new) or (isinstance(new, jax.ShapeDtypeStruct) and not isinstance(old, jax.ShapeDtypeStruct)):
         path = path() if callable(path) else path
         raise ParameterError(f"{path}: expected an array of shape {tuple(old.shape)}, got {type(new).__name__}.")
     if tuple(new.shape) != tuple(old.shape) or new.dtype != old.dtype:
@@ -329,7 +327,7 @@ def set_parameters(module: Node, values: tp.Any) -> None:
     """Checks everything, then writes everything."""
     writes: list[_Write] = []
     problems: list[str] = []
-    with lock, undoing():
+    with looking(lambda: walk([module])), undoing():
         _plan(module, values, path_of(module), writes, problems)
         if problems:
             raise ParameterError("set_parameters changed nothing:\n  " + "\n  ".join(problems))
@@ -353,6 +351,8 @@ def _plan(module: Node, values: tp.Any, path: str, writes: list[_Write], problem
             hint = "" if meta_of(module).initialized else " The module is not initialised: call it or init first."
             problems.append(f"{path}/{name}: {type(module).__name__} has no such parameter (it has: {known}).{hint}")
             continue
+        if not is_array(old) and _is_absent(value, old):
+            continue
         new = _replaced(old, value, f"{path}/{name}", writes, problems)
         if new is not old:
             writes.append(_Write(module, name, new, path))
@@ -360,12 +360,6 @@ def _plan(module: Node, values: tp.Any, path: str, writes: list[_Write], problem
 
 def _replaced(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], problems: list[str]) -> tp.Any:
     """What an attribute, or an entry of a container, becomes. Modules keep their identity: their writes are planned."""
-    if (
-        value is NOTHING
-        or (value is None and old is None)
-        or (isinstance(value, tuple) and value == () and not is_array(old))
-    ):
-        return old  # what get_parameters puts where there is nothing of the kind that was asked for
     if isinstance(old, Node):
         _plan(old, value, path, writes, problems)
         return old
@@ -379,13 +373,13 @@ def _replaced(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], probl
         unknown = [key for key in value if key not in old]
         problems.extend(f"{path}/{key}: no such entry (there is: {', '.join(map(str, old))})." for key in unknown)
         items = {
-            key: _replaced(item, value.get(key, NOTHING), f"{path}/{key}", writes, problems)
+            key: _replaced_entry(item, value.get(key, NOTHING), f"{path}/{key}", writes, problems)
             for key, item in old.items()
         }
         return old if all(items[key] is old[key] for key in old) else type(old)(items)
     if is_plain_container(old) and isinstance(value, (list, tuple)) and len(value) == len(old):
         pairs = enumerate(zip(old, value, strict=True))
-        parts = [_replaced(item, new, f"{path}/{index}", writes, problems) for index, (item, new) in pairs]
+        parts = [_replaced_entry(item, new, f"{path}/{index}", writes, problems) for index, (item, new) in pairs]
         if all(part is item for part, item in zip(parts, old, strict=True)):
             return old
         return type(old)(*parts) if hasattr(old, "_fields") else type(old)(parts)
@@ -393,6 +387,16 @@ def _replaced(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], probl
         return _replaced_foreign(old, value, path, writes, problems)
     problems.append(f"{path}: the value ({type(value).__name__}) has another structure than the attribute.")
     return old
+
+
+def _is_absent(value: tp.Any, old: tp.Any) -> bool:
+    """Whether `value` is what `get_parameters` puts where there is nothing of the kind that was asked for."""
+    return value is NOTHING or (isinstance(value, tuple) and len(value) == 0) or (value is None and old is None)
+
+
+def _replaced_entry(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], problems: list[str]) -> tp.Any:
+    """As `_replaced`, for an entry of a container, where arrays may be left out."""
+    return old if _is_absent(value, old) else _replaced(old, value, path, writes, problems)
 
 
 def _replaced_foreign(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], problems: list[str]) -> tp.Any:
@@ -404,7 +408,7 @@ def _replaced_foreign(old: tp.Any, value: tp.Any, path: str, writes: list[_Write
         return old
     pairs = enumerate(zip(leaves, given, strict=True))
     return treedef.unflatten(
-        leaf if new is None else _replaced(leaf, new, f"{path}/{i}", writes, problems) for i, (leaf, new) in pairs
+        leaf if new is None else _replaced_entry(leaf, new, f"{path}/{i}", writes, problems) for i, (leaf, new) in pairs
     )
 
 
@@ -425,13 +429,14 @@ def update_parameter(module: Node, name: str, value: tp.Any) -> None:
             f"  old: {jax.tree.structure(old)}\n  new: {jax.tree.structure(value)}"
         )
     else:
-        jax.tree.map(lambda a, b: check_value(lambda: path_of(module, name), a, b) if is_array(a) else b, old, value)
+        path = lambda: path_of(module, name)  # noqa: E731
+        value = jax.tree.map(lambda a, b: check_value(path, a, b) if is_array(a) else b, old, value)
     write(module, name, value)
     note_update(module, name)
 
 
 def set_trainable(module: Node, trainable: bool) -> None:
-    with lock:
+    with looking(lambda: walk([module])):
         modules = [node for node in walk([module]) if meta_of(node).trainable != trainable or meta_of(node).frozen]
         for node in modules:
             require_same_trace(node, "assigned trainable")
@@ -458,7 +463,7 @@ def _set_flags(module: Node, trainable: bool, frozen: frozenset[tuple[str, int]]
 
 def reset(module: Node) -> None:
     """Removes what first calls created; parameters that `__init__` created keep their values."""
-    with lock, undoing():
+    with looking(lambda: walk([module])), undoing():
         for node in walk([module]):
             require_same_trace(node, "reset")
             if id(node) in state.threaded:

@@ -171,8 +171,8 @@ def _split(attributes: dict[str, tp.Any], parameters: Mapping[str, bool]):
     static: dict[str, tp.Any] = {}
     compounds: dict[str, Compound] = {}
     for name, value in attributes.items():
-        if isinstance(value, Node) or is_array(value):
-            names.append(name)
+        if value is None or isinstance(value, Node) or is_array(value):
+            names.append(name)  # None is a tree without leaves, for which equinox.tree_at can put something
         elif name in parameters and jax.tree_util.all_leaves([value]):
             names.append(name)
         elif is_static(value) and name not in parameters:
@@ -197,7 +197,7 @@ def _is_wholly_dynamic(value: tp.Any) -> bool:
 
 
 def make_layout(node: Node, ties: tuple[Tie, ...]) -> Layout:
-    cls, meta = type(node), node._meta
+    cls, meta = type(node), node._elegy_meta
     names, static, compounds = _split(node.__dict__, meta.parameters)
     order = tuple(node.__dict__) if ties or any(value is TIED for value in static.values()) else ()
     key = (
@@ -221,29 +221,36 @@ def make_layout(node: Node, ties: tuple[Tie, ...]) -> Layout:
 
 def layout_of(node: Node) -> Layout:
     """The layout of a module, made anew if its structure changed."""
-    layout = node._layout
+    layout = node._elegy_layout
     if layout is not None:
         return layout
-    pending = getattr(node, "_pending", None)
-    if pending:
-        pending.clear()
+    if getattr(node, "_elegy_pending", None):
+        node._elegy_pending.clear()
         set_pending(node, None)
-    if node._ties is None:
+    if node._elegy_ties is None:
         find_ties(node)
-    ties = node._ties or ()
+    ties = node._elegy_ties or ()
     layout = make_layout(cut(node, [tie.target for tie in ties]) if ties else node, ties)
     set_layout(node, layout)
     return layout
 
 
+def forget_pending(root: Node) -> None:
+    """Called when the state of a module is read by name: what was updated inside a jax transform is not lost then."""
+    if root._elegy_born != tracing.EAGER:
+        for node in walk([root]):
+            if getattr(node, "_elegy_pending", None):
+                node._elegy_pending.clear()
+
+
 def meta_of(node: Node) -> Meta:
-    layout = node._layout
-    return node._meta if layout is None else layout.meta
+    layout = node._elegy_layout
+    return node._elegy_meta if layout is None else layout.meta
 
 
 def change(node: Node, meta: Meta | None = None, *, ties: bool = True) -> None:
     """Marks the structure of a module as changed. With `ties=False` its submodules are what they were."""
-    layout = node._layout
+    layout = node._elegy_layout
     set_meta(node, meta_of(node) if meta is None else meta)
     if ties:
         set_ties(node, None)
@@ -255,7 +262,7 @@ def change(node: Node, meta: Meta | None = None, *, ties: bool = True) -> None:
 
 def relayout(node: Node) -> None:
     """Sends the next flatten of a module through `layout_of`, its structure being what it was."""
-    layout = node._layout
+    layout = node._elegy_layout
     if layout is not None:
         set_meta(node, layout.meta)
         set_ties(node, layout.ties)
@@ -276,27 +283,15 @@ structure = Structure()
 
 # Assignment past the frozen __setattr__, at the price of one C call.
 set_attributes = Node.__dict__["__dict__"].__set__
-
-
-set_layout = Node.__dict__["_layout"].__set__
-
-
-set_meta = Node.__dict__["_meta"].__set__
-
-
-set_ties = Node.__dict__["_ties"].__set__
-
-
-set_born = Node.__dict__["_born"].__set__
-
-
-set_pending = Node.__dict__["_pending"].__set__
-
-
-set_depth = Node.__dict__["_depth"].__set__
-
-
-set_compiled = Node.__dict__["_compiled"].__set__
+set_born = Node.__dict__["_elegy_born"].__set__
+set_class = Node.__dict__["_elegy_class"].__set__
+set_compiled = Node.__dict__["_elegy_compiled"].__set__
+set_depth = Node.__dict__["_elegy_depth"].__set__
+set_fixed = Node.__dict__["_elegy_fixed"].__set__
+set_layout = Node.__dict__["_elegy_layout"].__set__
+set_meta = Node.__dict__["_elegy_meta"].__set__
+set_pending = Node.__dict__["_elegy_pending"].__set__
+set_ties = Node.__dict__["_elegy_ties"].__set__
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -307,8 +302,7 @@ set_compiled = Node.__dict__["_compiled"].__set__
 class Fixed:
     """A static leaf of a container or foreign pytree, while its module is flattened: a node without leaves.
 
-    It is one object for each place, so that `equinox.tree_at`, and with it `equinox.nn.inference_mode`, can find the
-    place and put another value there.
+    It is one object for each place, so that `equinox.nn.inference_mode` can find the place and put another value there.
     """
 
     __slots__ = ("value",)
@@ -320,11 +314,10 @@ class Fixed:
 jax.tree_util.register_pytree_node(Fixed, lambda fixed: ((), StaticKey(fixed.value)), lambda key, _: Fixed(key.value))
 
 
-_fixed: weakref.WeakKeyDictionary[Node, dict[str, tuple[Fixed, ...]]] = weakref.WeakKeyDictionary()
-
-
 def _fixed_leaves(node: Node, name: str, compound: Compound) -> tuple[Fixed, ...]:
-    found = _fixed.setdefault(node, {})
+    found = getattr(node, "_elegy_fixed", None)
+    if found is None:
+        set_fixed(node, found := {})
     if name not in found:
         found[name] = tuple(map(Fixed, compound.static))
     return found[name]
@@ -374,7 +367,7 @@ def _children(node: Node, layout: Layout) -> tuple[tp.Any, ...]:
 def flatten(node: Node) -> tuple[tuple[tp.Any, ...], Layout]:
     if holders:
         wait_for(node)
-    layout = node._layout
+    layout = node._elegy_layout
     if layout is None:
         layout = layout_of(node)
     children = layout.read(node.__dict__) if layout.simple else _children(node, layout)
@@ -497,9 +490,9 @@ def find_ties(root: Node) -> None:
     ties = _part_points(root) if shared else {}
     for node in order:
         found = tuple(sorted(ties.get(id(node), ()), key=repr))
-        if node._layout is not None and node._layout.ties != found:
+        if node._elegy_layout is not None and node._elegy_layout.ties != found:
             change(node)
-        if node._layout is None:
+        if node._elegy_layout is None:
             set_ties(node, found)
 
 
@@ -562,6 +555,24 @@ class _Contents:
             node.__dict__[name] = treedef.unflatten(leaves)
 
 
+class _Together(Node):
+    """Holds a tree of modules, so that what two of them share is flattened once."""
+
+
+def copied(tree: tp.Any) -> tp.Any:
+    """A tree with copies of its modules; what two of them share, their copies share."""
+    if not nodes_in(tree):
+        return tree
+    register(_Together)
+    together = object.__new__(_Together)
+    set_attributes(together, {"tree": tree})
+    set_meta(together, Meta())
+    set_ties(together, None)
+    set_layout(together, None)
+    leaves, treedef = jax.tree.flatten(together)
+    return treedef.unflatten(leaves).__dict__["tree"]
+
+
 def shallow_copy(node: Node) -> Node:
     """A new object with the same attributes."""
     copy = object.__new__(type(node))
@@ -596,11 +607,11 @@ def _tie(node: Node, ties: Sequence[Tie]) -> None:
             source = parent = node
             for step in tie.source:
                 source = contents.child(source, step)
-            order = node._layout.order if node._layout is not None else ()
+            order = node._elegy_layout.order if node._elegy_layout is not None else ()
             for step in tie.target[:-1]:
                 parent = contents.child(parent, step)
-                if parent._layout is not None:
-                    order = parent._layout.order
+                if parent._elegy_layout is not None:
+                    order = parent._elegy_layout.order
                     relayout(parent)
                 set_ties(parent, None)
             contents.place(parent, tie.target[-1], source)

@@ -24,7 +24,7 @@ from elegy.leaves import Node, is_array, is_inexact, is_node, is_static
 from elegy.parameters import NOTHING, check_value, collect, declared_flags, trainable_flags
 from elegy.pytree import Meta, children, meta_of, nodes_in, walk
 from elegy.state import write_meta
-from elegy.threads import lock
+from elegy.threads import looking
 
 Tree = tp.TypeVar("Tree")
 KeyPath = tuple[tp.Any, ...]
@@ -92,7 +92,7 @@ def _places(tree: tp.Any) -> list[Place]:
                 if known is not place:
                     known.keys.append(here)
 
-    with lock:
+    with looking(lambda: walk(nodes_in(tree))):
         visit(tree, (), None, "", 0, set())
     return list(found.values())
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 
 from elegy import tracing
+from elegy.errors import TraceError
 from elegy.leaves import Node
 from elegy.pytree import Meta, change, meta_of
 from elegy.random import RNG
@@ -23,8 +24,10 @@ if tp.TYPE_CHECKING:
 DEFAULT_SEED = 42
 
 
-# What hooks answer is fixed while a function is compiled, also by stock jax.jit: this context is part of its cache key.
-_compiled_for = jax.make_user_context((True, None))
+# What hooks answer is fixed while a function is compiled, also by stock jax.jit: these are parts of its cache key. They
+# belong to a thread.
+_mode = jax.make_user_context(True)
+_collecting = jax.make_user_context(None)
 
 
 class State(threading.local):
@@ -33,8 +36,6 @@ class State(threading.local):
     def __init__(self) -> None:
         # Plain Python values.
         self.frames: list[Frame] = []
-        self.training: bool = True
-        self.mode: tp.Any = None
         self.name_levels: list[tuple[int, str]] = []
         self.init_pass: InitPass | None = None
         # Whether an initializer runs in an init pass: what it draws comes from the key of its parameter.
@@ -45,6 +46,8 @@ class State(threading.local):
         self.threaded: Mapping[int, Node] = {}
         # Those among them that an init pass did not reach, with the method.
         self.unreached: frozenset[tuple[int, str]] = frozenset()
+        # How many functions that elegy.vmap maps are running in each other.
+        self.maps: int = 0
         # JAX values.
         self.collector: Collector | None = None
         self._rng: RNG | None = None
@@ -85,7 +88,7 @@ def undoing(created_only: bool = False, forget: Callable[[Node], bool] | None = 
     On success, `created_only` takes back what is not a creation, and the changes of the modules that `forget` names
     become final, as their caller restores them.
     """
-    outermost, collector, rng, training = state.log is None, state.collector, state._rng, state.training
+    outermost, collector, rng, mode = state.log is None, state.collector, state._rng, training()
     rng_before = None if rng is None else rng.snapshot()
     events_before = None if collector is None else len(collector.events)
     if state.log is None:
@@ -98,8 +101,8 @@ def undoing(created_only: bool = False, forget: Callable[[Node], bool] | None = 
         _take_back(entries[start:])
         del entries[start:]
         state._rng, state.collector = rng, collector
-        if state.training != training:
-            set_training(training)
+        if training() != mode:
+            _set_mode(mode)
         if rng is not None and rng_before is not None:
             rng.restore(rng_before)
         if collector is not None:
@@ -159,19 +162,29 @@ def write_meta(module: Node, meta: Meta, ties: bool = False, created: bool = Fal
 
 def training() -> bool:
     """Whether training is happening: True unless `training_context` or `set_training` said otherwise."""
-    return state.training
+    return _mode.value
 
 
 is_training = training
 
 
 def set_training(training: bool) -> None:
-    """Sets the mode of this thread."""
-    state.training = bool(training)
-    if state.mode is not None:
-        state.mode.__exit__(None, None, None)
-    state.mode = compiling_for(state.training, state.collector)
-    state.mode.__enter__()
+    """Sets the mode of this thread, until it is set again or the `training_context` around ends.
+
+    **Raises:** `TraceError` inside a transform or an init pass, where the mode is fixed; there `training_context` sets
+    it for a part of the code.
+    """
+    if tracing.is_traced():
+        raise TraceError(
+            "elegy.set_training was called inside a jax transform, and could not be undone or repeated when the "
+            "compiled function runs.\n"
+            "  Call it outside, or use `with elegy.training_context(...):` inside."
+        )
+    _set_mode(training)
+
+
+def _set_mode(training: bool) -> None:
+    _mode(bool(training)).__enter__()
 
 
 @contextlib.contextmanager
@@ -186,15 +199,10 @@ def training_context(training: bool) -> Iterator[None]:
     assert elegy.training()
     ```
     """
-    before, state.training = state.training, bool(training)
-    try:
-        with compiling_for(state.training, state.collector):
-            yield
-    finally:
-        state.training = before
-
-
-@contextlib.contextmanager
-def compiling_for(training: bool, collector: Collector | None):
-    with _compiled_for((training, None if collector is None else collector.wants_summaries)):
+    with _mode(bool(training)):
         yield
+
+
+def collecting(collector: Collector | None) -> tp.Any:
+    """Within it compiled functions are those that declare what a collector collects."""
+    return _collecting(None if collector is None else collector.wants_summaries)

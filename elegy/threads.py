@@ -1,9 +1,9 @@
 """Several threads and one module: who may look while whose trace has put tracers in.
 
 A transform that threads modules makes them hold tracers while it traces. Meanwhile its thread *holds* these modules: no
-other thread may run or read them, and it does not begin while another thread runs one. Each side says what it is about
-to do before it looks at the other, so that of two that come at once one at least waits. A thread that waits counts as
-absent, so no two wait for each other.
+other thread may run, read or write them, and it does not begin while another thread runs one. Each side says what it is
+about to do before it looks at the other, so that of two that come at once one at least waits. A thread that waits
+counts as absent, so no two wait for each other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 if tp.TYPE_CHECKING:
     from elegy.leaves import Node
 
-# Held by whoever traces, initialises or writes. Taken before JAX's own caches are entered, never while inside them.
+# Guards what is written down here, and reading or writing several arrays at once. No code of users and no trace runs
+# while it is held: in there JAX waits for other threads, which might wait for this lock.
 lock = threading.RLock()
 _turn = threading.Condition(lock)
 
@@ -30,13 +31,9 @@ _waiting = 0
 class Busy(BaseException):
     """Raised inside a trace that would have to wait for another thread: the trace is given up and begun again later."""
 
-    def __init__(self, identities: Collection[int] = ()):
+    def __init__(self, identities: Collection[int]):
         super().__init__()
         self.identities = identities
-
-    def wait(self) -> None:
-        """Waits until the trace may be begun again. The caller is outside of it."""
-        _wait_until(lambda: _are_free(self.identities))
 
 
 class _Thread(threading.local):
@@ -61,7 +58,7 @@ def begin_again(busy: Busy) -> None:
     """Called where `Busy` is caught: waits, or hands it on to the trace around this one."""
     if _thread.may_give_up:
         raise busy
-    busy.wait()
+    _wait_until(lambda: _are_free(busy.identities))
 
 
 @contextlib.contextmanager
@@ -70,6 +67,8 @@ def running(module: Node) -> Iterator[None]:
     me = threading.get_ident()
     _running[me] = module
     try:
+        if holders:
+            wait_for(module)
         yield
     finally:
         del _running[me]
@@ -88,31 +87,47 @@ def wait_for(module: Node) -> None:
         _wait_until(lambda: not is_held_elsewhere(module))
 
 
+def wait_for_all(modules: Sequence[Node]) -> None:
+    """Waits while another thread holds one of some modules. The caller has the lock, and has it again afterwards."""
+    identities = set(map(id, modules))
+    if not _are_free(identities):
+        _wait_until(lambda: _are_free(identities))
+
+
+@contextlib.contextmanager
+def looking(modules: Callable[[], Sequence[Node]]) -> Iterator[None]:
+    """While all arrays of some modules are read or written; no other thread holds one of them meanwhile.
+
+    `modules` gives them; it is asked only where some thread holds something.
+    """
+    with lock:
+        if holders:
+            wait_for_all(modules())
+        yield
+
+
 @contextlib.contextmanager
 def holding(modules: Sequence[Node]) -> Iterator[None]:
-    """While modules hold tracers of this thread. The caller has the lock.
+    """While modules hold tracers of this thread.
 
     Waits while another thread holds or runs one of them, or where waiting might never end gives up by `Busy`.
     """
     me = threading.get_ident()
-    identities = {identity for module in modules if holders.get(identity := id(module)) != me}
-    if not _are_free(identities):
-        if _thread.may_give_up:
-            raise Busy(identities)
-        _wait_until(lambda: _are_free(identities))
-    holders.update(dict.fromkeys(identities, me))
+    with lock:
+        identities = {identity for module in modules if holders.get(identity := id(module)) != me}
+        if not _are_free(identities):
+            _wait_or_give_up(lambda: _are_free(identities), identities)
+        holders.update(dict.fromkeys(identities, me))
     try:
         if _is_run_elsewhere(identities):
-            if _thread.may_give_up:
-                raise Busy(identities)
             # Those that run now go on to the end; those that come wait for this thread.
-            _wait_until(lambda: not _is_run_elsewhere(identities))
+            _wait_or_give_up(lambda: not _is_run_elsewhere(identities), identities)
         yield
     finally:
-        for identity in identities:
-            del holders[identity]
-        if _waiting:
-            with _turn:
+        with lock:
+            for identity in identities:
+                del holders[identity]
+            if _waiting:
                 _turn.notify_all()
 
 
@@ -127,6 +142,12 @@ def _is_run_elsewhere(identities: Collection[int]) -> bool:
     me = threading.get_ident()
     others = [root for thread, root in list(_running.items()) if thread != me] if identities else []
     return any(id(node) in identities for node in walk(others))
+
+
+def _wait_or_give_up(condition: Callable[[], bool], identities: Collection[int]) -> None:
+    if _thread.may_give_up:
+        raise Busy(identities)
+    _wait_until(condition)
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:

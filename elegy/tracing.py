@@ -24,6 +24,11 @@ def _eager() -> tp.Any:
 EAGER = _eager()
 
 
+def is_traced() -> bool:
+    """Whether any trace is running."""
+    return current() != EAGER
+
+
 def is_equal_in_all_lanes(value: tp.Any) -> bool:
     """Whether the running trace is that of a `jax.vmap`, and a value is not mapped by it.
 

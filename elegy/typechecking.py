@@ -10,6 +10,7 @@ would put a scope of its own in between: hence `no_type_check` below, which the 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import sys
@@ -33,6 +34,8 @@ from elegy.state import state
 
 Function = tp.TypeVar("Function", bound=Callable[..., tp.Any])
 Checker = Callable[[tp.Any], tp.Any]
+# A class of arrays, or None for all, and those that may stand for it.
+StandIns = tuple[tp.Any, ...]
 
 if tp.TYPE_CHECKING:
 
@@ -199,7 +202,7 @@ def _checking(cls: type, name: str, value: tp.Any) -> tp.Any:
     """What checks in the place of an attribute of a class; the attribute itself if there is nothing to check."""
     if isinstance(value, property):
         getter = _checking(cls, name, value.fget)
-        return value if getter is value.fget else property(getter, value.fset, value.fdel, value.__doc__)
+        return value if getter is value.fget else value.getter(getter)
     if isinstance(value, (classmethod, staticmethod)):
         function = checked_function(value.__func__)
         return value if function is value.__func__ else type(value)(function)
@@ -211,7 +214,7 @@ def _checking(cls: type, name: str, value: tp.Any) -> tp.Any:
         return value if inner is method else compact_methods[value](inner)
     if _hook_of(value) is None and (_active is None or not (name == "call" or _is_annotated(value))):
         return value
-    return _checked(value, cls, shares=name != "call" and not _is_annotated(value))
+    return _checked(value, cls)
 
 
 def checked_function(function: Function) -> Function:
@@ -231,12 +234,9 @@ def _is_exempt(decorated: tp.Any) -> bool:
 
 
 @no_type_check
-def _checked(original, owner=None, shares=False) -> tp.Any:
-    """A function that checks where a checker is on.
-
-    `owner`: the class, if it is a method.
-    `shares`: it belongs to the scope of the method that uses it.
-    """
+def _checked(original, owner=None) -> tp.Any:
+    """A function that checks where a checker is on; `owner` is the class, if it is a method."""
+    shares = owner is not None and not _is_annotated(original)
     hook = _hook_of(original)
     if hook is not None:
         original = _without_hook(original)
@@ -255,6 +255,7 @@ def _run(function, owner, shares, hook, args, kwargs):
     if checker is None or _is_exempt(owner):
         return function(*args, **kwargs)
     module = args[0] if owner is not None and args else None
+    # Without annotations of its own a method belongs to the scope of the one that uses it.
     if shares and _threads.scopes and _threads.scopes[-1].module is module:
         return function(*args, **kwargs)
     return Scope(module, function, args, kwargs, checker).run()
@@ -283,9 +284,8 @@ def _closure(function: tp.Any) -> dict[str, tp.Any]:
 def _jaxtyped_in(value: tp.Any) -> tp.Any:
     """The function that jaxtyping made of a method, itself or below other decorators; None if there is none."""
     function = getattr(value, "fget", getattr(value, "__func__", value))
-    function = _inside(function) if function in compact_methods else function
     while isinstance(function, types.FunctionType) and not _is_exempt(function):
-        if function.__globals__.get("__name__") == "jaxtyping._decorator":
+        if function not in compact_methods and function.__globals__.get("__name__") == "jaxtyping._decorator":
             return function
         function = _inside(function)
     return None
@@ -301,10 +301,12 @@ def _hook_of(value: tp.Any) -> Checker | None:
 
 def _without_hook(function: tp.Any) -> tp.Any:
     """A function without the scope of jaxtyping, which would be another one than that of the fields."""
-    decorated = _jaxtyped_in(function)
-    if decorated is function:
+    inner = _jaxtyped_in(function)
+    if inner is function and _closure(function).get("fn") is _inside(function):
         return _inside(function)
-    decorated.__no_type_check__ = True  # below other decorators it stays, and lets everything through
+    while inner is not None:  # with other decorators around and between; it will let everything through
+        inner.__no_type_check__ = True
+        inner = _jaxtyped_in(_inside(inner))
     return function
 
 
@@ -324,7 +326,15 @@ def _read(annotation: tp.Any, module_globals: dict[str, tp.Any], names: Mapping[
         return _UNREADABLE
     if tp.get_origin(read) is tp.Final:
         (read,) = tp.get_args(read)
-    return axes.rebuilt(read, lambda part: owner if part is tp.Self else part)
+    if isinstance(read, dataclasses.InitVar):
+        read = read.type
+
+    def change(part: tp.Any) -> tp.Any:
+        if isinstance(part, getattr(tp, "TypeAliasType", ())):  # new in Python 3.12
+            return axes.rebuilt(part.__value__, change)
+        return owner if part is tp.Self else part
+
+    return axes.rebuilt(read, change)
 
 
 def _by_name(*named: tp.Any) -> dict[str, tp.Any]:
@@ -371,8 +381,9 @@ def _signature(function: tp.Any, owner: type | None) -> inspect.Signature:
     module_globals = getattr(function, "__globals__", {})
 
     def read(annotation: tp.Any) -> tp.Any:
-        empty = annotation is inspect.Parameter.empty
-        return annotation if empty else _read(annotation, module_globals, names, owner)
+        if annotation is inspect.Parameter.empty or _is_exempt(function):
+            return inspect.Parameter.empty
+        return _read(annotation, module_globals, names, owner)
 
     parameters = [
         parameter.replace(annotation=read(parameter.annotation)) for parameter in signature.parameters.values()
@@ -382,13 +393,15 @@ def _signature(function: tp.Any, owner: type | None) -> inspect.Signature:
 
 @functools.lru_cache(maxsize=4096)
 @no_type_check
-def _tester(annotation: tp.Any, checker: Checker) -> Callable[[tp.Any], None]:
+def _tester(annotation: tp.Any, checker: Checker, stand_ins: StandIns = ()) -> Callable[[tp.Any], None]:
     """A function that raises if its argument is not what the annotation says."""
+    if annotation is _UNREADABLE:
+        raise NameError
 
     def check(value):
         pass
 
-    check.__annotations__ = {"value": annotation}
+    check.__annotations__ = {"value": axes.allowing(annotation, *stand_ins)}
     return checker(check)
 
 
@@ -408,21 +421,30 @@ _threads = _Threads()
 
 
 class _Mismatch(Exception):
-    """What does not fit, where no checker is on."""
+    """A value does not fit. The message is without the place."""
+
+
+class Entry(tp.NamedTuple):
+    """A value that has an annotation."""
+
+    kind: tp.Literal["field", "parameter", "argument", "return"]
+    name: str
+    value: tp.Any
+    annotation: tp.Any
 
 
 @no_type_check
 class Scope:
-    """One running function, what it was given, and the checker, or None if nothing is checked."""
+    """One running function, what it was given, and the checker."""
 
-    def __init__(self, module, function, args, kwargs, checker=None):
+    def __init__(self, module, function, args, kwargs, checker):
         self.module = module  # None for a function that is no method
         self.function = function
         self.args = args
         self.kwargs = kwargs
         self.checker = checker
         self.there_before = set() if module is None else set(module.__dict__)
-        self.checked = []  # what fits, in the order in which axes got their sizes
+        self.fitting = []  # in the order in which axes got their sizes
 
     @functools.cached_property
     def signature(self):
@@ -438,20 +460,13 @@ class Scope:
 
     def run(self):
         """Checks the function and gives its outputs."""
+        __tracebackhide__ = True
         if self.bound is None:
             return self.function(*self.args, **self.kwargs)  # Python says what is wrong with them
-        return self.enter()
-
-    def explain(self):
-        """What does not fit in the fields and arguments, or nothing."""
         try:
-            if self.bound is not None:
-                self.enter()
+            return self.enter()
         except _Mismatch as mismatch:
-            return str(mismatch)
-        except Exception:
-            pass  # an axis that nothing binds, say; there is another error to tell of
-        return ""
+            raise self.error(mismatch) from None
 
     def enter(self):
         _threads.scopes.append(self)
@@ -464,47 +479,33 @@ class Scope:
         """What happens inside the scope of jaxtyping: checks, the function, checks."""
         waiting = self.check_all([*self.fields(there_before=True), *self.arguments()])
         waiting = self.check_all(waiting)
-        if self.checker is None:
+        if self.checker is _arrays_only:
             return None
-        for kind, *rest in waiting:
-            if kind == "argument" and not self.constructing:
-                self.check(kind, *rest)  # raises: says which axis it lacks
+        for entry in waiting:
+            if entry.kind == "argument" and not self.constructing:
+                self.check(entry)  # raises: says which axis it lacks
         outputs = self.function(*self.args, **self.kwargs)
         waiting = self.check_all([*waiting, *self.fields(there_before=False)])
-        self.check("return", "value", outputs, self.signature.return_annotation)
-        for _, name, _, annotation in self.check_all(waiting):
+        self.check(Entry("return", "value", outputs, self.signature.return_annotation))
+        for entry in self.check_all(waiting):
             if name_of(self.function) == "call":
-                text = (
-                    f"{name} is not checked: {axes.show(annotation)} refers to axes that no field and no argument has."
-                )
-                self.warn(type(self.module), text)
+                self.warn(entry, "refers to axes that no field and no argument has, so it is not checked.")
         return outputs
-
-    def check_all(self, values):
-        """Checks values, and returns those that mention axes which have no size yet."""
-        waiting = []
-        for value in values:
-            try:
-                self.check(*value)
-            except AnnotationError:
-                waiting.append(value)
-        return waiting
 
     @property
     def constructing(self):
         return name_of(self.function) == "__init__" and self.function is not _constructed
 
     def fields(self, there_before):
-        """Kind, name, value, annotation of the fields that were there before the function ran, or that came later."""
+        """The fields that were there before the function ran, or those that came later."""
         if self.module is not None:
             for name, annotation in fields(type(self.module)).items():
                 value = self.module.__dict__.get(name)
-                empty = value is None or isinstance(value, jax.ShapeDtypeStruct)
-                if not empty and (name in self.there_before) == there_before:
-                    yield "field", name, value, annotation
+                if value is not None and (name in self.there_before) == there_before:
+                    yield Entry("field", name, value, annotation)
 
     def arguments(self):
-        """Kind, name, value, annotation of each argument, those of `*args` and `**kwargs` one by one."""
+        """The arguments, those of `*args` and `**kwargs` one by one."""
         for name, value in (self.bound or {}).items():
             parameter = self.signature.parameters[name]
             if parameter.kind is parameter.VAR_POSITIONAL:
@@ -512,76 +513,81 @@ class Scope:
             else:
                 named = value if parameter.kind is parameter.VAR_KEYWORD else {name: value}
             for name, item in named.items():
-                yield "argument", name, item, parameter.annotation
+                yield Entry("argument", name, item, parameter.annotation)
 
-    def check(self, kind, name, value, annotation):
+    def check_all(self, entries):
+        """Checks values, and returns those that mention axes which have no size yet."""
+        waiting = []
+        for entry in entries:
+            try:
+                self.check(entry)
+            except AnnotationError:
+                waiting.append(entry)
+        return waiting
+
+    def check(self, entry):
         """Checks a value against an annotation in the scope that is entered."""
-        __tracebackhide__ = True
+        kind, name, value, annotation = entry
         if annotation is inspect.Parameter.empty or annotation is tp.Any:
             return
         # One by one, so that the message names the item, and since a checker may look at some of them only.
         for index, item, part in axes.items(annotation, value):
-            self.check(kind, name + index, item, part)
-        if self.checker is None:
-            arrays = [axes.with_type(array, tp.Any) for array in axes.alternatives(annotation)]
-            about_arrays = axes.is_array_annotation(annotation) or hasattr(value, "shape")
-            if arrays and about_arrays and not any(isinstance(value, array) for array in arrays):
-                raise _Mismatch(self.mismatch(kind, name, value, annotation, arrays))
-            self.checked.append((kind, name, value, annotation))
-            return
-        tested = annotation
-        if kind in ("field", "parameter"):
-            tested = axes.allowing(annotation, np.ndarray, Array)  # it is a leaf as good as another
-        elif state.init_pass is not None:
-            tested = axes.allowing(annotation, Array, np.ndarray)  # which is abstract in an init pass
-        tester = self.tester(kind, name, tested)
+            self.check(Entry(kind, name + index, item, part))
+        stand_ins = self.stand_ins(kind)
         try:
-            tester(value)
+            test = _tester(annotation, self.checker, stand_ins)
+        except Exception:  # unhashable, or unknown to the checker
+            self.warn(
+                entry,
+                "cannot be read, so it is not checked.\n"
+                "  Are its names defined in the module, and not in a function or under `if TYPE_CHECKING:` only?",
+            )
+            return
+        try:
+            test(value)
         except AnnotationError:
             raise
         except Exception as error:
             if self.constructing and isinstance(error, AttributeError):
                 raise AnnotationError(str(error)) from None  # `{self.width}`, which is not there yet
-            where = name_of(self.function, "__qualname__")
-            if self.module is not None:
-                where = f"{path_of(self.module)} ({type(self.module).__name__}.{name_of(self.function)})"
-            text = self.mismatch(kind, name, value, annotation, axes.alternatives(tested), end=".")
-            raise TypeCheckError(f"{where}: {text}") from None
-        self.checked.append((kind, name, value, annotation))
+            reason = _reason(value, axes.allowing(annotation, *stand_ins))
+            text = f"the {kind} {name} is {axes.show_value(value)}, which is not {axes.show(annotation)}"
+            raise _Mismatch(f"{text}: {reason}" if reason else text) from None
+        self.fitting.append(entry)
 
-    def tester(self, kind, name, annotation):
-        if annotation is not _UNREADABLE:
-            try:
-                return _tester(annotation, self.checker)
-            except Exception:
-                pass  # unhashable, or an annotation that the checker does not know
-        what = "return annotation" if kind == "return" else f"annotation of {name}"
-        self.warn(
-            type(self.module) if kind in ("field", "parameter") else self.function,
-            f"the {what} cannot be read, so it is not checked.\n"
-            "  Are its names defined in the module, and not in a function or under `if TYPE_CHECKING:` only?",
-        )
-        return lambda value: None
+    def stand_ins(self, kind):
+        if self.checker is _arrays_only:
+            return (None, tp.Any)
+        if kind in ("field", "parameter"):
+            return (Array, np.ndarray, jax.ShapeDtypeStruct)  # which are leaves of a pytree too
+        return () if state.init_pass is None else (np.ndarray, Array)  # it is abstract in an init pass
 
-    def warn(self, owner, text):
-        text = f"{owner.__module__}.{name_of(owner, '__qualname__')}: {text}"
-        warnings.warn(UncheckedAnnotationWarning(text), stacklevel=user_level())
+    def error(self, mismatch):
+        where = name_of(self.function, "__qualname__")
+        if self.module is not None:
+            where = f"{path_of(self.module)} ({type(self.module).__name__}.{name_of(self.function)})"
+        return TypeCheckError(f"{where}: {mismatch}.\n  {self.show_axes()}")
 
-    def mismatch(self, kind, name, value, annotation, arrays, end=""):
-        reason = _reason(value, arrays)
-        text = f"the {kind} {name} is {axes.show_value(value)}, which is not {axes.show(annotation)}"
-        return f"{text}{': ' + reason if reason else ''}{end}\n  axes: {axes.show_sizes(self.sizes(self.checked))}"
+    def show_axes(self):
+        return f"axes: {axes.show_sizes(self.sizes(self.fitting))}"
+
+    def warn(self, entry, text):
+        if self.checker is not _arrays_only:
+            owner = type(self.module) if entry.kind in ("field", "parameter") else self.function
+            what = "return annotation" if entry.kind == "return" else f"annotation of {entry.name}"
+            text = f"{owner.__module__}.{name_of(owner, '__qualname__')}: the {what} {text}"
+            warnings.warn(UncheckedAnnotationWarning(text), stacklevel=user_level())
 
     def names(self):
         """What an expression in braces can refer to."""
         defaults = {name: parameter.default for name, parameter in self.signature.parameters.items()}
         return {"self": self.module, **defaults, **(self.bound or {})}
 
-    def sizes(self, values):
-        """The axes that fields and arguments bind."""
+    def sizes(self, entries):
+        """The axes that values bind."""
         found, names = {}, self.names()
-        for _, name, value, annotation in values:
-            found = axes.bind(annotation, value, name, found, names)
+        for entry in entries:
+            found = axes.bind(entry.annotation, entry.value, entry.name, found, names)
         return found
 
 
@@ -590,12 +596,28 @@ def name_of(function: tp.Any, attribute: str = "__name__") -> str:
 
 
 @no_type_check
-def _reason(value, arrays):
+def _arrays_only(function):
+    """The checker of errors that happened while no checker was on: it looks at dtypes and shapes."""
+    annotation = function.__annotations__["value"]
+    arrays = list(axes.alternatives(annotation))
+    no_other = len(arrays) == len(tp.get_args(annotation))
+
+    def check(value):
+        if arrays and (no_other or hasattr(value, "shape")) and not any(isinstance(value, array) for array in arrays):
+            raise TypeError
+
+    return check
+
+
+@no_type_check
+def _reason(value, annotation):
     """What is wrong with an array, if it is one of the kind that is asked for."""
-    for annotation in arrays:
-        if annotation.array_type is tp.Any or isinstance(value, annotation.array_type):
+    for array in axes.alternatives(annotation) if hasattr(value, "dtype") else ():
+        if array.array_type is tp.Any or isinstance(value, array.array_type):
+            if not isinstance(value, axes.with_type(array, tp.Any, "...")):
+                return f"{value.dtype} is not a dtype of {array.dtype.__name__}"
             try:
-                return annotation.__instancecheck_str__(value)
+                return array.__instancecheck_str__(value)
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
     return ""
@@ -625,7 +647,7 @@ def first_run(function, module, /, *args, **kwargs):
     """Runs a method that may create parameters, whose shapes can be read off their annotations."""
     if on and function is type(module).__init__:
         function = _checked_constructor(type(module))
-    _threads.first_runs.append(Scope(module, function, (module, *args), kwargs))
+    _threads.first_runs.append(Scope(module, function, (module, *args), kwargs, _arrays_only))
     try:
         return function(module, *args, **kwargs)
     finally:
@@ -664,9 +686,11 @@ def check_parameter(module, name, value):
     annotation = fields(type(module)).get(name)
     if scope is not None and scope.module is module and annotation is not None:
         try:
-            scope.check("parameter", name, value, annotation)
+            scope.check(Entry("parameter", name, value, annotation))
         except AnnotationError:
             pass  # it is checked again when the method has run
+        except _Mismatch as mismatch:
+            raise scope.error(mismatch) from None
 
 
 def infer_shape(module: Node, name: str) -> tuple[int, ...] | None:
@@ -675,9 +699,9 @@ def infer_shape(module: Node, name: str) -> tuple[int, ...] | None:
     if annotation is None:
         return None
     scope = next((scope for scope in reversed(_threads.first_runs) if scope.module is module), None)
-    scope = Scope(module, _constructed, (module,), {}) if scope is None else scope
-    values = [*scope.fields(there_before=True), *scope.arguments(), *scope.fields(there_before=False)]
-    sizes = scope.sizes(values * 2)  # twice, for expressions of axes that come later
+    scope = Scope(module, _constructed, (module,), {}, _arrays_only) if scope is None else scope
+    entries = [*scope.fields(there_before=True), *scope.arguments(), *scope.fields(there_before=False)]
+    sizes = scope.sizes(entries * 2)  # twice, for expressions of axes that come later
     try:
         return axes.shape_of(annotation, sizes, scope.names())
     except axes.UnknownAxisError as error:
@@ -695,6 +719,15 @@ def infer_dtype(module: Node, name: str, default: tp.Any) -> tp.Any:
     return default if annotation is None else axes.dtype_of(annotation, default)
 
 
-def explain(module: Node, function: tp.Any, args: tp.Any, kwargs: tp.Any) -> str:
+@no_type_check
+def explain(module, function, args, kwargs):
     """Which field or argument does not fit its annotation, for the note on an error of any kind."""
-    return Scope(module, function, (module, *args), kwargs).explain()
+    scope = Scope(module, function, (module, *args), kwargs, _arrays_only)
+    try:
+        if scope.bound is not None:
+            scope.enter()
+    except _Mismatch as mismatch:
+        return f"{mismatch}\n  {scope.show_axes()}"
+    except Exception:
+        pass  # an axis that nothing binds, say; there is another error to tell of
+    return ""

@@ -161,15 +161,20 @@ def test_another_class_of_arrays_of_an_annotation_of_an_annotation():
 
 def test_arrays_that_may_stand_for_others():
     def allowing(annotation):
-        return axes.allowing(annotation, np.ndarray, Array)
+        return axes.allowing(annotation, Array, np.ndarray)
 
-    both = 'Float[Array, "n"] | Float[ndarray, "n"]'
+    both = 'Float[Array | ndarray, "n"]'
     assert axes.show(allowing(A)) == both
     assert axes.show(allowing(list[A] | None)) == f"list[{both}] | None"
     assert axes.show(allowing(PyTree[A, "T"])) == f'PyTree[{both}, "T"]'
     assert allowing(tuple[Array, ...]) == tuple[Array | np.ndarray, ...]
     for other in (Float[np.ndarray, "n"], Float[Any, "n"], list[int], int):
         assert allowing(other) is other
+        assert axes.allowing(A) is A
+    several = axes.allowing(A | Float[np.ndarray, "m"], None, jax.ShapeDtypeStruct, Any)
+    assert axes.show(several) == (
+        'Float[Array | ShapeDtypeStruct | Any, "n"] | Float[ndarray | ShapeDtypeStruct | Any, "m"]'
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,6 +191,8 @@ def test_arrays_that_may_stand_for_others():
         (Shaped[Float[Array, "n"], "b"], 'Shaped[Array, "b n"]'),
         (Float[Array, "n"] | None, 'Float[Array, "n"] | None'),
         (Optional[Int[Array, ""]], 'Int[Array, ""] | None'),  # noqa: UP045
+        (Float[Array | np.ndarray, "n"] | None, 'Float[Array | ndarray, "n"] | None'),
+        (Float[Array, "n"] | Float[np.ndarray, "m"], 'Float[Array, "n"] | Float[ndarray, "m"]'),
         (tuple[Float[Array, "n"], ...], 'tuple[Float[Array, "n"], ...]'),
         (dict[str, int | None], "dict[str, int | None]"),
         (PyTree[Float[Array, "n"]], 'PyTree[Float[Array, "n"]]'),

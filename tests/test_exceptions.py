@@ -149,7 +149,7 @@ def snapshot(module: elegy.Module) -> Snapshot:
             (metrics := elegy.get_metrics(), dict(metrics or {})),
             (summaries := elegy.get_summaries(), [entry[1:] for entry in summaries or []]),
         ],
-        [node._born for node in nodes],
+        [node._elegy_born for node in nodes],
     )
 
 
@@ -586,9 +586,9 @@ def test_what_a_failing_call_reset_is_initialised_again():
 def test_modes_and_streams_set_in_a_failing_call_are_set_back(how):
     class Setter(elegy.Module):
         def call(self, x):
-            elegy.set_training(False)
-            elegy.set_rng(3)
-            raise RuntimeError("as asked")
+            with elegy.training_context(False), elegy.rng_context(3):
+                elegy.next_rng_key()
+                raise RuntimeError("as asked")
 
     module = Setter()
     before = snapshot(module)

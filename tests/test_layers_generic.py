@@ -147,6 +147,7 @@ def test_apply_leaves_the_module_alone(descriptor: Descriptor) -> None:
 
 
 @over_one_of_each
+@pytest.mark.filterwarnings("ignore::elegy.errors.IdenticalMembersWarning")  # of layers whose parameters are constants
 def test_ensemble(descriptor: Descriptor) -> None:
     keys = jax.random.split(jax.random.key(0), 2)
     ensemble = jax.jit(jax.vmap(lambda key: descriptor.factory(None).init(*descriptor.inputs, rng=key)))(keys)

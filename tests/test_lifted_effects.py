@@ -279,16 +279,54 @@ def test_a_loss_of_one_branch_counts_when_it_is_chosen():
             assert elegy.get_losses() == expected
 
 
-def test_branches_with_different_metrics_are_refused():
-    def one(x):
-        elegy.add_metric("one", x)
+@pytest.mark.parametrize("index", range(3))
+def test_what_branches_declare_is_declared_whichever_runs(index):
+    """Also where the paths of two modules differ, as those of two experts do."""
+
+    class Expert(elegy.Module):
+        def call(self, x):
+            elegy.add_metric("mean", x.mean())
+            elegy.add_summary("input", x)
+            elegy.add_loss("size", x.mean())
+            return x * self.add_parameter("w", [], initializer=jnp.ones)
+
+    class Routed(elegy.Module):
+        def __init__(self):
+            self.experts = [Expert(), Expert()]
+
+        def call(self, index, x):
+            def aside(x):
+                elegy.add_loss("size", 1)
+                elegy.add_loss("size", 2)
+                elegy.add_metric("count", 7)
+                return x
+
+            return elegy.switch(index, [*self.experts, aside], x)
+
+    routed = Routed()
+    with elegy.hooks_context(summaries=True):
+        elegy.jit(routed)(jnp.array(index), X)
+        losses, metrics = elegy.get_losses(), elegy.get_metrics()
+        summaries = {name: value for _, name, value in elegy.get_summaries()}
+    assert losses["size_loss"] == [X.mean(), X.mean(), 3.0][index]
+    for number in range(2):
+        path = f"routed/experts/{number}"
+        assert metrics[f"{path}/mean"] == X.mean() if number == index else jnp.isnan(metrics[f"{path}/mean"])
+        assert (summaries[f"{path}/input"] == X).all() == (number == index)
+        assert jnp.isnan(summaries[path]).all() == (number != index)
+    assert metrics["routed/count"] == (7 if index == 2 else 0)
+
+
+def test_branches_that_declare_other_shapes_are_refused():
+    def declaring(x):
+        return lambda _: elegy.add_summary("one", x)
 
     with (
-        elegy.hooks_context(),
-        pytest.raises(elegy.errors.HookError, match="branch 0 declares metric one, branch 1 declares none"),
+        elegy.hooks_context(summaries=True),
+        pytest.raises(elegy.errors.HookError, match="one with values of different"),
     ):
-        elegy.cond(True, one, lambda x: None, jnp.array(5.0))
-    elegy.cond(True, one, lambda x: None, jnp.array(5.0))  # nobody collects
+        elegy.cond(True, declaring(jnp.ones(2)), declaring(jnp.ones(3)), X)
+    elegy.cond(True, declaring(jnp.ones(2)), declaring(jnp.ones(3)), X)  # nobody collects
 
 
 def test_a_condition_that_does_more_than_read_is_refused():

@@ -1189,9 +1189,13 @@ if hasattr(elegy, "scan"):
 
         return lambda: elegy.while_loop(lambda x: counter(x).sum() < 5, lambda x: x + 1, X, modules=counter), mended
 
-    @misuse(HookError, "while_loop", r"summaries were declared.*linear", r"Use elegy\.scan")
+    @misuse(HookError, "while_loop", r"summaries were declared.*size", r"Use elegy\.scan")
     def summaries_of_a_loop_of_unknown_length():
         module = linear()
+
+        def sized(x):
+            elegy.add_summary("size", x.size)
+            return module(x)
 
         def collected(loop):
             with elegy.hooks_context(summaries=True):
@@ -1202,28 +1206,28 @@ if hasattr(elegy, "scan"):
             found = collected(lambda: elegy.scan(lambda x, _: (module(x), None), X, length=3, modules=module))
             np.testing.assert_allclose(found["linear"][1], module(module(X)), rtol=1e-5, atol=1e-6)
 
-        return lambda: collected(lambda: elegy.while_loop(lambda x: x.sum() > 9, module, X, modules=module)), mended
+        return lambda: collected(lambda: elegy.while_loop(lambda x: x.sum() > 9, sized, X, modules=module)), mended
 
-    @misuse(
-        HookError,
-        r"elegy\.cond",
-        "branch 0 declares metric a, branch 1 declares metric b",
-        "each must declare the same",
-    )
-    def branches_that_declare_different_metrics():
-        def declaring(name):
+    @misuse(HookError, r"elegy\.cond", r"the summary a .*float32\[2\] and float32\[3\]", "Give them two names")
+    def branches_that_declare_one_name_in_two_shapes():
+        def declaring(name, size):
             def branch(x):
-                elegy.add_metric(name, x.sum())
+                elegy.add_summary(name, jnp.ones(size))
                 return x
 
             return branch
 
         def run(one, two):
-            with elegy.hooks_context():
-                elegy.cond(True, declaring(one), declaring(two), X + 1)
-                return elegy.get_metrics()
+            with elegy.hooks_context(summaries=True):
+                elegy.cond(True, declaring(one, 2), declaring(two, 3), X + 1)
+                return {name: value for _, name, value in elegy.get_summaries()}
 
-        return lambda: run("a", "b"), lambda: np.testing.assert_allclose(run("a", "a")["a"], 12, rtol=1e-6)
+        def mended():
+            found = run("a", "b")
+            np.testing.assert_array_equal(found["a"], np.ones(2))
+            assert np.isnan(found["b"]).all()
+
+        return lambda: run("a", "a"), mended
 
     @misuse(
         ValueError, "^linear is among", "modules= and among stacked=", r"stacked= if its arrays have a leading axis"
@@ -1249,7 +1253,7 @@ if hasattr(elegy, "scan"):
 
     @misuse(
         IdenticalMembersWarning,
-        "^ensemble: ",
+        "^ensemble/members: ",
         "the 3 members have the same parameters",
         "initializers that draw random",
     )

@@ -237,7 +237,7 @@ def test_one_compiled_function_may_be_made_many_times_for_one_module():
     runs = []
     for _ in range(3):
         net.jit(X)
-        runs.append(net._compiled.traces)
+        runs.append(net._elegy_compiled["call"].traces)
     assert runs == [1, 1, 1]
 
 

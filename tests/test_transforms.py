@@ -875,10 +875,9 @@ def test_a_constant_loss_has_zero_gradients():
 
 def test_options_of_jax_value_and_grad_that_have_no_meaning_are_refused():
     module = fresh(Net)
-    for option in ("argnums", "has_aux"):
-        options: tp.Any = {option: 0}
-        with pytest.raises(TypeError, match=option):
-            elegy.value_and_grad(lambda: jnp.zeros([]), modules=module, **options)
+    options: tp.Any = {"has_aux": True}
+    with pytest.raises(TypeError, match="has_aux"):
+        elegy.value_and_grad(lambda: jnp.zeros([]), modules=module, **options)
 
 
 def test_complex_parameters():

@@ -659,6 +659,27 @@ def test_constructors_are_checked():
             Net(3, ones(2, 4), ones(2))
 
 
+def test_constructors_of_base_classes_are_checked():
+    class Base(elegy.Module):
+        def __init__(self, width: int):
+            self.width = width
+
+    class Sub(Base):
+        w: Float[Array, "{self.height}"]
+
+        def __init__(self, width, height: int):
+            self.w = ones(2)
+            super().__init__(width)
+            self.height = height  # which the base class does without
+
+    with checked():
+        Sub(1, 2)
+        with mismatch("sub (Sub.__init__): the argument width is '1'"):
+            Sub("1", 2)
+        with mismatch("sub (Sub.__init__): the field w is float32[2]"):
+            Sub(1, 3)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Kinds of methods and classes
 # ---------------------------------------------------------------------------------------------------------------------
@@ -748,7 +769,9 @@ def test_what_is_marked_as_no_type_check_is_not_checked():
         def static(x: int):
             return x
 
+    written = dict(vars(Net))
     with checked():
+        assert dict(vars(Net)) == written
         for method in (Net(), Net().above, Net().below, Net.static):
             method("no array, no int")
 
@@ -801,11 +824,22 @@ def test_dataclasses(before):
         class Sub(Data):
             b: Float[Array, "n"] = dataclasses.field(default_factory=lambda: ones(3))
 
-        return Data, Sub
+        @dataclasses.dataclass
+        class Initial(elegy.Module):
+            like: dataclasses.InitVar[Float[Array, "n"]]
+            _: dataclasses.KW_ONLY
+            w: Float[Array, "n"]
+
+            def __post_init__(self, like):
+                pass
+
+        return Data, Sub, Initial
 
     classes = define() if before else None
     with checked():
-        Data, Sub = classes or define()
+        Data, Sub, Initial = classes or define()
+        with mismatch("initial (Initial.__init__): the argument w is float32[3]", "n=2 (from like)"):
+            Initial(ones(2), w=ones(3))
         for _ in range(2):  # the first construction and a later one
             for cls in (Data, Sub):
                 with mismatch("__init__): the argument width is 'a', which is not int"):
@@ -843,6 +877,11 @@ def test_fields_of_base_classes():
             Sub(ones(2), ones(2))
         with mismatch("sub (Sub.call): the argument x is float32[3]", "n=2 (from w)"):
             Sub(ones(2), ones(2, 2))(ones(3))
+
+        class Loose(Base):
+            v: Any
+
+        Loose(ones(2), ones(3))
 
 
 T = TypeVar("T")
@@ -884,6 +923,17 @@ def test_generic_classes_with_type_parameters(tmp_path, monkeypatch):
 
             def same[S](self, content: S) -> S:
                 return content
+
+
+        type Weights = Float[Array, "n"]
+        type Several = list[Weights] | None
+
+
+        class Aliases(elegy.Module):
+            w: Weights
+
+            def call(self, x: Weights, xs: Several = None) -> Weights:
+                return self.add_parameter("w")
     """
     module = import_package(tmp_path, monkeypatch, "boxes", source)
     box = module.Box()
@@ -891,6 +941,10 @@ def test_generic_classes_with_type_parameters(tmp_path, monkeypatch):
         assert box(ones(3), 1) == 1 and box.w.shape == (3,)
         with mismatch("the argument x is float32[4]"):
             box(ones(4), 1)
+        aliases = module.Aliases()
+        assert aliases(ones(3), [ones(3)]).shape == (3,)
+        with mismatch("the argument xs[0] is float32[4]", "n=3 (from w)"):
+            aliases(ones(3), [ones(4)])
 
 
 def test_the_class_itself():
@@ -911,7 +965,7 @@ def test_the_class_itself():
 
 def test_string_annotations():
     class Net(elegy.Module):
-        w: "Float[Array, 'n'] | None"
+        w: "Float[Array, 'n'] | Net | None"  # noqa: F821
 
         def call(self, x: "Float[Array, 'n']", net: "Net | None" = None) -> "Float[Array, 'n']":  # noqa: F821
             return self.add_parameter("w")
@@ -921,6 +975,17 @@ def test_string_annotations():
         assert net(ones(3), net).shape == (3,)
         with mismatch('the argument x is float32[4], which is not Float[Array, "n"]'):
             net(ones(4))
+
+
+def test_string_annotations_with_names_of_the_function_around():
+    Vector = Float[Array, "n"]
+
+    class Net(elegy.Module):
+        def call(self, x: "Vector"):  # type: ignore
+            return Vector, x
+
+    with checked(), mismatch('the argument x is float32[2,2], which is not Float[Array, "n"]'):
+        Net()(WRONG)
 
 
 def test_future_annotations(tmp_path, monkeypatch):
@@ -1064,11 +1129,12 @@ ANNOTATIONS = [
     (Annotated[Float[Array, "n"], "metres"], [ones(2)], [ones(3)]),
     (int, [1], ["a", 1.0]),
 ]
+ARRAY_ANNOTATIONS = [case for case in ANNOTATIONS if case[0] not in (int, PyTree[int])]
 
 
 @with_each_checker
 @pytest.mark.parametrize(
-    ("annotation", "good", "bad"), ANNOTATIONS, ids=[str(index) for index in range(len(ANNOTATIONS))]
+    ("annotation", "good", "bad"), ANNOTATIONS, ids=[str(annotation) for annotation, *_ in ANNOTATIONS]
 )
 def test_annotations_of_arguments_and_outputs(checker, annotation, good, bad):
     class Net(elegy.Module):
@@ -1078,10 +1144,10 @@ def test_annotations_of_arguments_and_outputs(checker, annotation, good, bad):
             self.width = 3
             self.w = ones(2)
 
-        def call(self, x: annotation):
+        def call(self, x: annotation):  # type: ignore
             return None
 
-        def give(self, x) -> annotation:
+        def give(self, x) -> annotation:  # type: ignore
             return x
 
     net = Net()
@@ -1099,13 +1165,13 @@ def test_annotations_of_arguments_and_outputs(checker, annotation, good, bad):
 @with_each_checker
 @pytest.mark.parametrize(
     ("annotation", "good", "bad"),
-    [(annotation, good, bad) for annotation, good, bad in ANNOTATIONS if annotation not in (int, PyTree[int])],
-    ids=str,
+    ARRAY_ANNOTATIONS,
+    ids=[str(annotation) for annotation, *_ in ARRAY_ANNOTATIONS],
 )
 def test_annotations_of_fields(checker, annotation, good, bad):
     class Net(elegy.Module):
         first: Float[Array, "n"]
-        w: annotation
+        w: annotation  # type: ignore
 
         def __init__(self, w):
             self.width = 3
@@ -1141,7 +1207,7 @@ def test_annotations_of_fields(checker, annotation, good, bad):
 )
 def test_leaves_may_be_arrays_of_numpy(annotation, wrap):
     class Net(elegy.Module):
-        w: annotation
+        w: annotation  # type: ignore
 
         def __init__(self, w):
             self.w = w
@@ -1156,9 +1222,12 @@ def test_leaves_may_be_arrays_of_numpy(annotation, wrap):
             net(ones(3))
         with mismatch("the field w", 'which is not Float[Array, "n"]', ": this array has 2 dimensions"):
             Net(wrap(np.ones([2, 2], np.float32)))
-        with mismatch("the field w", "dtype int32"):
+        with mismatch("the field w", ": int32 is not a dtype of Float."):
             Net(wrap(np.ones(2, np.int32)))
         jax.tree.map(np.asarray, Scale().init(X))(ones(4, 3))
+        Net(wrap(jax.ShapeDtypeStruct((2,), jnp.float32)))
+        with mismatch("the field w", "float32[2,2]"):
+            Net(wrap(jax.ShapeDtypeStruct((2, 2), jnp.float32)))
 
 
 def test_arrays_below_a_question_mark_may_differ():
@@ -1231,7 +1300,8 @@ def test_fields_that_are_about_no_array_or_belong_to_the_class():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_an_annotation_that_cannot_be_read_warns_and_the_rest_is_checked():
+@with_each_checker
+def test_an_annotation_that_cannot_be_read_warns_and_the_rest_is_checked(checker):
     class Net(elegy.Module):
         w: "Missing[Array, 'n']"  # type: ignore[name-defined]
 
@@ -1241,7 +1311,7 @@ def test_an_annotation_that_cannot_be_read_warns_and_the_rest_is_checked():
 
     net = Net()
     net(WRONG, ones(2))  # nothing is checked, so nothing is missed
-    with checked():
+    with elegy.typechecker(checker):
         with pytest.warns(UncheckedAnnotationWarning) as warned:
             net(WRONG, ones(2))
         texts = [str(warning.message) for warning in warned]
@@ -1259,14 +1329,13 @@ def test_an_annotation_that_cannot_be_read_has_no_part_in_shapes_and_notes():
     class Net(elegy.Module):
         w: "Missing[Array, 'n']"  # type: ignore[name-defined]
 
-        def call(self, x: "Absent[Array, 'n']"):  # type: ignore[name-defined]
+        def call(self, x: "Absent[Array, 'n']", y: Float[Array, "n"]):  # type: ignore[name-defined]
             self.add_parameter("w")
-            raise ValueError("on its own account")
+            raise ZeroDivisionError
 
-    net = Net()
-    with pytest.raises(ValueError) as raised:
-        net(ones(2))
-    assert "in net (Net.call); parameters: w: float32[]; inputs: float32[2]" in raised.value.__notes__
+    [note] = notes_of(Net(), 1, WRONG)
+    assert note.startswith("in net (Net.call); parameters: w: float32[]; inputs: 1, float32[2,2]")
+    assert "the argument y is float32[2,2]" in note
 
 
 def test_an_annotation_that_the_checker_does_not_know_warns():
@@ -1298,6 +1367,39 @@ def test_axes_that_only_the_call_knows_are_checked_in_the_call():
             Net()(ones(3))
 
 
+def test_a_field_is_checked_before_the_method_runs_if_the_arguments_have_its_axes():
+    class Net(elegy.Module):
+        w: Float[Array, "2*n"]
+
+        def __init__(self):
+            self.w = ones(4)
+
+        def call(self, x: Float[Array, "n"]):
+            raise ZeroDivisionError
+
+    with checked(), mismatch("net (Net.call): the field w is float32[4]"):
+        Net()(ones(3))
+
+
+def test_an_expression_that_cannot_be_computed_is_a_mismatch():
+    class Net(elegy.Module):
+        w: Float[Array, "{self.widht}"]
+
+        def __init__(self):
+            self.width = 3
+            self.w = ones(3)
+
+        def call(self, x: Float[Array, "{self.widht}"]):
+            return x
+
+    net = Net()
+    with checked():
+        with mismatch("net (Net.__init__): the field w", "AttributeError: 'Net' object has no attribute 'widht'"):
+            Net()
+        with mismatch("net (Net.call): the field w", "AttributeError: 'Net' object has no attribute 'widht'"):
+            net(ones(3))
+
+
 def test_axes_that_nobody_knows_warn():
     class Net(elegy.Module):
         w: Float[Array, "2*n"]
@@ -1313,7 +1415,7 @@ def test_axes_that_nobody_knows_warn():
 
     net = Net()
     with checked():
-        with pytest.warns(UncheckedAnnotationWarning, match=r'Net: w is not checked: Float\[Array, "2\*n"\] refers'):
+        with pytest.warns(UncheckedAnnotationWarning, match="Net: the annotation of w refers to axes that no"):
             net(ones(2))
         with pytest.raises(TypeCheckError, match="net .Net.double.: the field w is float32.4."):
             net(ones(3))
@@ -1436,7 +1538,8 @@ class Step(elegy.Module):
     w: Float[Array, "n"]
 
     def call(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        return x + jnp.broadcast_to(self.add_parameter("w"), x.shape)
+        w = self.add_parameter("w", initializer=jax.nn.initializers.normal())
+        return x + jnp.broadcast_to(w, x.shape)
 
 
 FIRST_CALLS = {
@@ -1451,15 +1554,14 @@ FIRST_CALLS = {
     "jax.jit": lambda net, x: jax.jit(lambda x, key: Step().init(x, rng=key))(x, key(0)),
     "jax.eval_shape": lambda net, x: jax.eval_shape(lambda x, key: Step().init(x, rng=key), x, key(0)),
     "Stack": lambda net, x: elegy.nn.Stack(Step, 3)(x),
-    "Ensemble": lambda net, x: elegy.nn.Ensemble(lambda: Linear([x.shape[-1], 2]), 3).init(x),
+    "Ensemble": lambda net, x: elegy.nn.Ensemble(Step, 3).init(x),
 }
 
 
 @pytest.mark.parametrize("first_call", FIRST_CALLS.values(), ids=FIRST_CALLS)
 def test_the_first_call_is_checked(first_call):
     with checked():
-        with contextlib.suppress(UserWarning):
-            first_call(Step(), ones(4, 3))
+        first_call(Step(), ones(4, 3))
         with mismatch("call): the argument x is int32"):
             first_call(Step(), ones(4, 3, dtype=jnp.int32))
 
@@ -1477,12 +1579,12 @@ def test_stacks_and_ensembles_are_checked(compiled):
 
 def test_a_module_whose_arrays_have_an_axis_more_is_no_error_until_it_is_called():
     with checked():
-        stacked = jax.vmap(lambda key: Scale().init(ones(4, 3), rng=key))(jax.random.split(key(0), 5))
+        stacked = jax.vmap(lambda key: Step().init(ones(4, 3), rng=key))(jax.random.split(key(0), 5))
         assert stacked.w.shape == (5, 3)
         stacked = jax.tree.map(lambda w: 2 * w, stacked.copy())
         assert "5,3" in repr(stacked)
         stacked.set_parameters({"w": ones(5, 3)})
-        with mismatch("scale (Scale.call): the field w is float32[5,3]"):
+        with mismatch("step (Step.call): the field w is float32[5,3]"):
             stacked(ones(4, 3))
 
 
@@ -1550,7 +1652,7 @@ def created(annotation, *args, dtype=None, attributes=None, **options):
     """The parameter that a call creates from its annotation."""
 
     class Net(elegy.Module):
-        w: annotation
+        w: annotation  # type: ignore
 
         def __init__(self):
             super().__init__(dtype=dtype)
@@ -1781,8 +1883,7 @@ def test_an_error_of_a_dtype_has_a_note():
 
     assert notes_of(Add(), ones(2), y=ones(2, dtype=jnp.int32)) == [
         "in add (Add.call); parameters: none; inputs: float32[2], y=int32[2]\n"
-        '  the argument y is int32[2], which is not Float[Array, "n"]: this array has dtype int32, not any of '
-        f"{Float.dtypes} as expected by the type hint\n"
+        '  the argument y is int32[2], which is not Float[Array, "n"]: int32 is not a dtype of Float\n'
         "  axes: n=2 (from x)"
     ]
 
@@ -1792,15 +1893,37 @@ def test_an_error_of_a_dtype_has_a_note():
 )
 def test_an_error_of_any_kind_has_a_note_whatever_the_annotations_are(annotation):
     class Net(elegy.Module):
-        w: annotation
+        w: annotation  # type: ignore
 
         def __init__(self):
             self.w = ones(2)
 
-        def call(self, x: annotation):
+        def call(self, x: annotation):  # type: ignore
             raise ZeroDivisionError
 
     assert notes_of(Net(), ones(2))[0].startswith("in net (Net.call); parameters: w: float32[2]; inputs: float32[2]")
+
+
+def test_a_note_is_about_dtypes_and_shapes():
+    class Net(elegy.Module):
+        def call(self, x: Float[Array, "n"], y: Int[np.ndarray, "n"] | None, mode: int):
+            if mode != 1:
+                raise ZeroDivisionError
+
+    net = Net()
+    net(ones(2), None, 1)
+    assert "the argument" not in notes_of(net, np.ones(2), jnp.ones(2, jnp.int32), "no int")[0]
+    assert "the argument x is NumPy int64[2]" in notes_of(net, np.ones(2, np.int64), None, 2)[0]
+    assert "the argument x is [1.0]" in notes_of(net, [1.0], None, 2)[0]
+
+
+def test_annotations_that_are_no_types_have_no_part_in_notes():
+    class Net(elegy.Module):
+        @tp.no_type_check
+        def call(self, x: Float[Array, "n"]):
+            raise ZeroDivisionError
+
+    assert notes_of(Net(), WRONG) == ["in net (Net.call); parameters: none; inputs: float32[2,2]"]
 
 
 def test_items_of_containers_are_named_in_notes():
@@ -1882,9 +2005,13 @@ class Auto(elegy.Module):
         return x * jnp.broadcast_to(self.add_parameter("w", initializer=jnp.ones), x.shape)
 
 
+logs = []
+
+
 def logged(function):
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
+        logs.append(function.__name__)
         return function(*args, **kwargs)
 
     return wrapper
@@ -1969,11 +2096,27 @@ def checked_in(package):
         "static method": lambda: package.Box.add(jnp.ones(2), jnp.ones(3)),
         "compact": lambda: (auto := package.Auto(), auto.encode(x), auto.encode(y)),
         "decorated": lambda: package.Decorated()(jnp.ones(3), [4]),
-        "nested": lambda: package.Nested()(jnp.ones(3), [4]),
+        "decorator": lambda: logs_of(package, lambda: package.Decorated()(jnp.ones(3), [3])),
+        "decorated, argument": lambda: package.Decorated()(x, [3]),
+        "nested": lambda: package.Nested().init(jnp.ones(3), [4]),
         "unreadable": lambda: package.Unreadable()(x),
         "no_type_check": lambda: (package.Free()("a"), package.AllFree(jnp.ones([2, 2]))("a")),
         "without annotations": lambda: package.Loose((3, 2))(x),
     }
+
+
+def logs_of(package, function):
+    package.logs.clear()
+    function()
+    assert set(package.logs) == {"call"}
+
+
+checked = []
+
+
+def recording(function):
+    checked.append(function)
+    return beartype.beartype(function)
 
 
 @contextlib.contextmanager
@@ -1997,7 +2140,7 @@ def run(function):
 
 MODES = {
     "hook": (hooked, contextlib.nullcontext),
-    "hook, and a checker": (hooked, lambda: elegy.typechecker(beartype.beartype)),
+    "hook, and a checker": (hooked, lambda: elegy.typechecker(recording)),
     "hook, switched off": (hooked, lambda: elegy.typechecker(None)),
     "hook, disabled": (hooked, disabled),
     "hook, again": (hooked, contextlib.nullcontext),
@@ -2009,7 +2152,9 @@ for mode in sys.argv[1:]:
     package, context = MODES[mode]
     cases = checked_in(package)
     with context():
+        checked.clear()
         results[mode] = {name: run(case) for name, case in cases.items()}
+    assert bool(checked) == (mode == "hook, and a checker"), "it goes before that of the hook"
 print(json.dumps(results))
 """
 
@@ -2030,7 +2175,8 @@ REFUSED = {
     "static method": "Box.add: the argument y is float32[3]",
     "compact": "auto (Auto.encode): the argument x is float32[4,5]",
     "decorated": "decorated (Decorated.call): the parameter w is float32[4]",
-    "nested": "nested (Nested.call): the",
+    "decorated, argument": "decorated (Decorated.call): the argument x is float32[4,3]",
+    "nested": "nested (Nested.call): the ",  # field or parameter: the hook puts a scope in between
 }
 
 
@@ -2039,15 +2185,18 @@ def run_python(folder, *args):
     return subprocess.run([sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+def run_cases(folder, modes):
+    for name, source in {"hooked": PACKAGE, "plain": PACKAGE, "cases": CASES}.items():
+        (folder / f"{name}.py").write_text(source)
+    done = run_python(folder, "cases.py", *modes)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """What happens in each mode and case, in a process in which Elegy itself is not checked."""
-    folder = tmp_path_factory.mktemp("packages")
-    for name, source in {"hooked": PACKAGE, "plain": PACKAGE, "cases": CASES}.items():
-        (folder / f"{name}.py").write_text(source)
-    done = run_python(folder, "cases.py", *MODES)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return run_cases(tmp_path_factory.mktemp("packages"), MODES)
 
 
 @pytest.mark.parametrize("mode", ["hook", "hook, and a checker", "hook, again", "a checker"])
@@ -2071,12 +2220,9 @@ def test_nothing_is_checked_where_the_hook_is_switched_off(outcomes, mode):
     }
 
 
-def test_the_first_construction_of_a_dataclass_is_not_checked_where_the_hook_is_switched_off(outcomes, tmp_path):
-    (tmp_path / "hooked.py").write_text(PACKAGE)
-    (tmp_path / "plain.py").write_text(PACKAGE)
-    (tmp_path / "cases.py").write_text(CASES)
-    done = run_python(tmp_path, "cases.py", "hook, switched off")
-    assert "TypeCheckError" not in done.stdout and '"dataclass, argument": "passed"' in done.stdout
+def test_the_first_construction_of_a_dataclass_is_not_checked_where_the_hook_is_switched_off(tmp_path):
+    found = run_cases(tmp_path, ["hook, switched off"])["hook, switched off"]
+    assert found["dataclass, argument"] == found["dataclass, fields"] == "passed"
 
 
 def test_the_flag_of_pytest(tmp_path):

@@ -136,6 +136,10 @@ class Model:
         **Raises:** `ValueError` or `TypeError` for arguments that do not fit together.
         """
         _require_positive("batch_size", batch_size)
+        _require_positive("epochs", epochs, least=0)
+        _require_positive("initial_epoch", initial_epoch, least=0)
+        if isinstance(callbacks, Callback):
+            raise TypeError("callbacks is a list of callbacks, got one: callbacks=[callback].")
         shown = progress(verbose)
         data = as_data(x, y, sample_weight)
         validation: Data | None = None
@@ -197,9 +201,10 @@ class Model:
         return np.random.default_rng([self._seed, self._reference.steps]).permutation(size)
 
 
-def _require_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+def _require_positive(name: str, value: int, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        kind = "a positive integer" if least else "an integer that is not negative"
+        raise ValueError(f"{name} must be {kind}, got {value!r}.")
 
 
 def _validation(data: tp.Any) -> Data:

@@ -90,6 +90,11 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
     taken = accepted(function)
     given = {key: inputs[key] for key in taken if key != "sample_weight" or weight is not None}
     positional = () if {"y_true", "y_pred", "x"} & set(taken) else (inputs["y_true"], inputs["y_pred"])
+    if inputs["y_true"] is None and (positional or taken.get("y_true")):
+        raise ValueError(
+            f"{name} compares predictions with targets, and there are none.\n"
+            "  Give y, as in fit(x, y) or validation_data=(x, y)."
+        )
     value = function(*positional, **given)
     if isinstance(function, Metric):
         return value
@@ -98,13 +103,14 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
     return jax.tree.map(lambda value: _weighted(name, jnp.asarray(value), weight), value)
 
 
-def accepted(function: tp.Any) -> tuple[str, ...]:
-    """The inputs that a function names among its parameters."""
+def accepted(function: tp.Any) -> dict[str, bool]:
+    """The inputs that a function names among its parameters, and whether it cannot do without."""
     try:
         parameters = inspect.signature(function.call if isinstance(function, Module) else function).parameters
     except (TypeError, ValueError):  # some builtins have no signature
-        return ()
-    return tuple(key for key in INPUTS if key in parameters or (key == "sample_weight" and isinstance(function, Loss)))
+        return {}
+    found = {key: parameters[key].default is inspect.Parameter.empty for key in INPUTS if key in parameters}
+    return {"sample_weight": False, **found} if isinstance(function, Loss) else found
 
 
 def _weighted(name: str, values: Array, weight: Array) -> Float[Array, ""]:

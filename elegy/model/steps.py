@@ -17,9 +17,10 @@ from elegy.initialise import run_init_pass
 from elegy.model.data import Data, run_module
 from elegy.model.objectives import Scalars, add_values
 from elegy.module import Module
+from elegy.pytree import walk
 from elegy.random import RNG, fold_in_path
 from elegy.state import training_context
-from elegy.threads import lock
+from elegy.threads import looking
 from elegy.transforms import jit, value_and_grad
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -208,15 +209,15 @@ class Step:
         - `examples`: a batch of each shape.
         """
         outputs: tp.Any = None
-        with lock:
-            for batch in examples:
-                shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch)), jax.tree.structure(batch)
-                outputs = self._outputs.get((shapes, jax.tree.structure(state)))
-                if outputs is None:
-                    outputs = self._initialise(state, batch)
-                    self._outputs[shapes, jax.tree.structure(state)] = outputs
+        for batch in examples:
+            shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch)), jax.tree.structure(batch)
+            outputs = self._outputs.get((shapes, jax.tree.structure(state)))
+            if outputs is None:
+                outputs = self._initialise(state, batch)
+                self._outputs[shapes, jax.tree.structure(state)] = outputs
+        with looking(lambda: walk([state.parts])):  # else another thread that trains may write in between
             leaves, treedef = jax.tree.flatten(state)
-            return self._structures.setdefault(treedef, Structure(treedef, outputs)), leaves
+        return self._structures.setdefault(treedef, Structure(treedef, outputs)), leaves
 
     def _initialise(self, state: State, batch: Data) -> tp.Any:
         parts = state.parts

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 import typing as tp
-import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
-import jax
-import numpy as np
-
-from elegy.errors import IdenticalMembersWarning
-from elegy.frames import path_of, user_level
-from elegy.initialise import has_tracer
-from elegy.module import Module
-from elegy.nn.stacked import construct, take
-from elegy.state import state
-from elegy.transforms.vmap import vmap
+from elegy.containers import thaw
+from elegy.nn.stacked import Stacked
+from elegy.transforms.vmap import vmap, warn_if_identical
 
 
-class Ensemble(Module):
+class Ensemble(Stacked):
     """`n` members of equal structure and with parameters of their own, run side by side on the same input.
 
     **Arguments:**
@@ -30,16 +21,19 @@ class Ensemble(Module):
       member the whole input.
     - `out_axes`: where the outputs have the axis of the members.
     - `axis_name`: a name for that axis, for collective operations among members.
-    - `name`, `dtype`: those of `elegy.Module`.
+    - `name`: that of `elegy.Module`.
 
     **Parameters:** those of a member below `members`, each with a leading axis of size `n`. Every member updates state
     of its own and draws from a random stream of its own. Losses and metrics are averaged over the members, summaries
     are stacked.
 
-    **Warns:** `IdenticalMembersWarning` if the members have the same parameters, so that they would stay alike.
+    **Raises:** `StructureError` if the members differ in structure, or if two of them share a module.
 
-    `ensemble[3]` is a copy of a member as an ordinary module, `list(ensemble)` all of them, and
-    `Ensemble.from_members` makes an ensemble of them.
+    **Warns:** `IdenticalMembersWarning` if the members have the same parameters and see the same data, so that they
+    would stay alike.
+
+    `ensemble[3]` is a copy of a member as an ordinary module, `ensemble[:4]` a smaller ensemble, `list(ensemble)` all
+    members, and `Ensemble.from_members` makes an ensemble of them.
 
     ```python
     import elegy
@@ -52,6 +46,9 @@ class Ensemble(Module):
     ```
     """
 
+    _elegy_items = "members"
+    members: tp.Any
+
     def __init__(
         self,
         factory: Callable[[], tp.Any],
@@ -61,14 +58,12 @@ class Ensemble(Module):
         out_axes: tp.Any = 0,
         axis_name: Hashable | None = None,
         name: str | None = None,
-        dtype: tp.Any = None,
     ):
-        super().__init__(name=name, dtype=dtype)
-        self.n = operator.index(n)
+        super().__init__(name=name)
         self.in_axes = tuple(in_axes) if isinstance(in_axes, Sequence) else in_axes
         self.out_axes = out_axes
         self.axis_name = axis_name
-        self.members = construct(self, factory, self.n)
+        self._hold(factory, n)
 
     def call(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """Runs the members on `args`, of which `in_axes` says what they share, and on the same `kwargs`.
@@ -77,30 +72,13 @@ class Ensemble(Module):
         """
         run = vmap(
             lambda *args: self.members(*args, **kwargs),
-            in_axes=self.in_axes,
-            out_axes=self.out_axes,
+            in_axes=thaw(self.in_axes),
+            out_axes=thaw(self.out_axes),
             axis_name=self.axis_name,
             axis_size=self.n,
             stacked=self.members,
         )
-        outputs = run(*args)
-        if state.init_pass is not None:
-            self._warn_if_identical()
-        return outputs
-
-    def _warn_if_identical(self) -> None:
-        arrays = jax.tree.leaves(self.members.get_parameters(trainable=True))
-        if self.n < 2 or not arrays or has_tracer(arrays):
-            return
-        if all(bool(np.all(array == array[:1])) for array in map(np.asarray, arrays)):
-            warnings.warn(
-                IdenticalMembersWarning(
-                    f"{path_of(self)}: the {self.n} members have the same parameters, so they compute the same, and "
-                    "training keeps them alike.\n"
-                    "  Use initializers that draw random numbers, or members that were initialised with different keys."
-                ),
-                stacklevel=user_level(),
-            )
+        return run(*args)
 
     @classmethod
     def from_members(cls, members: Sequence[tp.Any], **options: tp.Any) -> Ensemble:
@@ -113,17 +91,6 @@ class Ensemble(Module):
         """
         given = iter(list(members))
         ensemble = cls(lambda: next(given), len(members), **options)
-        ensemble._warn_if_identical()
+        if ensemble.in_axes is None:
+            warn_if_identical([ensemble.members])
         return ensemble
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[tp.Any]:
-        return (self[index] for index in range(self.n))
-
-    def __getitem__(self, index: int) -> tp.Any:
-        number = operator.index(index)
-        if not -self.n <= number < self.n:
-            raise IndexError(f"member {number} of an ensemble of {self.n}")
-        return take(self.members, number)

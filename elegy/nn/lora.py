@@ -53,8 +53,11 @@ class LoRA(Linear):
     ```
     """
 
-    lora_a: Inexact[Array, "in rank"]
-    lora_b: Inexact[Array, "rank out"]
+    # In a stack or an ensemble the arrays have an axis more.
+    w: Inexact[Array, "*layers in out"]
+    b: Inexact[Array, "*layers out"]
+    lora_a: Inexact[Array, "*layers in rank"]
+    lora_b: Inexact[Array, "*layers rank out"]
 
     def __init__(self, linear: Linear, rank: int, alpha: float | int | None = None, a_init: tp.Any = None):
         if type(linear) is not Linear:
@@ -68,7 +71,7 @@ class LoRA(Linear):
         if meta.initialized:
             for name in meta.parameters:
                 self.add_parameter(name, initializer=linear.__dict__[name])
-            *axes, inputs, outputs = linear.w.shape  # a layer of a stack has an axis more
+            *axes, inputs, outputs = linear.w.shape
             self._add_factors(axes, inputs, outputs)
         frozen = frozenset({("w", 0), ("b", 0)})
         write_meta(

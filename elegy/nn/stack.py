@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import operator
 import typing as tp
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from elegy.module import Module
-from elegy.nn.stacked import construct, take
+import jax
+import jax.numpy as jnp
+
+from elegy import tracing
+from elegy.axes import show_value
+from elegy.errors import StructureError
+from elegy.frames import path_of
+from elegy.leaves import Node, StaticKey, is_array, is_node
+from elegy.module import compiled
+from elegy.nn.stacked import Stacked
+from elegy.transforms.jit import jit
 from elegy.transforms.remat import remat
 from elegy.transforms.scan import scan
 
 
-class Stack(Module):
+class Stack(Stacked):
     """`n` blocks of equal structure, one after the other. They are compiled once, whatever their number.
 
     **Arguments:**
@@ -24,10 +32,11 @@ class Stack(Module):
     - `remat`: True recomputes the inside of each block in the backward pass, so that only what goes from block to block
       is stored; a policy of `jax.checkpoint_policies` says what is stored besides.
     - `unroll`: how many blocks one step of the scan runs.
-    - `name`, `dtype`: those of `elegy.Module`.
+    - `name`: that of `elegy.Module`.
 
     **Parameters:** those of a block below `blocks`, each with a leading axis of size `n`. Initial values are those of
-    separate blocks in a list: block 3 of the stack `layers` has the keys of `layers/3`.
+    separate blocks in a list: block 3 of the stack `layers` has the keys of `layers/3`. (Parameters that a constructor
+    creates have no path yet; they differ from block to block.)
 
     A block is called as `block(x, *args, **kwargs)`, all blocks with the same `args` and `kwargs`. If the stack is
     given `layer_inputs`, a pytree of arrays with a leading axis of size `n`, block `i` is called as
@@ -36,6 +45,9 @@ class Stack(Module):
 
     `stack[3]` is a copy of a block as an ordinary module, `stack[2:]` a shorter stack, `list(stack)` all blocks, and
     `Stack.from_blocks` makes a stack of them.
+
+    **Raises:** `StructureError` if the blocks differ in structure, if two of them share a module, or if a block does
+    not return the like of its input.
 
     ```python
     import elegy
@@ -56,6 +68,9 @@ class Stack(Module):
     ```
     """
 
+    _elegy_items = "blocks"
+    blocks: tp.Any
+
     def __init__(
         self,
         factory: Callable[[], tp.Any],
@@ -65,14 +80,12 @@ class Stack(Module):
         remat: bool | Callable[..., bool] = False,
         unroll: int | bool = 1,
         name: str | None = None,
-        dtype: tp.Any = None,
     ):
-        super().__init__(name=name, dtype=dtype)
-        self.n = operator.index(n)
+        super().__init__(name=name)
         self.outputs = bool(outputs)
         self.remat = remat
         self.unroll = unroll
-        self.blocks = construct(self, factory, self.n)
+        self._hold(factory, n)
 
     def call(self, x: tp.Any, *args: tp.Any, layer_inputs: tp.Any = None, **kwargs: tp.Any) -> tp.Any:
         """Runs the blocks.
@@ -85,11 +98,29 @@ class Stack(Module):
 
         **Returns:** the output of the last block, or with `outputs` that and what the blocks put out.
         """
+        inputs = (x, layer_inputs, args, kwargs)
+        leaves, treedef = jax.tree.flatten(inputs, is_leaf=is_node)
+        if tracing.is_traced() or any(isinstance(leaf, Node) for leaf in leaves):
+            return self._run(*inputs)
+        # By itself a scan is compiled at each call, since the function that it scans is a new one.
+        static = [None if is_array(leaf) else leaf for leaf in leaves]
+        arrays = [leaf if is_array(leaf) else None for leaf in leaves]
+        run = compiled(self, "run", lambda: jit(self._run_compiled, static_argnums=1))
+        return run(arrays, StaticKey((treedef, *static)))
 
+    def _run_compiled(self, arrays: tp.Any, static: StaticKey) -> tp.Any:
+        treedef, *others = static.value
+        return self._run(
+            *treedef.unflatten(other if array is None else array for array, other in zip(arrays, others, strict=True))
+        )
+
+    def _run(self, x: tp.Any, layer_inputs: tp.Any, args: tp.Any, kwargs: tp.Any) -> tp.Any:
         def block(x: tp.Any, layer_input: tp.Any) -> tp.Any:
             own = () if layer_inputs is None else (layer_input,)
             out = self.blocks(x, *own, *args, **kwargs)
-            return out if self.outputs else (out, None)
+            pair = out if self.outputs else (out, None)
+            self._check_output(x, pair, out)
+            return pair
 
         step = block
         if self.remat:
@@ -97,6 +128,19 @@ class Stack(Module):
             step = remat(block, prevent_cse=False, policy=tp.cast(tp.Any, policy), modules=self.blocks)
         x, ys = scan(step, x, layer_inputs, length=self.n, unroll=self.unroll, stacked=self.blocks)
         return (x, ys) if self.outputs else x
+
+    def _check_output(self, x: tp.Any, pair: tp.Any, out: tp.Any) -> None:
+        """The output of a block is the input of the next one."""
+        if self.outputs and not (isinstance(pair, tuple) and len(pair) == 2):
+            raise StructureError(
+                f"{path_of(self)}: outputs=True, so a block must return a pair (x, y); it returned {show_value(out)}."
+            )
+        if _kinds(x) != _kinds(pair[0]):
+            hint = "" if self.outputs else "\n  If blocks return pairs (x, y), say outputs=True."
+            raise StructureError(
+                f"{path_of(self)}: a block must return the like of its input, which is the input of the next block; it "
+                f"was given {show_value(x)} and returned {show_value(out)}.{hint if isinstance(out, tuple) else ''}"
+            )
 
     @classmethod
     def from_blocks(cls, blocks: Sequence[tp.Any], **options: tp.Any) -> Stack:
@@ -110,18 +154,7 @@ class Stack(Module):
         given = iter(list(blocks))
         return cls(lambda: next(given), len(blocks), **options)
 
-    def __len__(self) -> int:
-        return self.n
 
-    def __iter__(self) -> Iterator[tp.Any]:
-        return (self[index] for index in range(self.n))
-
-    def __getitem__(self, index: int | slice) -> tp.Any:
-        if isinstance(index, slice):
-            blocks = [self[number] for number in range(*index.indices(self.n))]
-            options = {"outputs": self.outputs, "remat": self.remat, "unroll": self.unroll}
-            return type(self).from_blocks(blocks, **options)
-        number = operator.index(index)
-        if not -self.n <= number < self.n:
-            raise IndexError(f"block {number} of a stack of {self.n}")
-        return take(self.blocks, number)
+def _kinds(tree: tp.Any) -> tp.Any:
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [(jnp.shape(leaf), jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))) for leaf in leaves]

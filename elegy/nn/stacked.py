@@ -1,59 +1,110 @@
-"""Modules of one class as a single module, whose arrays have a leading axis."""
+"""Modules of equal structure as a single one, whose arrays have a leading axis."""
 
 from __future__ import annotations
 
+import operator
 import typing as tp
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elegy.errors import StructureError
+from elegy.frames import name_of
 from elegy.module import Module
-from elegy.pytree import set_born, walk
+from elegy.pytree import change, set_born, walk
 from elegy.state import state
 
+Self = tp.TypeVar("Self", bound="Stacked")
 
-def construct(owner: Module, factory: Callable[[], tp.Any], n: int) -> tp.Any:
-    """`n` modules made by `factory`, stacked."""
-    if n < 1:
-        raise ValueError(f"{type(owner).__name__}: n is the number of modules, at least 1; got {n}")
-    modules = [factory() for _ in range(n)]
+
+class Stacked(Module):
+    """Base class of modules that stand for a list of `n` modules, and hold them as one at `_elegy_items`."""
+
+    n: int
+
+    def _hold(self, factory: Callable[[], tp.Any], n: int) -> None:
+        """Makes the modules. Called by the constructor."""
+        self.n = operator.index(n)
+        if self.n < 1:
+            raise ValueError(f"{type(self).__name__}: n is the number of modules, at least 1; got {n}")
+        modules = [factory() for _ in range(self.n)]
+        _check(type(self).__name__, modules)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *modules)
+        for node in walk([stacked]):
+            set_born(node, self._elegy_born)
+            if state.init_pass is not None:
+                state.init_pass.modules.append(node)
+        setattr(self, self._elegy_items, stacked)
+
+    @property
+    def _items(self) -> tp.Any:
+        """The modules as one."""
+        return self.__dict__[self._elegy_items]
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[tp.Any]:
+        return (self[index] for index in range(self.n))
+
+    @tp.overload
+    def __getitem__(self: Self, index: slice) -> Self: ...
+    @tp.overload
+    def __getitem__(self, index: tp.Any) -> tp.Any: ...
+    def __getitem__(self, index: tp.Any) -> tp.Any:
+        """One of the modules as an ordinary one, or for a slice a copy of this module with a part of them. The index
+        may be a traced integer, which is then clamped."""
+        if isinstance(index, slice):
+            return self._part(np.arange(self.n)[index])
+        if not isinstance(index, jax.Array):
+            index = operator.index(index)
+            if not -self.n <= index < self.n:
+                raise IndexError(f"{name_of(self)}[{index}]: there are {self.n}")
+        return jax.tree.map(lambda leaf: leaf[index], self._items)
+
+    def _part(self: Self, numbers: np.ndarray) -> Self:
+        if len(numbers) == 0:
+            raise ValueError(f"{name_of(self)}: the slice is empty, and there must be one module at least")
+        part = self.copy()
+        part.__dict__["n"] = len(numbers)
+        part.__dict__[self._elegy_items] = jax.tree.map(lambda leaf: leaf[numbers], part._items)
+        change(part)
+        return part
+
+
+def _check(owner: str, modules: Sequence[tp.Any]) -> None:
+    """Refuses what cannot be stacked, or would be something else afterwards."""
     for module in modules:
         if not isinstance(module, Module):
             raise TypeError(
-                f"{type(owner).__name__}: the factory must return a module, got {type(module).__name__}.\n"
+                f"{owner}: the factory must return a module, got {type(module).__name__}.\n"
                 "  Give a function that constructs one, such as lambda: elegy.nn.Linear(8)."
             )
-    stacked = stack(modules)
-    for node in walk([stacked]):
-        set_born(node, owner._born)
-        if state.init_pass is not None:
-            state.init_pass.modules.append(node)
-    return stacked
-
-
-def stack(modules: Sequence[tp.Any]) -> tp.Any:
-    """The modules as one, whose arrays have a leading axis."""
+    met: dict[int, int] = {}
     first = jax.tree.structure(modules[0])
     shapes = [leaf.shape for leaf in jax.tree.leaves(modules[0])]
     for number, module in enumerate(modules):
+        for node in walk([module]):
+            if met.setdefault(id(node), number) != number:
+                raise StructureError(
+                    f"{owner}: {name_of(node)} is in number {met[id(node)]} and in number {number}, and stacked each "
+                    "would have one of its own.\n"
+                    "  Construct it inside the factory. To run one module several times use "
+                    "elegy.scan(..., modules=module); to start from equal values give copies, module.copy()."
+                )
         if jax.tree.structure(module) != first:
             raise StructureError(
-                f"modules can be stacked if they differ in their arrays only, and number {number} has another "
+                f"{owner}: modules can be stacked if they differ in their arrays only, and number {number} has another "
                 f"structure than number 0:\n  0: {first}\n  {number}: {jax.tree.structure(module)}\n"
-                "  Make all of them by one factory; modules of different structures go into elegy.nn.Sequential."
+                "  Make all of them by one factory, and a function or class that they hold outside of it; modules of "
+                "different structures go into elegy.nn.Sequential."
             )
         for (path, leaf), shape in zip(jax.tree_util.tree_flatten_with_path(module)[0], shapes, strict=True):
             if leaf.shape != shape:
                 where = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise StructureError(
-                    f"modules can be stacked if their arrays have equal shapes: {where} has shape {tuple(shape)} in "
-                    f"number 0, and {tuple(leaf.shape)} in number {number}"
+                    f"{owner}: modules can be stacked if their arrays have equal shapes: {where} has shape "
+                    f"{tuple(shape)} in number 0, and {tuple(leaf.shape)} in number {number}"
                 )
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *modules)
-
-
-def take(stacked: tp.Any, index: int | slice) -> tp.Any:
-    """One of the modules, or a part of them, still stacked."""
-    return jax.tree.map(lambda leaf: leaf[index], stacked)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import typing as tp
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from elegy import tracing
+from elegy.axes import show_value
 from elegy.errors import HookError
-from elegy.transforms.core import Record, rng_data, run, write_back
-from elegy.transforms.lift import Lifted
+from elegy.transforms.core import Record, rng_data, write_back
+from elegy.transforms.lift import Lifted, inlined
 
 _ABSENT = object()
 
@@ -34,10 +37,10 @@ def cond(
     - `modules`: a module, or a list, tuple or dict of modules, that the functions use without taking them as arguments.
       The state that the chosen function updates is updated; modules of both functions are initialised.
 
-    **Returns:** what the chosen function returns. A loss that it does not declare counts as zero if the other one
-    declares it. Metrics and summaries must be declared by both.
+    **Returns:** what the chosen function returns. What only the other one declares is declared all the same: a loss
+    as 0, a metric or a summary as NaN (0 where the dtype has none).
 
-    **Raises:** `HookError` if the functions declare different metrics or summaries.
+    **Raises:** `HookError` if the functions declare values of different shapes under one name.
 
     ```python
     import elegy
@@ -91,15 +94,16 @@ def switch(
 def _branch(transform, functions, choose, operands, modules):
     lifted = Lifted(transform, functions, modules)
 
-    def attempt(*functions: tp.Any) -> tp.Any:
-        view = lifted.view
+    def attempt(view, *functions):
         leaves = view.read()
-        rng = rng_data(leaves)
-        steps = [_step(function, view) for function in functions]
+        traced = tracing.is_traced()
+        rng = rng_data(traced)
+        steps = [inlined(function, lifted, view) for function in functions]
         effects = [jax.eval_shape(step, leaves, rng, operands)[1] for step in steps]
         indices = sorted({index for _, _, _, record in effects for index in record.indices})
         draws = any(advanced is not None for _, advanced, _, _ in effects)
-        declared, losses = _declared([(values, record.events) for _, _, values, record in effects])
+        declared = _declared(transform, [(record.events, values) for _, _, values, record in effects])
+        has_references = any(record.has_references for _, _, _, record in effects)
 
         def complete(step):
             """A branch whose outputs have the form that all branches have."""
@@ -108,56 +112,72 @@ def _branch(transform, functions, choose, operands, modules):
                 out, (values, advanced, events, record) = step(leaves, rng, operands)
                 changed = dict(zip(record.indices, values, strict=True))
                 values = [changed.get(index, leaves[index]) for index in indices]
-                events = _complete(events, record.events, losses)
+                own = dict(_keyed(record.events, events))
+                events = [_completed(key, own.get(key), like) for key, like in declared.items()]
                 return out, values, (rng if advanced is None else advanced) if draws else None, events
 
             return branch
 
         out, values, advanced, events = choose([complete(step) for step in steps])
-        write_back(view, (values, advanced, events, Record(indices, declared)), operands)
-        return out
+        record = Record(indices, [event for event, _ in declared], has_references)
+        return write_back(view, out, (values, advanced, events, record), traced)
 
     return lifted.call(lambda functions, *operands: [f(*operands) for f in functions], attempt, operands)
 
 
-def _step(function, view):
-    # Compiled inline, so that looking at the effects first costs no second trace.
-    return jax.jit(lambda leaves, rng, operands: run(function, view, leaves, rng, operands, {}), inline=True)
-
-
-def _declared(branches):
-    """What the branches declare together, and the shape of each loss by name."""
-    losses: dict[str, tp.Any] = {}
-    others: list[tp.Any] = []
-    for values, events in branches:
-        for (kind, name, _), value in zip(events, values, strict=True):
-            if kind == "loss":
-                losses.setdefault(name, jax.eval_shape(jnp.asarray, value))
-        others.append([event for event in events if event[0] != "loss"])
-    for number, other in enumerate(others):
-        if [(kind, name, id(module)) for kind, name, module in other] != [
-            (kind, name, id(module)) for kind, name, module in others[0]
-        ]:
-            one, two = (
-                ", ".join(f"{kind} {name}" for kind, name, _ in events) or "none" for events in (others[0], other)
-            )
-            raise HookError(
-                "the branches of elegy.cond or elegy.switch declare different metrics or summaries: branch 0 declares "
-                f"{one}, branch {number} declares {two}.\n"
-                "  Which branch runs is not known while compiling, so each must declare the same ones, in one order."
-            )
-    return [*(("loss", name, None) for name in losses), *others[0]], losses
-
-
-def _complete(events, declared, losses):
-    """The values of one branch in the order of what all branches declare, with zero for a loss that is not its own."""
-    sums = {name: jnp.zeros(like.shape, like.dtype) for name, like in losses.items()}
-    own: set[str] = set()
-    others = []
-    for (kind, name, _), value in zip(declared, events, strict=True):
-        if kind != "loss":
-            others.append(value)
+def _keyed(events, values):
+    """What one branch declares, each with a key: the event, and how many like it came before. Losses of one name are
+    one."""
+    counts: collections.Counter[tp.Any] = collections.Counter()
+    found: dict[tp.Any, tp.Any] = {}
+    for event, value in zip(events, values, strict=True):
+        if event[0] == "loss" and (event, 0) in found:
+            found[event, 0] = found[event, 0] + value
         else:
-            sums[name] = sums[name] + value if name in own else jnp.asarray(value)
-            own.add(name)
-    return [*sums.values(), *others]
+            found[event, counts[event]] = value
+        counts[event] += 1
+    return list(found.items())
+
+
+def _declared(transform, branches):
+    """The shapes and dtypes of what the branches declare together, by key."""
+    found: dict[tp.Any, list[tp.Any]] = {}
+    for events, values in branches:
+        keys: list[tp.Any] = []
+
+        def one_each(values, events=events, keys=keys):
+            keyed = _keyed(events, values)
+            keys.extend(key for key, _ in keyed)
+            return [value for _, value in keyed]
+
+        shapes = jax.eval_shape(one_each, values)
+        for key, shape in zip(keys, shapes, strict=True):
+            found.setdefault(key, []).append(shape)
+    for ((kind, name, _), _), shapes in found.items():
+        first = jax.tree.structure(shapes[0]), [leaf.shape for leaf in jax.tree.leaves(shapes[0])]
+        for other in shapes[1:]:
+            if (jax.tree.structure(other), [leaf.shape for leaf in jax.tree.leaves(other)]) != first:
+                raise HookError(
+                    f"{transform}: its functions declare the {kind} {name} with values of different shapes: "
+                    f"{show_value(shapes[0])} and {show_value(other)}.\n"
+                    "  Which of them runs is not known while compiling. Give them two names."
+                )
+    return {key: jax.tree.map(_common, *shapes) for key, shapes in found.items()}
+
+
+def _common(*likes):
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.ShapeDtypeStruct(likes[0].shape, jnp.result_type(*(like.dtype for like in likes)))
+
+
+def _completed(key, value, like):
+    """What one branch declares under a key that some branch has."""
+    if value is not None:
+        return jax.tree.map(lambda leaf, like: jnp.asarray(leaf).astype(like.dtype), value, like)
+    (kind, _, _), _ = key
+    return jax.tree.map(lambda like: _absent(kind, like), like)
+
+
+def _absent(kind, like):
+    missing = kind != "loss" and jnp.issubdtype(like.dtype, jnp.inexact)
+    return jnp.full(like.shape, jnp.nan if missing else 0, like.dtype)

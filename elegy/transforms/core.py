@@ -9,22 +9,24 @@ gives effects to the world.
 from __future__ import annotations
 
 import contextlib
+import functools
+import types
 import typing as tp
 from collections.abc import Callable, Sequence
 
 import jax
-from jax.core import Tracer
 
 from elegy import tracing
-from elegy.errors import StructureError, TraceError
-from elegy.frames import note_update, path_of, require_same_trace
-from elegy.hooks import Collector, Event
-from elegy.initialise import NeedsInitPass, run_init_pass
+from elegy.errors import StructureError
+from elegy.frames import RNG_ATTRIBUTE, note_update, path_of, require_same_trace
+from elegy.hooks import Collector, Event, require_lanes_apart
+from elegy.initialise import Axis, NeedsInitPass, run_init_pass
 from elegy.leaves import Node, is_array, is_node, is_static
-from elegy.parameters import collect, trainable_flags
+from elegy.module import compiled
+from elegy.parameters import collect
 from elegy.pytree import layout_of, meta_of, nodes_in, set_born, structure, walk
 from elegy.state import log, state, undoing
-from elegy.threads import Busy, begin_again, holding, lock, may_give_up
+from elegy.threads import Busy, begin_again, holders, holding, lock, looking, may_give_up, wait_for_all
 
 Place = tuple[dict[str, tp.Any], str]
 
@@ -39,34 +41,25 @@ class Group(tp.NamedTuple):
 
 
 class View:
-    """The arrays of the threaded modules, as a flat list of places that stays valid until a structure changes."""
+    """The arrays of some modules, as a flat list of places; it does not change, and is valid until a structure does."""
 
-    def __init__(self, modules: tp.Any):
+    def __init__(self, modules: tp.Any, roots: list[Node]):
+        self.version = structure.version
         self.modules = modules
-        self.roots = nodes_in(modules)
-        self.version: tp.Any = None
-        self.signature: tp.Any = None
-        # Modules and methods that an init pass did not reach.
-        self.unreached: set[tuple[int, str]] = set()
-        self._signatures: dict[tp.Any, tp.Any] = {}
-
-    def refresh(self) -> None:
-        """Walks the modules again if any structure changed since the last time."""
-        version = structure.version
-        if self.version is version:
-            return
-        self.nodes = walk(self.roots)
+        self.roots = roots
+        self.nodes = walk(roots)
+        self.positions = {id(node): position for position, node in enumerate(self.nodes)}
         self.places: list[Place] = []
-        self.owners: list[tuple[Node, str]] = []
         self.groups: list[Group] = []
-        self.trainable: list[bool] = []
+        # The module and the attribute of each array, and the number of each array.
+        self.owners: list[tuple[Node, str]] = []
         self.index: dict[tuple[int, str, int], int] = {}
         grouped: list[tuple[Node, str, tp.Any]] = []
         for node in self.nodes:
             parameters = meta_of(node).parameters
             for name, value in node.__dict__.items():
                 if is_array(value):
-                    self._add(node, name, 0, trainable_flags(node, name, value)[0])
+                    self._add(node, name, 0)
                     self.places.append((node.__dict__, name))
                 elif name in parameters or not (isinstance(value, Node) or is_static(value)):
                     grouped.append((node, name, value))
@@ -74,20 +67,15 @@ class View:
             leaves = jax.tree.leaves(value, is_leaf=is_node)
             positions = tuple(i for i, leaf in enumerate(leaves) if is_array(leaf))
             if positions:
-                flags = trainable_flags(node, name, value)
                 self.groups.append(Group(node, name, positions, len(self.owners)))
                 for position in positions:
-                    self._add(node, name, position, flags[position])
-        key = tuple(layout_of(node) for node in self.nodes)
-        self.signature = self._signatures.setdefault(key, key)
-        self.signature_id = id(self.signature)
-        self.ids = {id(node): node for node in self.nodes}
-        self.version = version
+                    self._add(node, name, position)
+        self.signature = tuple(layout_of(node) for node in self.nodes)
+        self._targets: dict[Record, list[Place] | None] = {}
 
-    def _add(self, node: Node, name: str, position: int, trainable: bool) -> None:
+    def _add(self, node: Node, name: str, position: int) -> None:
         self.index[id(node), name, position] = len(self.owners)
         self.owners.append((node, name))
-        self.trainable.append(trainable)
 
     def read(self) -> list[tp.Any]:
         leaves = [attributes[name] for attributes, name in self.places]
@@ -120,9 +108,16 @@ class View:
         if changed:
             attributes[group.name] = treedef.unflatten(leaves)
 
-    def trainable_tree(self) -> tp.Any:
-        """The modules that were given, with the dict of `get_parameters(trainable=True)` in the place of each, and in
-        it the indices of the arrays."""
+    def targets(self, record: Record) -> list[Place] | None:
+        """Where the changed arrays go; None where that takes more than an assignment."""
+        if record not in self._targets:
+            simple = all(index < len(self.places) for index in record.indices)
+            self._targets[record] = [self.places[index] for index in record.indices] if simple else None
+        return self._targets[record]
+
+    def trainable_tree(self, modules: tp.Any) -> tp.Any:
+        """`modules` with the dict of `get_parameters(trainable=True)` in the place of each, and in it the numbers of
+        the arrays."""
         seen: set[int] = set()
 
         def indices(node: tp.Any) -> tp.Any:
@@ -132,41 +127,62 @@ class View:
                 return {}
             return collect(node, True, lambda owner, name, position, _: self.index[id(owner), name, position], seen)
 
-        return jax.tree.map(indices, self.modules, is_leaf=is_node)
+        return jax.tree.map(indices, modules, is_leaf=is_node)
+
+
+class Threaded:
+    """The modules that a transform threads, and the latest view of them."""
+
+    def __init__(self, modules: tp.Any):
+        self.modules = jax.tree.map(lambda node: node, modules, is_leaf=is_node)  # the caller's list may change
+        self.roots = nodes_in(modules)
+        # Modules and methods that an init pass did not reach.
+        self.unreached: frozenset[tuple[int, str]] = frozenset()
+        self.latest: View | None = None
+        self._signatures: dict[tp.Any, tp.Any] = {}
+
+    def view(self) -> View:
+        """Walks the modules again if any structure changed since the last time."""
+        latest = self.latest
+        if latest is None or latest.version is not structure.version:
+            with looking(lambda: walk(self.roots)):
+                latest = View(self.modules, self.roots)
+            # Equal signatures are one object, so that going back to an earlier structure can be seen by identity.
+            latest.signature = self._signatures.setdefault(latest.signature, latest.signature)
+            self.latest = latest
+        return latest
 
     def uninitialised(self) -> bool:
         return any(not meta_of(root).initialized for root in self.roots)
 
-    def initialise(self, function: tp.Any, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None = None) -> None:
+    def initialise(
+        self,
+        function: tp.Any,
+        args: tp.Any,
+        kwargs: tp.Any,
+        needs: NeedsInitPass | None = None,
+        axis: Axis | None = None,
+    ) -> None:
         """Runs the init pass of a function that uses the modules; `needs` says which of them asked for it."""
-        run_init_pass(function, args, kwargs, self.roots)
+        run_init_pass(function, args, kwargs, self.roots, axis)
         if needs is not None and needs.method not in meta_of(needs.module).hooks:
-            self.unreached.add((id(needs.module), needs.method))
-        self.refresh()
-
-    def threads(self, module: Node) -> bool:
-        """Whether a module is threaded by this view, and by no other one around it."""
-        return id(module) in self.ids and id(module) not in state.threaded
+            self.unreached |= {(id(needs.module), needs.method)}
 
 
 class Record:
-    """The static part of effects: which arrays changed, and what the declared values are called."""
+    """The static part of effects. It becomes a part of what JAX caches, so it holds no module.
 
-    __slots__ = ("events", "indices", "places", "version")
+    - `indices`: which arrays of the view changed.
+    - `events`: the kind and the name of what hooks declared, and the position in the view of the module if it has one.
+    - `has_references`: whether a `Reference` is among the outputs.
+    """
 
-    def __init__(self, indices: list[int], events: list[tuple[str, str, Node | None]]):
+    __slots__ = ("events", "has_references", "indices")
+
+    def __init__(self, indices: list[int], events: list[tuple[str, str, int | None]], has_references: bool = False):
         self.indices = indices
         self.events = events
-        # Where the changed arrays go, as of a version of the view; None where that takes more than an assignment.
-        self.places: list[Place] | None = None
-        self.version: tp.Any = None
-
-    def resolve(self, view: View) -> list[Place] | None:
-        if self.version is not view.version:
-            simple = all(index < len(view.places) for index in self.indices)
-            self.places = [view.places[index] for index in self.indices] if simple else None
-            self.version = view.version
-        return self.places
+        self.has_references = has_references
 
 
 jax.tree_util.register_pytree_node(Record, lambda record: ((), record), lambda record, _: record)
@@ -174,6 +190,41 @@ jax.tree_util.register_pytree_node(Record, lambda record: ((), record), lambda r
 # What a function did besides returning, as outputs that can leave any transform: the arrays that changed, the state of
 # the random stream if it advanced, the values that hooks declared, and their static part.
 Effects = tuple[list[tp.Any], tp.Any, list[tp.Any], Record]
+
+
+class Reference:
+    """Stands for a threaded module among the outputs of a function: its arrays go out once, as effects."""
+
+    __slots__ = ("position",)
+
+    def __init__(self, position: int):
+        self.position = position
+
+
+jax.tree_util.register_pytree_node(
+    Reference, lambda reference: ((), reference.position), lambda position, _: Reference(position)
+)
+
+
+def _is_reference(value: tp.Any) -> bool:
+    return isinstance(value, Reference)
+
+
+def _refer(out: tp.Any, view: View) -> tuple[tp.Any, bool]:
+    """Outputs with references in the place of threaded modules. Must run while these hold their new arrays."""
+    nodes = nodes_in(out)
+
+    def referred(part: tp.Any) -> tp.Any:
+        if id(part) in view.positions:
+            return Reference(view.positions[id(part)])
+        if isinstance(part, Node) and any(id(node) in view.positions for node in walk([part])):
+            leaves, treedef = jax.tree.flatten(part)
+            return treedef.unflatten(leaves)  # a module made by the function, with a threaded one in it
+        return part
+
+    if any(id(node) in view.positions for node in walk(nodes)):
+        out = jax.tree.map(referred, out, is_leaf=is_node)
+    return out, any(id(node) in view.positions for node in nodes)
 
 
 class Opaque:
@@ -199,6 +250,7 @@ def _open_value(value: tp.Any) -> tp.Any:
 
 def run(
     function: Callable[..., tp.Any],
+    threaded: Threaded,
     view: View,
     leaves: Sequence[tp.Any],
     rng_data: tp.Any,
@@ -212,7 +264,7 @@ def run(
     `enter` derives the random stream of the function from `rng_data` when something is drawn.
     """
     outer = state.collector
-    with lock, _threaded(view, leaves):
+    with inside(threaded, view, leaves):
         before_rng, version, trace = state._rng, structure.version, tracing.current()
         rng = state.rng
         if rng_data is not None:
@@ -220,30 +272,37 @@ def run(
         state.collector = collector = None if outer is None else Collector(outer.wants_summaries)
         try:
             # The threaded modules are restored below, and those that were made in this trace end with it.
-            with undoing(forget=lambda module: id(module) in view.ids or module._born == trace):
+            with undoing(forget=lambda module: id(module) in view.positions or module._elegy_born == trace):
                 out = function(*args, **kwargs)
                 if structure.version is not version:
                     _check_structure(view)
         finally:
             state._rng, state.collector = before_rng, outer
+        out, has_references = _refer(out, view)
         after = view.read()
         indices = [
             index for index, (old, new) in enumerate(zip(leaves, after, strict=True)) if return_all or old is not new
         ]
         events = [] if collector is None else collector.events
-        record = Record(indices, [(event.kind, event.name, event.module) for event in events])
+        declared = [(event.kind, event.name, view.positions.get(id(event.module))) for event in events]
         values = [after[index] for index in indices]
         advanced = None if rng_data is None or rng._data is rng_data else rng._data
-    return out, (values, advanced, [_seal_value(event.value) for event in events], record)
+    return out, (
+        values,
+        advanced,
+        [_seal_value(event.value) for event in events],
+        Record(indices, declared, has_references),
+    )
 
 
 @contextlib.contextmanager
-def _threaded(view: View, leaves: Sequence[tp.Any]):
+def inside(threaded: Threaded, view: View, leaves: Sequence[tp.Any]):
     """Within it the modules of the view hold `leaves`, and belong to the running trace."""
     everything, trace = range(len(leaves)), tracing.current()
     with holding(view.nodes):
-        before, saved, born = (state.threaded, state.unreached), view.read(), [node._born for node in view.nodes]
-        state.threaded, state.unreached = {**state.threaded, **view.ids}, state.unreached | view.unreached
+        before, saved, born = (state.threaded, state.unreached), view.read(), [node._elegy_born for node in view.nodes]
+        nodes = {id(node): node for node in view.nodes}
+        state.threaded, state.unreached = {**state.threaded, **nodes}, state.unreached | threaded.unreached
         view.write(everything, leaves)
         for node in view.nodes:
             set_born(node, trace)
@@ -265,50 +324,56 @@ def _check_structure(view: View) -> None:
             )
 
 
-def rng_data(leaves: Sequence[tp.Any]) -> tp.Any:
-    """The state of the random stream to thread, or None where the stream belongs to code around a jax transform.
-
-    The question costs a microsecond, so it is asked only where the threaded arrays do not answer it.
-    """
+def rng_data(traced: bool) -> tp.Any:
+    """The state of the random stream to thread, or None where the stream belongs to code around a jax transform."""
     rng = state._rng or state.rng
-    if leaves and not isinstance(leaves[0], Tracer):
-        return rng.data
-    return rng.data if rng._born == tracing.current() else None
+    return rng.data if not traced or rng._born == tracing.current() else None
 
 
-def write_back(view: View, effects: Effects, inputs: Sequence[tp.Any] = ()) -> None:
+def write_back(view: View, out: tp.Any, effects: Effects, traced: bool) -> tp.Any:
     """Gives the effects of a function to the modules, the random stream and the collector of the caller.
 
-    Tracers among the effects or the inputs show that the caller is inside a transform.
+    **Arguments:**
+
+    - `traced`: whether the caller is inside a trace, which may change its own modules only.
+
+    **Returns:** the outputs, with the modules themselves in the place of references.
     """
     values, advanced, events, record = effects
     if values:
-        if isinstance(values[0], Tracer) or any([isinstance(value, Tracer) for value in inputs]):
-            for root in view.roots:
-                require_same_trace(root, "was updated by a transform of elegy")
-            for index in record.indices:
-                note_update(*view.owners[index])
+        if traced:
+            _check_trace(view, record)
         if state.log is not None:
             _log(view, record.indices)
         with lock:
-            places = record.resolve(view)
-            if places is None:
+            if holders:
+                wait_for_all(view.nodes)
+            targets = view.targets(record)
+            if targets is None:
                 view.write(record.indices, values)
             else:
-                for (attributes, name), value in zip(places, values):  # noqa: B905  (hot, and of equal length)
+                for (attributes, name), value in zip(targets, values):  # noqa: B905  (hot, and of equal length)
                     attributes[name] = value
     if advanced is not None:
-        rng = state._rng or state.rng
-        if isinstance(advanced, Tracer) and rng._born != tracing.current():
-            raise TraceError(
-                "a function transformed by elegy drew random keys inside a jax transform, but the random stream "
-                "belongs to the code outside of it.\n  Pass a key as an argument of the jax-transformed function and "
-                "call inside `with elegy.rng_context(key):`."
-            )
-        rng._data = advanced
+        (state._rng or state.rng)._data = advanced
     if events and state.collector is not None:
-        for (kind, name, module), value in zip(record.events, events, strict=True):
+        for (kind, name, position), value in zip(record.events, events, strict=True):
+            module = None if position is None else view.nodes[position]
             state.collector.add(Event(kind, name, module, _open_value(value)))
+    if record.has_references:
+        resolve = lambda part: view.nodes[part.position] if _is_reference(part) else part  # noqa: E731
+        out = jax.tree.map(resolve, out, is_leaf=_is_reference)
+    return out
+
+
+def _check_trace(view: View, record: Record) -> None:
+    for root in view.roots:
+        require_same_trace(root, "was updated by a transform of elegy")
+    for index in record.indices:
+        node, name = view.owners[index]
+        if name == RNG_ATTRIBUTE:
+            require_lanes_apart(node)
+        note_update(node, name)
 
 
 def _log(view: View, indices: Sequence[int]) -> None:
@@ -318,24 +383,81 @@ def _log(view: View, indices: Sequence[int]) -> None:
         )
 
 
-def with_modules(view: View, once: tp.Any, args: tp.Any, kwargs: tp.Any, attempt: Callable[[], tp.Any]) -> tp.Any:
-    """Runs `attempt`, which traces functions of the modules of a view, after an init pass over `once` if one is due."""
-    with lock, undoing():
-        needs: NeedsInitPass | None = None
+def with_modules(
+    threaded: Threaded,
+    once: tp.Any,
+    args: tp.Any,
+    kwargs: tp.Any,
+    attempt: Callable[[View], tp.Any],
+    axis: Axis | None = None,
+) -> tp.Any:
+    """Runs `attempt`, which traces functions of the modules, after an init pass over `once` if one is due."""
+    needs: NeedsInitPass | None = None
+    with undoing():
         while True:
-            view.refresh()
             try:
-                with holding(view.nodes):
-                    if needs is not None or view.uninitialised():
-                        view.initialise(once, args, kwargs, needs)
+                with holding(threaded.view().nodes):
+                    if needs is not None or threaded.uninitialised():
+                        threaded.initialise(once, args, kwargs, needs, axis)
                     with may_give_up():
-                        return attempt()
+                        return attempt(threaded.view())
             except NeedsInitPass as found:
-                if not view.threads(found.module):
-                    raise
-                needs = found
+                needs = for_us(found, threaded.view())
             except Busy as busy:
                 begin_again(busy)
+
+
+def for_us(needs: NeedsInitPass, view: View) -> NeedsInitPass:
+    """Hands on what asks for an init pass of a module that is not in the view, or that a transform around threads."""
+    if id(needs.module) not in view.positions or id(needs.module) in state.threaded:
+        raise needs
+    return needs
+
+
+Arguments = tp.ParamSpec("Arguments")
+Outputs = tp.TypeVar("Outputs")
+Owner = tp.TypeVar("Owner")
+Rest = tp.ParamSpec("Rest")
+
+
+class Transformed(tp.Generic[Arguments, Outputs]):
+    """A transformed function. In the body of a class it is a method, and threads the module to which it belongs.
+
+    **Attributes:**
+
+    - `function`: what was transformed.
+    - `threaded_modules`: the modules that the function uses without taking them as arguments.
+    """
+
+    def __init__(
+        self,
+        function: Callable[Arguments, Outputs],
+        modules: Sequence[Node],
+        again: Callable[[tp.Any], tp.Any],
+        call: tp.Any = None,
+    ):
+        functools.update_wrapper(self, function, updated=())
+        self.function = function
+        self.threaded_modules = tuple(modules)
+        # Transforms another function in the same way.
+        self._again = again
+        self._call = call
+
+    def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
+        return self._call(*args, **kwargs)
+
+    @tp.overload
+    def __get__(self, instance: None, owner: tp.Any = None) -> Transformed[Arguments, Outputs]: ...
+    @tp.overload
+    def __get__(
+        self: Transformed[tp.Concatenate[Owner, Rest], Outputs], instance: Owner, owner: tp.Any = None
+    ) -> Callable[Rest, Outputs]: ...
+    def __get__(self, instance: tp.Any, owner: tp.Any = None) -> tp.Any:
+        if instance is None or not hasattr(self.function, "__get__"):
+            return self
+        if isinstance(instance, Node):
+            return compiled(instance, self, lambda: self._again(self.function.__get__(instance)))
+        return types.MethodType(self, instance)
 
 
 def modules_of(function: tp.Any, modules: tp.Any) -> tp.Any:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import typing as tp
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from elegy.errors import NothingToDifferentiateError
+from elegy import tracing
+from elegy.errors import NothingToDifferentiateError, StructureError
 from elegy.frames import Replay, name_of
 from elegy.module import HasCall
-from elegy.pytree import nodes_in
+from elegy.pytree import copied, nodes_in, walk
 from elegy.selections import arranged, select_trainable
 from elegy.transforms.core import (
+    Threaded,
+    Transformed,
     View,
-    _threaded,
     check_function,
     check_modules,
+    inside,
     modules_of,
     rng_data,
     run,
@@ -31,89 +34,162 @@ Outputs = tp.TypeVar("Outputs")
 First = tp.TypeVar("First")
 
 
-class GradFunction:
-    """A function differentiated by `elegy.value_and_grad`."""
+class GradFunction(Transformed[..., tp.Any]):
+    """A function differentiated by `elegy.value_and_grad` or `elegy.grad`."""
 
-    def __init__(self, function, modules, parameters_fn, where, options):
-        if parameters_fn is not None and where is not None:
-            raise TypeError("give parameters_fn= or where=, not both: each says with respect to what")
-        functools.update_wrapper(self, function, updated=())
-        self.function = function
+    def __init__(self, function, modules, with_value, parameters_fn, where, argnums, options):
+        self._threaded = Threaded(threaded) if (threaded := modules_of(function, modules)) is not None else None
+        roots = [] if self._threaded is None else self._threaded.roots
+        super().__init__(function, roots, self._bound)
+        self._modules = modules
+        self._with_value = with_value
         self._parameters_fn = parameters_fn
         self._where = where
+        self._argnums = argnums
         self._options = options
-        threaded = modules_of(function, modules)
-        self._view = None if threaded is None else View(threaded)
+
+    def _bound(self, function):
+        """The same for a method, which does not count `self` among its arguments."""
+        argnums = jax.tree.map(lambda number: number - 1, self._argnums)
+        return GradFunction(
+            function, self._modules, self._with_value, self._parameters_fn, self._where, argnums, self._options
+        )
 
     def __call__(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
-        if self._view is not None:
-            return self._differentiate(self.function, self._view, args, kwargs)
+        if self._threaded is not None:
+            out, grads = self._differentiate(self.function, self._threaded, self._argnums, args, kwargs)
+            return (out, grads) if self._with_value else grads
         if not args or not nodes_in(args[0]):
+            return self._without_modules(args, kwargs)
+        # The pure form is the shim over a copy.
+        first, *args = copied(args)
+        function = functools.partial(self.function, first)
+        argnums = jax.tree.map(lambda number: self._behind_the_modules(number), self._argnums)
+        threaded = Threaded((first, *(node for node in nodes_in((args, kwargs)))))
+        out, grads = self._differentiate(function, threaded, argnums, args, kwargs, first)
+        return ((out, first), grads) if self._with_value else (grads, first)
+
+    def _without_modules(self, args: tp.Any, kwargs: tp.Any) -> tp.Any:
+        if self._argnums is None:
             raise TypeError(
                 "without modules=, elegy.value_and_grad differentiates with respect to the modules in the first "
-                "argument, "
-                "and there are none.\n  Call it as value_and_grad(f)(module, ...), or use value_and_grad(f, "
-                "modules=module)."
+                "argument, and there are none.\n"
+                "  Call it as value_and_grad(f)(module, ...), or use value_and_grad(f, modules=module), or for the "
+                "gradient with respect to an argument value_and_grad(f, argnums=0)."
             )
-        # The pure form is the shim over a copy.
-        leaves, treedef = jax.tree.flatten(args[0])
-        module = treedef.unflatten(leaves)
-        function = functools.partial(self.function, module)
-        out, grads = self._differentiate(function, View(module), args[1:], kwargs)
-        return (out, module), grads
+        out, grads = self._differentiate(self.function, Threaded(None), self._argnums, args, kwargs)
+        return (out, grads) if self._with_value else grads
 
-    def _differentiate(self, function: tp.Any, view: View, args: tp.Any, kwargs: tp.Any) -> tp.Any:
+    def _behind_the_modules(self, number: int) -> int:
+        if number < 1:
+            raise ValueError(
+                f"argnums={self._argnums}: count from the left, where argument 0 is the modules; with respect to these "
+                "the gradient is taken without argnums=, or by where=."
+            )
+        return number - 1
+
+    def _differentiate(
+        self, function: tp.Any, threaded: Threaded, argnums: tp.Any, args: tp.Any, kwargs: tp.Any, first: tp.Any = None
+    ) -> tp.Any:
         replay = Replay()
         function = replay.of(function)
-        result = with_modules(view, function, args, kwargs, lambda: self._attempt(function, view, args, kwargs))
+
+        def attempt(view: View) -> tp.Any:
+            return self._attempt(function, threaded, view, argnums, list(args), kwargs, first)
+
+        result = with_modules(threaded, function, args, kwargs, attempt)
         replay.finish()
         return result
 
-    def _attempt(self, function: tp.Any, view: View, args: tp.Any, kwargs: tp.Any) -> tp.Any:
+    def _attempt(self, function, threaded, view, argnums, args, kwargs, first):
         leaves = view.read()
-        tree = self._selected(view, leaves)
+        tree = self._selected(threaded, view, leaves, view.modules if first is None else first)
         indices, treedef = jax.tree.flatten(tree)
-        if not indices:
+        numbers = _numbers(argnums, args)
+        if not indices and not numbers:
             raise NothingToDifferentiateError(
                 f"{', '.join(name_of(root) for root in view.roots) or 'modules'}: there is no trainable parameter to "
                 "differentiate with respect to.\n  Are the modules frozen (module.trainable), or is the list of "
                 "modules empty?"
             )
+        traced = tracing.is_traced()
+        rng = rng_data(traced)
 
-        rng = rng_data(leaves)
-
-        def pure(selected):
-            inside = list(leaves)
+        def pure(selected, chosen):
+            moved, given = list(leaves), list(args)
             for index, leaf in zip(indices, selected, strict=True):
-                inside[index] = leaf
-            out, effects = run(function, view, inside, rng, args, kwargs)
-            return _loss(out, function), (out, effects)
+                moved[index] = leaf
+            for number, argument in zip(numbers, chosen, strict=True):
+                given[number] = argument
+            out, effects = run(function, threaded, view, moved, rng, given, kwargs)
+            return _loss(out, self.function), (out, effects)
 
-        differentiate = jax.value_and_grad(pure, has_aux=True, **self._options)
-        (_, (out, effects)), grads = differentiate([leaves[index] for index in indices])
-        write_back(view, effects)
-        return out, treedef.unflatten(grads)
+        differentiate = jax.value_and_grad(pure, argnums=(0, 1), has_aux=True, **self._options)
+        chosen = [args[number] for number in numbers]
+        (_, (out, effects)), (grads, slopes) = differentiate([leaves[index] for index in indices], chosen)
+        if first is not None:
+            _require_returned(view, effects[-1], first)
+        out = write_back(view, out, effects, traced)
+        grads = treedef.unflatten(grads)
+        slopes = tuple(slopes) if isinstance(argnums, tuple) else slopes[0] if slopes else None
+        if argnums is None:
+            return out, grads
+        return out, (grads, slopes) if self._selects else slopes
 
-    def _selected(self, view: View, leaves: list[tp.Any]) -> tp.Any:
+    @property
+    def _selects(self) -> bool:
+        return self._where is not None or self._parameters_fn is not None
+
+    def _selected(self, threaded: Threaded, view: View, leaves: list[tp.Any], modules: tp.Any) -> tp.Any:
+        """The numbers of the arrays to differentiate with respect to, in the form of the gradient."""
+        if self._argnums is not None and not self._selects:
+            return ()
         if self._where is not None:
-            selection = select_trainable(view.modules, self._where)
+            selection = select_trainable(modules, self._where)
             return arranged(selection, lambda place: view.index[id(place.owner), place.name, place.position])
         parameters_fn = self._parameters_fn
         if parameters_fn is None:
-            return view.trainable_tree()
+            return view.trainable_tree(modules)
         found: list[tp.Any] = []
 
         def probe(leaves):
             # Inside a trace every array is an object of its own, so what the function picks can be recognised.
-            with _threaded(view, leaves):
+            with inside(threaded, view, leaves):
                 places = {id(leaf): index for index, leaf in enumerate(leaves)}
-                picked = parameters_fn(view.modules)
+                picked = parameters_fn(modules)
                 found.append(jax.tree.map(lambda leaf: places.get(id(leaf)), picked))
 
         jax.eval_shape(probe, leaves)
         if any(index is None for index in jax.tree.leaves(found[0], is_leaf=lambda leaf: leaf is None)):
             raise ValueError("parameters_fn must return arrays of the listed modules as they are, in any structure")
         return found[0]
+
+
+def _numbers(argnums: int | Sequence[int] | None, args: Sequence[tp.Any]) -> list[int]:
+    """The positions of the arguments to differentiate with respect to."""
+    numbers = [] if argnums is None else [argnums] if isinstance(argnums, int) else list(argnums)
+    for number in numbers:
+        if not -len(args) <= number < len(args):
+            raise ValueError(f"argnums={argnums}, but there are {len(args)} positional arguments")
+        if nodes_in(args[number]):
+            raise TypeError(
+                f"argnums={argnums}: argument {number} is a module. Gradients with respect to modules are taken by "
+                "modules=, and by where= for a part of them."
+            )
+    return [number % len(args) for number in numbers]
+
+
+def _require_returned(view: View, record: tp.Any, first: tp.Any) -> None:
+    """In the pure form, what changed must be in the modules that are returned."""
+    returned = {id(node) for node in walk(nodes_in(first))}
+    for node, name in (view.owners[index] for index in record.indices):
+        if id(node) not in returned:
+            raise StructureError(
+                f"{name_of(node)}: {name} was updated, but elegy.value_and_grad(f)(modules, ...) returns the modules "
+                "of its first argument only.\n"
+                "  Put all that change into the first argument, value_and_grad(f)((module, other), ...), or list them "
+                "in modules=."
+            )
 
 
 def _loss(out: tp.Any, function: tp.Any) -> tp.Any:
@@ -133,55 +209,62 @@ def _loss(out: tp.Any, function: tp.Any) -> tp.Any:
 
 @tp.overload
 def value_and_grad(
-    function: HasCall[Arguments, Outputs, tp.Any],
+    f: HasCall[Arguments, Outputs, tp.Any],
     modules: tp.Any = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
+    argnums: int | tuple[int, ...] | None = None,
     **options: tp.Any,
 ) -> Callable[Arguments, tuple[Outputs, tp.Any]]: ...
 @tp.overload
 def value_and_grad(
-    function: Callable[tp.Concatenate[First, Arguments], Outputs],
+    f: Callable[tp.Concatenate[First, Arguments], Outputs],
     modules: None = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
+    argnums: int | tuple[int, ...] | None = None,
     **options: tp.Any,
 ) -> Callable[tp.Concatenate[First, Arguments], tuple[tuple[Outputs, First], tp.Any]]: ...
 @tp.overload
 def value_and_grad(
-    function: Callable[Arguments, Outputs],
+    f: Callable[Arguments, Outputs],
     modules: tp.Any = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
+    argnums: int | tuple[int, ...] | None = None,
     **options: tp.Any,
 ) -> Callable[Arguments, tuple[Outputs, tp.Any]]: ...
 def value_and_grad(
-    function: tp.Any,
+    f: tp.Any,
     modules: tp.Any = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
+    argnums: int | tuple[int, ...] | None = None,
     **options: tp.Any,
 ) -> tp.Any:
-    """A function that gives the outputs of `function` and the gradients of its loss.
+    """A function that gives the outputs of `f` and the gradients of its loss.
 
     **Arguments:**
 
-    - `function`: returns a scalar loss, or a tuple whose first element is one.
-    - `modules`: a module, or a list, tuple or dict of modules, that the function uses without taking them as arguments;
-      their state is updated in place.
+    - `f`: returns a scalar loss, or a tuple whose first element is one.
+    - `modules`: a module, or a list, tuple or dict of modules, that `f` uses without taking them as arguments; their
+      state is updated in place.
     - `parameters_fn`: given `modules`, returns the arrays to differentiate with respect to, in any structure. The
       default takes the trainable ones.
     - `where`: instead, a `Selection` of these arrays, or what `elegy.select` takes, in a tuple if it is several. It is
       looked up in the modules of each call, which may be others of the same paths.
+    - `argnums`: the positions of arguments of `f` to differentiate with respect to, instead of parameters; with `where`
+      or `parameters_fn` besides.
     - `options`: those of `jax.value_and_grad`, such as `holomorphic`.
 
     **Returns:** with `modules`, a function that returns `(outputs, grads)`. Without, the modules are the first
     argument, and the function returns `((outputs, modules), grads)`, with the updated modules. `grads` has the
     structure of `module.get_parameters(trainable=True)`, or with `where` that of `selection.get()`; for a list, tuple
-    or dict of modules, one such dict in the place of each.
+    or dict of modules, one such dict in the place of each. With `argnums` it is what `jax.value_and_grad` gives for
+    them; with `where` besides, a pair of both.
 
     **Raises:** `NothingToDifferentiateError` if nothing is trainable; `SelectionError` if `where` selects nothing, or
-    what is not trainable.
+    what is not trainable; `StructureError` if a module that is not returned was updated.
 
     ```python
     import elegy
@@ -194,41 +277,47 @@ def value_and_grad(
     assert grads["w"].shape == (3, 2)
 
     (loss, updated), grads = elegy.value_and_grad(lambda linear, x: linear(x).sum())(linear, x)
+
+    loss, slope = elegy.value_and_grad(lambda x: linear(x).sum(), modules=linear, argnums=0)(x)
+    assert slope.shape == x.shape
     ```
     """
-    _check("elegy.value_and_grad", function, modules, options)
-    return GradFunction(function, modules, parameters_fn, where, options)
+    return _transform("elegy.value_and_grad", f, modules, True, parameters_fn, where, argnums, options)
 
 
 @tp.overload
 def grad(
-    function: HasCall[Arguments, tp.Any, tp.Any],
+    f: HasCall[Arguments, tp.Any, tp.Any],
     modules: tp.Any = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
+    argnums: int | tuple[int, ...] | None = None,
     **options: tp.Any,
 ) -> Callable[Arguments, tp.Any]: ...
 @tp.overload
 def grad(
-    function: Callable[tp.Concatenate[First, Arguments], tp.Any],
+    f: Callable[tp.Concatenate[First, Arguments], tp.Any],
     modules: None = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
+    argnums: int | tuple[int, ...] | None = None,
     **options: tp.Any,
 ) -> Callable[tp.Concatenate[First, Arguments], tuple[tp.Any, First]]: ...
 @tp.overload
 def grad(
-    function: Callable[Arguments, tp.Any],
+    f: Callable[Arguments, tp.Any],
     modules: tp.Any = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
+    argnums: int | tuple[int, ...] | None = None,
     **options: tp.Any,
 ) -> Callable[Arguments, tp.Any]: ...
 def grad(
-    function: tp.Any,
+    f: tp.Any,
     modules: tp.Any = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
+    argnums: int | tuple[int, ...] | None = None,
     **options: tp.Any,
 ) -> tp.Any:
     """As `value_and_grad`, without the outputs: gives `grads`, or without `modules` `(grads, modules)`.
@@ -243,24 +332,15 @@ def grad(
     assert grads["b"].shape == (2,)
     ```
     """
-    _check("elegy.grad", function, modules, options)
-    differentiated = GradFunction(function, modules, parameters_fn, where, options)
-
-    @functools.wraps(function, updated=())
-    def wrapper(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
-        value, grads = differentiated(*args, **kwargs)
-        return grads if differentiated._view is not None else (grads, value[1])
-
-    return wrapper
+    return _transform("elegy.grad", f, modules, False, parameters_fn, where, argnums, options)
 
 
-def _check(transform: str, function: tp.Any, modules: tp.Any, options: dict[str, tp.Any]) -> None:
-    check_function(transform, function)
-    for name in ("argnums", "has_aux"):
-        if name in options:
-            raise TypeError(
-                f"{name}= has no meaning here: the gradient is taken with respect to modules, and what the "
-                "function returns "
-                "besides the loss is always part of the outputs"
-            )
+def _transform(transform, f, modules, with_value, parameters_fn, where, argnums, options) -> GradFunction:
+    check_function(transform, f)
     check_modules(modules)
+    if parameters_fn is not None and where is not None:
+        raise TypeError("give parameters_fn= or where=, not both: each says with respect to what")
+    if "has_aux" in options:
+        raise TypeError("has_aux= is not needed: what the function returns besides the loss is a part of the outputs")
+    argnums = argnums if argnums is None or isinstance(argnums, int) else tuple(argnums)
+    return GradFunction(f, modules, with_value, parameters_fn, where, argnums, options)

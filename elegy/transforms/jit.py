@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import typing as tp
 import warnings
@@ -12,60 +11,80 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elegy import tracing
 from elegy.errors import RecompilationWarning
 from elegy.frames import Replay, name_of, paths_below, scope, user_level
 from elegy.initialise import NeedsInitPass
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import layout_of, structure, walk
-from elegy.state import state, undoing
-from elegy.threads import Busy, begin_again, holding, lock, may_give_up
-from elegy.transforms.core import View, check_function, check_modules, modules_of, rng_data, run, write_back
+from elegy.state import state, training, undoing
+from elegy.threads import Busy, begin_again, holders, holding, lock, may_give_up, wait_for_all
+from elegy.transforms.core import (
+    Threaded,
+    Transformed,
+    View,
+    check_function,
+    check_modules,
+    for_us,
+    modules_of,
+    rng_data,
+    run,
+    write_back,
+)
 
 Arguments = tp.ParamSpec("Arguments")
 Outputs = tp.TypeVar("Outputs")
-Owner = tp.TypeVar("Owner")
-Rest = tp.ParamSpec("Rest")
 
 WARN_AT = 10
 
 
 class Config:
-    """What is static in one compiled version: compared by identity."""
+    """What is static in one compiled version: compared by identity.
 
-    __slots__ = ("key", "signature")
+    - `end`: where the running method goes on, if the function creates modules that belong to it.
+    """
 
-    def __init__(self, key: tp.Any, signature: tp.Any):
-        self.key = key
-        self.signature = signature
+    __slots__ = ("end",)
+
+    def __init__(self) -> None:
+        self.end: int | None = None
 
 
-class JitFunction(tp.Generic[Arguments, Outputs]):
-    """A function compiled by `elegy.jit`. Call it as the function; `lower` is that of `jax.jit`."""
+class JitFunction(Transformed[Arguments, Outputs]):
+    """A function compiled by `elegy.jit`. Call it as the function; `lower` is that of `jax.jit`.
+
+    **Attributes:**
+
+    - `traces`: how many times it was traced.
+    """
 
     def __init__(self, function: Callable[Arguments, Outputs], modules, explain, donate_modules, options):
-        functools.update_wrapper(self, function, updated=())
-        self.function = function
+        self._threaded = Threaded(modules_of(function, modules))
+        again = lambda function: JitFunction(function, modules, explain, donate_modules, options)  # noqa: E731
+        super().__init__(function, self._threaded.roots, again)
         self.traces = 0
         self._explain = print if explain is True else explain
         self._donate = donate_modules
-        self._view = View(modules_of(function, modules))
         self._configs: dict[tp.Any, Config] = {}
+        # The structures for which an init pass was made.
         self._initialised: set[tp.Any] = set()
+        # Whether the function creates modules that belong to the method that runs.
+        self._creates = False
         self._described: dict[str, str] | None = None
 
         def body(
             elegy_config: Config, elegy_leaves: list[tp.Any], elegy_rng: tp.Any, /, *args: tp.Any, **kwargs: tp.Any
         ):
+            view = self._threaded.view()
+            explained = self._explain or self.traces >= WARN_AT - 2  # else nobody will ask what changed
+            described = _describe(self._key(view), view, elegy_leaves, args, kwargs) if explained else None
+            frame = state.frames[-1] if state.frames else None
+            start = None if frame is None else frame.index
             # JAX is inside one of its caches now, for which another thread may wait: so do not wait for one here.
-            if not lock.acquire(blocking=False):
-                raise Busy
-            try:
-                explained = self._explain or self.traces >= WARN_AT - 2  # else nobody will ask what changed
-                described = _describe(elegy_config, self._view, elegy_leaves, args, kwargs) if explained else None
-                with may_give_up():
-                    result = run(function, self._view, elegy_leaves, elegy_rng, args, kwargs, self._donate)
-            finally:
-                lock.release()
+            with may_give_up():
+                result = run(function, self._threaded, view, elegy_leaves, elegy_rng, args, kwargs, self._donate)
+            if frame is not None and frame.index != start:
+                self._creates, elegy_config.end = True, frame.index
             self._note_trace(described)
             return result
 
@@ -73,83 +92,85 @@ class JitFunction(tp.Generic[Arguments, Outputs]):
         self._jitted = jax.jit(body, **_shifted(function, options, donate_modules))
 
     def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
-        view = self._view
-        config = self._configs.get(self._key()) if view.version is structure.version else None
+        view = self._threaded.latest
+        if view is None or view.version is not structure.version:
+            return self._first_call(args, kwargs)
+        config = self._configs.get(self._key(view))
         if config is None:
             return self._first_call(args, kwargs)
-        with lock:
-            leaves = view.read()
-        if self._donate:
-            leaves = _distinct(leaves)
         try:
-            out, effects = self._jitted(config, leaves, rng_data(leaves), *args, **kwargs)
+            return self._run(view, config, args, kwargs)
         except NeedsInitPass as needs:
-            if not view.threads(needs.module):
-                raise
-            return self._first_call(args, kwargs, needs)
+            return self._first_call(args, kwargs, for_us(needs, view))
         except Busy as busy:
             begin_again(busy)
             return self._first_call(args, kwargs)
-        write_back(view, effects, args)
-        return out
 
-    def _key(self) -> tp.Any:
+    def _run(self, view: View, config: Config, args: tp.Any, kwargs: tp.Any) -> tp.Any:
+        with lock:
+            if holders:
+                wait_for_all(view.nodes)
+            leaves = view.read()
+        if self._donate:
+            leaves = _distinct(leaves)
+        traced = tracing.is_traced()
+        out, effects = self._jitted(config, leaves, rng_data(traced), *args, **kwargs)
+        if config.end is not None:
+            state.frames[-1].index = config.end
+        return write_back(view, out, effects, traced)
+
+    def _key(self, view: View) -> tp.Any:
         """What is static besides the arguments."""
         collector = state.collector
         collects = None if collector is None else (collector.wants_summaries, *scope())
         rng = state._rng or state.rng
-        return state.training, collects, rng._impl, self._view.signature_id
+        key = training(), collects, rng._impl, id(view.signature)
+        return (*key, self._position()) if state.frames else key
+
+    def _position(self) -> tp.Any:
+        """Where in a method the function runs, as far as that matters to what it creates."""
+        frame = state.frames[-1]
+        return (id(frame.module), frame.method, frame.index) if self._creates else ()
 
     def _first_call(self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None = None) -> tp.Any:
         """A call for which the modules must be looked at again, or initialised."""
-        view, replay = self._view, Replay()
-        with lock, undoing():
+        replay = Replay()
+        with undoing():
             while True:
-                view.refresh()
                 try:
-                    with holding(view.nodes):
+                    with holding(self._threaded.view().nodes):
                         return self._attempt(args, kwargs, needs, replay)
                 except NeedsInitPass as found:
-                    if not view.threads(found.module):
-                        raise
-                    needs = found
+                    needs = for_us(found, self._threaded.view())
                 except Busy as busy:
                     begin_again(busy)
 
     def _attempt(self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None, replay: Replay) -> tp.Any:
-        view = self._view
-        if needs is not None or (view.uninitialised() and view.signature_id not in self._initialised):
-            view.initialise(replay.of(self.function), args, kwargs, needs)
-            self._initialised.add(view.signature_id)
-        key = self._key()
-        config = self._configs.get(key) or Config(key, view.signature)
-        leaves = view.read()
-        if self._donate:
-            leaves = _distinct(leaves)
-        out, effects = replay.of(self._jitted)(config, leaves, rng_data(leaves), *args, **kwargs)
-        self._configs[key] = config
-        write_back(view, effects, args)
+        threaded = self._threaded
+        signature = threaded.view().signature
+        if needs is not None or (threaded.uninitialised() and signature not in self._initialised):
+            threaded.initialise(replay.of(self.function), args, kwargs, needs)
+            self._initialised.add(threaded.view().signature)
+        view = threaded.view()
+        config = self._config(view, replay)
+        out = replay.of(self._run)(view, config, args, kwargs)
+        self._config(view, replay, config)  # the key may have the position now
+        replay.finish()
         return out
+
+    def _config(self, view: View, replay: Replay, config: Config | None = None) -> Config:
+        """The one for the position at which the function began. Threads that come at once get the same."""
+        return replay.of(lambda: self._configs.setdefault(self._key(view), config or Config()))()
 
     def lower(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """As `jax.jit(f).lower`: the computation for these arguments, to be looked at or compiled ahead of time."""
-        view = self._view
-        with lock:
-            view.refresh()
-            if view.uninitialised():
-                view.initialise(self.function, args, kwargs)
-            config = self._configs.get(self._key()) or Config(self._key(), view.signature)
-            leaves = view.read()
-            return self._jitted.lower(config, leaves, rng_data(leaves), *args, **kwargs)
-
-    @tp.overload
-    def __get__(self, instance: None, owner: tp.Any = None) -> JitFunction[Arguments, Outputs]: ...
-    @tp.overload
-    def __get__(
-        self: JitFunction[tp.Concatenate[Owner, Rest], Outputs], instance: Owner, owner: tp.Any = None
-    ) -> Callable[Rest, Outputs]: ...
-    def __get__(self, instance: tp.Any, owner: tp.Any = None) -> tp.Any:
-        return self if instance is None else functools.partial(self, instance)
+        threaded = self._threaded
+        with holding(threaded.view().nodes):
+            if threaded.uninitialised():
+                threaded.initialise(self.function, args, kwargs)
+            view = threaded.view()
+            config = self._configs.get(self._key(view)) or Config()
+            return self._jitted.lower(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
 
     def _note_trace(self, described: dict[str, str] | None) -> None:
         """Runs when JAX has traced: counts, and says what changed where that is wanted."""
@@ -173,14 +194,14 @@ class JitFunction(tp.Generic[Arguments, Outputs]):
             )
 
 
-def _describe(config: Config, view: View, leaves, args, kwargs) -> dict[str, str]:
-    training, collects, impl, _ = config.key
-    described = {"training": str(training), "hooks": str(collects), "random implementation": impl}
+def _describe(key: tp.Any, view: View, leaves, args, kwargs) -> dict[str, str]:
+    mode, collects, impl, _, *_ = key
+    described = {"training": str(mode), "hooks": str(collects), "random implementation": impl}
     paths: dict[int, str] = {}
     for root in view.roots:
         for identity, parts in paths_below(root).items():
             paths.setdefault(identity, "/".join((name_of(root), *parts)))
-    for node, layout in zip(view.nodes, config.signature, strict=True):
+    for node, layout in zip(view.nodes, view.signature, strict=True):
         described[f"static part of {paths[id(node)]}"] = repr(layout)
     for (node, name), leaf in zip(view.owners, leaves, strict=True):
         described[f"{paths[id(node)]}/{name}"] = _aval(leaf)
@@ -264,7 +285,7 @@ def _numbers_and_names(function: tp.Any, numbers: tuple[int, ...], names: tuple[
 
 
 def jit(
-    function: Callable[Arguments, Outputs],
+    f: Callable[Arguments, Outputs],
     modules: tp.Any = None,
     *,
     donate_modules: bool = False,
@@ -275,7 +296,7 @@ def jit(
 
     **Arguments:**
 
-    - `function`: any function, a module, or a method of one.
+    - `f`: any function, a module, or a method of one.
     - `modules`: a module, or a list, tuple or dict of modules, that the function uses without taking them as arguments.
       They are threaded in and out, and updated in place, so the function behaves as if it were not compiled. If
       `function` is a module or a method of one, that module is threaded too. Without `modules` the function is pure:
@@ -299,6 +320,6 @@ def jit(
     y = normalise(jnp.ones([8, 3]))
     ```
     """
-    check_function("elegy.jit", function)
+    check_function("elegy.jit", f)
     check_modules(modules)
-    return JitFunction(function, modules, explain, donate_modules, options)
+    return JitFunction(f, modules, explain, donate_modules, options)

@@ -11,11 +11,20 @@ import jax.numpy as jnp
 
 from elegy.errors import StructureError
 from elegy.frames import Replay, path_of
-from elegy.initialise import Lane
+from elegy.initialise import Axis, Lane
 from elegy.leaves import Node, is_array
 from elegy.pytree import nodes_in, walk
 from elegy.state import state
-from elegy.transforms.core import Effects, View, check_function, check_modules, modules_of, with_modules
+from elegy.transforms.core import (
+    Effects,
+    Threaded,
+    View,
+    check_function,
+    check_modules,
+    modules_of,
+    run,
+    with_modules,
+)
 
 
 class Lifted:
@@ -30,27 +39,27 @@ class Lifted:
     ):
         check_modules(modules)
         check_modules(stacked)
-        for function in functions:
-            check_function(transform, function)
         threaded = (modules, stacked)
         for function in functions:
+            check_function(transform, function)
             threaded = modules_of(function, threaded)
-        self.roots = nodes_in(stacked)
-        self.view = View(threaded)
+        self.transform = transform
+        self.stacked = nodes_in(stacked)
+        self.threaded = Threaded(threaded)
         self._functions = functions
-        if self.roots:
+        if self.stacked:
             below = {id(node) for node in walk(nodes_in(modules))}
-            for node in walk(self.roots):
+            for node in walk(self.stacked):
                 if id(node) in below:
                     raise ValueError(
                         f"{path_of(node)} is among modules= and among stacked=.\n"
                         "  List it in stacked= if its arrays have a leading axis, and in modules= if they have not."
                     )
 
-    def stacked_flags(self) -> list[bool]:
+    def stacked_flags(self, view: View) -> list[bool]:
         """For each array of the view, whether it has a leading axis."""
-        ids = {id(node) for node in walk(self.roots)} if self.roots else ()
-        return [id(node) in ids for node, _ in self.view.owners]
+        ids = {id(node) for node in walk(self.stacked)} if self.stacked else ()
+        return [id(node) in ids for node, _ in view.owners]
 
     def call(
         self,
@@ -58,15 +67,21 @@ class Lifted:
         attempt: Callable[..., tp.Any],
         args: tuple[tp.Any, ...],
         kwargs: dict[str, tp.Any] | None = None,
+        axis: Axis | None = None,
     ) -> tp.Any:
-        """`attempt(*functions)`, after an init pass over `once(functions, *args, **kwargs)` where one is due."""
+        """`attempt(view, *functions)`, after an init pass over `once(functions, *args, **kwargs)` where one is due.
+
+        `axis` is the one around the functions, if it has a name.
+        """
         replay = Replay()
         functions = [replay.of(function, number) for number, function in enumerate(self._functions)]
 
         def initialise(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
             return once(functions, *args, **kwargs)
 
-        result = with_modules(self.view, initialise, args, kwargs or {}, lambda: attempt(*functions))
+        result = with_modules(
+            self.threaded, initialise, args, kwargs or {}, lambda view: attempt(view, *functions), axis
+        )
         replay.finish()
         return result
 
@@ -74,32 +89,45 @@ class Lifted:
     def first_lane(self, size: int) -> Iterator[None]:
         """Within an init pass: the stacked modules hold the first entries of their arrays. What is created meanwhile
         gets `size` entries, each from a key of its own."""
-        if not self.roots:
+        if not self.stacked:
             yield
             return
         journal = tp.cast(tp.Any, state.init_pass)
         lane, start = Lane(), len(journal.creations)
-        self.view.refresh()
-        places = {(id(node), name) for node, name in self.view.owners}
-        saved = self.view.read()
-        flags = self.stacked_flags()
-        indices = [index for index, stacked in enumerate(flags) if stacked]
-        self.check_sizes(size)
-        self.view.write(indices, [_entry(saved[index]) for index in indices])
+        view = self.threaded.view()
+        places = {(id(node), name) for node, name in view.owners}
+        self.check_sizes(view, size)
+        saved = view.read()
+        indices = [index for index, stacked in enumerate(self.stacked_flags(view)) if stacked]
+        view.write(indices, [entry(saved[index], 0) for index in indices])
         outer = dict(journal.lanes)
-        journal.lanes.update((id(root), lane) for root in self.roots)
+        journal.lanes.update((id(root), lane) for root in self.stacked)
         try:
             yield
         finally:
             journal.lanes.clear()
             journal.lanes.update(outer)
-            self.view.write(indices, [saved[index] for index in indices])
-        modules = walk(self.roots)
+            view.write(indices, [saved[index] for index in indices])
+        modules = walk(self.stacked)
         _refuse_hidden(modules, places, {(id(c.module), c.name) for c in journal.creations[start:]})
         journal.stack(modules, start, lane, size)
 
-    def check_sizes(self, size: int) -> None:
-        for (node, name), leaf, stacked in zip(self.view.owners, self.view.read(), self.stacked_flags(), strict=True):
+    def size(self, sizes: Sequence[int], how_to_say: str) -> int:
+        """The number of lanes or steps: the first of `sizes`, or else that of the stacked arrays."""
+        if sizes:
+            return sizes[0]
+        view = self.threaded.view()
+        for leaf, stacked in zip(view.read(), self.stacked_flags(view), strict=True):
+            if stacked and leaf.ndim:
+                return leaf.shape[0]
+        if self.stacked:
+            raise ValueError(
+                f"{self.transform}: no argument is mapped, and the stacked modules hold no arrays: give {how_to_say}"
+            )
+        return 1
+
+    def check_sizes(self, view: View, size: int) -> None:
+        for (node, name), leaf, stacked in zip(view.owners, view.read(), self.stacked_flags(view), strict=True):
             if stacked and (leaf.ndim == 0 or leaf.shape[0] != size):
                 raise ValueError(
                     f"{path_of(node, name)} has shape {tuple(leaf.shape)}, but it is stacked: its first axis must "
@@ -120,10 +148,6 @@ def _refuse_hidden(modules: Sequence[Node], before: set[tuple[int, str]], create
                 )
 
 
-def _entry(leaf: tp.Any) -> tp.Any:
-    return entry(leaf, 0)
-
-
 def entry(leaf: tp.Any, axis: int) -> tp.Any:
     """The first entry along an axis; zeros if there is none."""
     if leaf.shape[axis] == 0:
@@ -133,7 +157,13 @@ def entry(leaf: tp.Any, axis: int) -> tp.Any:
 
 def struct(leaf: tp.Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype of one entry along the first axis."""
-    return jax.eval_shape(_entry, leaf)
+    return jax.eval_shape(lambda leaf: entry(leaf, 0), leaf)
+
+
+def inlined(function: Callable[..., tp.Any], lifted: Lifted, view: View) -> Callable[..., tp.Any]:
+    """`(leaves, rng, args) -> (outputs, effects)`. Compiled inline, so that looking at the effects first, by
+    `jax.eval_shape`, costs no second trace."""
+    return jax.jit(lambda leaves, rng, args: run(function, lifted.threaded, view, leaves, rng, args, {}), inline=True)
 
 
 Reduction = Callable[[tp.Any], tp.Any]

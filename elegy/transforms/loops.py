@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elegy import tracing
 from elegy.errors import HookError
 from elegy.frames import path_of
-from elegy.transforms.core import Record, check_function, modules_of, rng_data, run, write_back
-from elegy.transforms.lift import Lifted
+from elegy.state import state
+from elegy.transforms.core import View, check_function, modules_of, rng_data, write_back
+from elegy.transforms.lift import Lifted, inlined
 from elegy.transforms.scan import scan
 
 Value = tp.TypeVar("Value")
@@ -35,10 +37,10 @@ def while_loop(
       Their state is carried from iteration to iteration, and so is the random stream.
 
     **Returns:** the last value. Losses that the iterations declare are summed, and metrics are averaged; without an
-    iteration they are 0 and NaN. Summaries cannot be collected, since their number is not known.
+    iteration they are 0 and NaN. The outputs of modules are not recorded, since their number is not known.
 
-    **Raises:** `HookError` if a summary is declared while summaries are collected, or if `cond_fun` does more than
-    read.
+    **Raises:** `HookError` if a summary is declared by name while summaries are collected, or if `cond_fun` does more
+    than read.
 
     ```python
     import elegy
@@ -51,20 +53,14 @@ def while_loop(
     """
     lifted = Lifted("elegy.while_loop", [cond_fun, body_fun], modules)
 
-    def attempt(cond_fun: tp.Any, body_fun: tp.Any) -> tp.Any:
-        view = lifted.view
+    def attempt(view: View, cond_fun: tp.Any, body_fun: tp.Any) -> tp.Any:
         leaves = view.read()
-        rng = rng_data(leaves)
-        test = jax.jit(lambda leaves, value: run(cond_fun, view, leaves, rng, (value,), {}), inline=True)
-        step = jax.jit(lambda leaves, rng, value: run(body_fun, view, leaves, rng, (value,), {}), inline=True)
-        _check_reads(view, jax.eval_shape(test, leaves, init_val)[1])
-        _, (_, _, shapes, record) = jax.eval_shape(step, leaves, rng, init_val)
-        if any(kind == "summary" for kind, _, _ in record.events):
-            names = ", ".join(name for kind, name, _ in record.events if kind == "summary")
-            raise HookError(
-                f"summaries were declared inside elegy.while_loop ({names}), and the number of its iterations is not "
-                "known while compiling.\n  Use elegy.scan, or elegy.hooks_context() without summaries."
-            )
+        traced = tracing.is_traced()
+        rng = rng_data(traced)
+        test = inlined(_without_summaries(cond_fun), lifted, view)
+        step = inlined(_without_summaries(body_fun), lifted, view)
+        _check_reads(view, jax.eval_shape(test, leaves, rng, (init_val,))[1])
+        _, (_, _, shapes, record) = jax.eval_shape(step, leaves, rng, (init_val,))
 
         def insert(moving):
             inside = list(leaves)
@@ -74,23 +70,42 @@ def while_loop(
 
         def body(state):
             value, moving, rng, sums, count = state
-            value, (moving, advanced, events, _) = step(insert(moving), rng, value)
+            value, (moving, advanced, events, _) = step(insert(moving), rng, (value,))
             sums = [jax.tree.map(lambda a, b: a + b, old, new) for old, new in zip(sums, events, strict=True)]
             return value, moving, rng if advanced is None else advanced, sums, count + 1
 
         sums = jax.tree.map(lambda like: jnp.zeros(like.shape, _sum_dtype(like.dtype)), shapes)
         start = (init_val, [leaves[index] for index in record.indices], rng, sums, jnp.zeros((), jnp.int32))
         value, moving, advanced, sums, count = jax.lax.while_loop(
-            lambda state: test(insert(state[1]), state[0])[0], body, start
+            lambda state: test(insert(state[1]), rng, (state[0],))[0], body, start
         )
         events = [
             total if kind == "loss" else jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
             for (kind, _, _), total in zip(record.events, sums, strict=True)
         ]
-        write_back(view, (moving, advanced, events, Record(record.indices, record.events)), (init_val,))
-        return value
+        return write_back(view, value, (moving, advanced, events, record), traced)
 
     return lifted.call(lambda functions, value: (functions[0](value), functions[1](value)), attempt, (init_val,))
+
+
+def _without_summaries(function: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
+    """The outputs of modules cannot be recorded where the number of iterations is not known; who asks for a summary by
+    name is told."""
+
+    def quiet(value: tp.Any) -> tp.Any:
+        out = function(value)
+        if state.collector is not None:
+            named = [event.name for event in state.collector.events if event.kind == "summary" and event.module is None]
+            if named:
+                raise HookError(
+                    f"summaries were declared inside elegy.while_loop ({', '.join(named)}), and the number of its "
+                    "iterations is not known while compiling.\n"
+                    "  Use elegy.scan, or elegy.hooks_context() without summaries."
+                )
+            state.collector.drop_summaries()
+        return out
+
+    return quiet
 
 
 def _sum_dtype(dtype: tp.Any) -> tp.Any:
@@ -143,7 +158,7 @@ def fori_loop(
             index, value = carry
             return (index + 1, body_fun(index, value)), None
 
-        start = jnp.asarray(lower, jnp.result_type(int))
+        start = jnp.asarray(lower)  # weakly typed, as JAX's index is
         length = max(int(upper) - int(lower), 0)
         return scan(step, (start, init_val), None, length, unroll=1 if unroll is None else unroll, modules=modules)[0][
             1

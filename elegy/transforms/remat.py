@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import jax
 
-from elegy.transforms.core import rng_data, run, write_back
+from elegy import tracing
+from elegy.transforms.core import Transformed, View, rng_data, run, write_back
 from elegy.transforms.lift import Lifted
 
 _OURS = 2  # arguments of the body before those of the user's function: leaves, random state
@@ -19,7 +20,7 @@ Outputs = tp.TypeVar("Outputs")
 
 
 def remat(
-    function: Callable[Arguments, Outputs],
+    fun: Callable[Arguments, Outputs],
     *,
     prevent_cse: bool = True,
     policy: Callable[..., bool] | None = None,
@@ -30,8 +31,8 @@ def remat(
 
     **Arguments:**
 
-    - `function`, `prevent_cse`, `policy`, `static_argnums`: those of `jax.checkpoint`.
-    - `modules`: a module, or a list, tuple or dict of modules, that `function` uses without taking them as arguments.
+    - `fun`, `prevent_cse`, `policy`, `static_argnums`: those of `jax.checkpoint`.
+    - `modules`: a module, or a list, tuple or dict of modules, that `fun` uses without taking them as arguments.
 
     **Returns:** the function, whose values, state updates, draws and hooks are what they are without it.
 
@@ -46,30 +47,30 @@ def remat(
     loss, grads = elegy.value_and_grad(lambda x: block(x).sum(), modules=linear)(x)
     ```
     """
-    lifted = Lifted("elegy.remat", [function], modules)
     numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     if any(number < 0 for number in numbers):
         raise ValueError(f"static_argnums={static_argnums}: count the arguments from the left, starting at 0")
+    options = {
+        "prevent_cse": prevent_cse,
+        "policy": policy,
+        "static_argnums": tuple(number + _OURS for number in numbers),
+    }
 
-    @functools.wraps(function, updated=())
-    def checkpointed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
-        def attempt(function: tp.Any) -> tp.Any:
-            view = lifted.view
-            leaves = view.read()
+    def transform(function: Callable[..., tp.Any]) -> Transformed[..., tp.Any]:
+        lifted = Lifted("elegy.remat", [function], modules)
+        call = functools.partial(_remat, lifted, options)
+        return Transformed(function, lifted.threaded.roots, transform, lambda *args, **kwargs: call(args, kwargs))
 
-            def body(leaves, rng, *args, **kwargs):
-                return run(function, view, leaves, rng, args, kwargs)
+    return tp.cast(tp.Any, transform(fun))
 
-            body = jax.checkpoint(
-                body,
-                prevent_cse=prevent_cse,
-                policy=policy,
-                static_argnums=tuple(number + _OURS for number in numbers),
-            )
-            out, effects = body(leaves, rng_data(leaves), *args, **kwargs)
-            write_back(view, effects, args)
-            return out
 
-        return lifted.call(lambda functions, *args, **kwargs: functions[0](*args, **kwargs), attempt, args, kwargs)
+def _remat(lifted: Lifted, options: dict[str, tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
+    def attempt(view: View, function: tp.Any) -> tp.Any:
+        def body(leaves, rng, *args, **kwargs):
+            return run(function, lifted.threaded, view, leaves, rng, args, kwargs)
 
-    return checkpointed
+        traced = tracing.is_traced()
+        out, effects = jax.checkpoint(body, **options)(view.read(), rng_data(traced), *args, **kwargs)
+        return write_back(view, out, effects, traced)
+
+    return lifted.call(lambda functions, *args, **kwargs: functions[0](*args, **kwargs), attempt, args, kwargs)

@@ -6,17 +6,19 @@ import typing as tp
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
-from elegy.leaves import is_array
-from elegy.transforms.core import rng_data, run, write_back
-from elegy.transforms.lift import Lifted, entry, mean, reduce_events, struct, total
+from elegy import tracing
+from elegy.axes import show_value
+from elegy.transforms.core import rng_data, write_back
+from elegy.transforms.lift import Lifted, entry, inlined, mean, reduce_events, struct, total
 
 Carry = tp.TypeVar("Carry")
 Y = tp.TypeVar("Y")
 
 
 def scan(
-    function: Callable[[Carry, tp.Any], tuple[Carry, Y]],
+    f: Callable[[Carry, tp.Any], tuple[Carry, Y]],
     init: Carry,
     xs: tp.Any = None,
     length: int | None = None,
@@ -30,9 +32,9 @@ def scan(
 
     **Arguments:**
 
-    - `function`: `(carry, x) -> (carry, y)`.
+    - `f`: `(carry, x) -> (carry, y)`.
     - `init`, `xs`, `length`, `reverse`, `unroll`: those of `jax.lax.scan`.
-    - `modules`: a module, or a list, tuple or dict of modules, that `function` uses without taking them as arguments.
+    - `modules`: a module, or a list, tuple or dict of modules, that `f` uses without taking them as arguments.
       Their state is carried from step to step.
     - `stacked`: the same, for modules whose arrays have a leading axis with an entry for each step. Their state is
       updated entry by entry. One that is not initialised gets parameters of its own for each step.
@@ -56,42 +58,33 @@ def scan(
     assert sums.shape == (7,)
     ```
     """
-    lifted = Lifted("elegy.scan", [function], modules, stacked)
+    lifted = Lifted("elegy.scan", [f], modules, stacked)
+
+    def steps() -> int:
+        sizes = [jnp.shape(leaf)[0] for leaf in jax.tree.leaves(xs) if jnp.ndim(leaf)]
+        return lifted.size([*([] if length is None else [length]), *sizes], "length=")
 
     def once(functions: tp.Any, carry: tp.Any, xs: tp.Any) -> tp.Any:
-        size = _length(lifted, xs, length)
-        x = jax.tree.map(lambda leaf: entry(leaf, 0), xs)
-        with lifted.first_lane(size):
-            return functions[0](carry, x)
+        with lifted.first_lane(steps()):
+            return functions[0](carry, jax.tree.map(lambda leaf: entry(jnp.asarray(leaf), 0), xs))
 
-    def attempt(function: tp.Any) -> tp.Any:
-        return _scan(function, lifted, init, xs, {"length": length, "reverse": reverse, "unroll": unroll})
+    def attempt(view: View, function: tp.Any) -> tp.Any:
+        if lifted.stacked:
+            lifted.check_sizes(view, steps())
+        options = {"length": steps() if lifted.stacked else length, "reverse": reverse, "unroll": unroll}
+        return _scan(function, lifted, view, init, xs, options)
 
     return lifted.call(once, attempt, (init, xs))
 
 
-def _scan(function, lifted, init, xs, options):
-    view = lifted.view
-    leaves, stacked = view.read(), lifted.stacked_flags()
-    if any(stacked):
-        lifted.check_sizes(_length(lifted, xs, options["length"]))
-        options = {**options, "length": _length(lifted, xs, options["length"])}
-    rng = rng_data(leaves)
-
-    def step(leaves, rng, carry, x):
-        out, effects = run(function, view, leaves, rng, (carry, x), {})
-        if not isinstance(out, (tuple, list)) or len(out) != 2:
-            given = "an array" if is_array(out) else f"a {type(out).__name__}"
-            raise TypeError(
-                f"the function of elegy.scan must return a pair (carry, y), got {given}.\n"
-                "  Return (carry, None) if a step has no output."
-            )
-        return tuple(out), effects
-
-    # Compiled inline, so that looking at the effects first costs no second trace.
-    step = jax.jit(step, inline=True)
+def _scan(function, lifted, view, init, xs, options):
+    leaves, stacked = view.read(), lifted.stacked_flags(view)
+    traced = tracing.is_traced()
+    rng = rng_data(traced)
+    step = inlined(_with_pair(function), lifted, view)
     slices = [struct(leaf) if flag else leaf for leaf, flag in zip(leaves, stacked, strict=True)]
-    _, (_, _, _, record) = jax.eval_shape(step, slices, rng, init, jax.tree.map(struct, xs))
+    (shapes, _), (_, _, _, record) = jax.eval_shape(step, slices, rng, (init, jax.tree.map(struct, xs)))
+    _require_like(init, shapes)
     carried = [index for index in record.indices if not stacked[index]]
     sliced = [index for index in record.indices if stacked[index]]
 
@@ -101,7 +94,7 @@ def _scan(function, lifted, init, xs, options):
         inside = [next_entry if flag else leaf for leaf, flag, next_entry in zip(leaves, stacked, entries, strict=True)]
         for index, value in zip(carried, moving, strict=True):
             inside[index] = value
-        (carry, y), (values, advanced, events, record) = step(inside, rng, carry, x)
+        (carry, y), (values, advanced, events, record) = step(inside, rng, (carry, x))
         changed = dict(zip(record.indices, values, strict=True))
         moving = [changed[index] for index in carried]
         return (carry, moving, rng if advanced is None else advanced), (y, [changed[index] for index in sliced], events)
@@ -112,19 +105,34 @@ def _scan(function, lifted, init, xs, options):
     )
     final = dict(zip((*carried, *sliced), (*moving, *changed), strict=True))
     values = [final[index] for index in record.indices]
-    effects = (values, advanced, events, record)
-    write_back(view, (values, advanced, reduce_events(effects, loss=total, metric=mean), record), (init, xs))
-    return carry, ys
+    events = reduce_events((values, advanced, events, record), loss=total, metric=mean)
+    return write_back(view, (carry, ys), (values, advanced, events, record), traced)
 
 
-def _length(lifted: Lifted, xs: tp.Any, length: int | None) -> int:
-    sizes = [leaf.shape[0] for leaf in jax.tree.leaves(xs)]
-    if length is not None:
-        sizes.insert(0, length)
-    if not sizes:
-        lifted.view.refresh()
-        flagged = zip(lifted.view.read(), lifted.stacked_flags(), strict=True)
-        sizes = [leaf.shape[0] for leaf, stacked in flagged if stacked]
-    if not sizes and lifted.roots:
-        raise ValueError("elegy.scan: there are no xs, and the stacked modules hold no arrays: give length=")
-    return sizes[0] if sizes else 1
+def _with_pair(function: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
+    def step(carry: tp.Any, x: tp.Any) -> tp.Any:
+        out = function(carry, x)
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise TypeError(
+                f"the function of elegy.scan must return a pair (carry, y), got {show_value(out)}.\n"
+                "  Return (carry, None) if a step has no output."
+            )
+        return tuple(out)
+
+    return step
+
+
+def _require_like(init: tp.Any, carry: tp.Any) -> None:
+    """Refuses a carry that is not like the one before; JAX would speak of the carry that elegy makes of it."""
+    old, new = (jax.tree.structure(tree) for tree in (init, carry))
+    kept = old == new and all(map(_fits, jax.tree.leaves(init), jax.tree.leaves(carry)))
+    if not kept:
+        raise TypeError(
+            f"the function of elegy.scan must return a carry like the one that it is given: {show_value(init)} went "
+            f"in, {show_value(carry)} came out."
+        )
+
+
+def _fits(old: tp.Any, new: tp.Any) -> bool:
+    is_weak = isinstance(old, (bool, int, float, complex)) or getattr(old, "weak_type", False)
+    return jnp.shape(old) == new.shape and (is_weak or jnp.result_type(old) == new.dtype)

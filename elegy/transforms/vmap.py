@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import functools
 import typing as tp
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from elegy import tracing
 from elegy.errors import ReductionError
-from elegy.frames import RNG_ATTRIBUTE, path_of
+from elegy.frames import RNG_ATTRIBUTE, path_of, user_level
+from elegy.initialise import has_tracer, identical_members
+from elegy.leaves import Node
+from elegy.parameters import get_parameters
+from elegy.pytree import walk
 from elegy.random import default_impl, lane_of, step_of
 from elegy.state import state
-from elegy.transforms.core import rng_data, run, write_back
+from elegy.transforms.core import Transformed, View, rng_data, run, write_back
 from elegy.transforms.lift import Lifted, entry, mean, reduce_events
 
 Reduce = tp.Literal["mean", "max", "min"] | Callable[[jax.Array], jax.Array]
@@ -24,7 +31,7 @@ Outputs = tp.TypeVar("Outputs")
 
 
 def vmap(
-    function: Callable[Arguments, Outputs],
+    fun: Callable[Arguments, Outputs],
     in_axes: int | None | Sequence[tp.Any] = 0,
     out_axes: tp.Any = 0,
     axis_name: Hashable | None = None,
@@ -39,8 +46,8 @@ def vmap(
 
     **Arguments:**
 
-    - `function`, `in_axes`, `out_axes`, `axis_name`, `axis_size`, `spmd_axis_name`: those of `jax.vmap`.
-    - `modules`: a module, or a list, tuple or dict of modules, that `function` uses without taking them as arguments.
+    - `fun`, `in_axes`, `out_axes`, `axis_name`, `axis_size`, `spmd_axis_name`: those of `jax.vmap`.
+    - `modules`: a module, or a list, tuple or dict of modules, that `fun` uses without taking them as arguments.
       Each lane sees the same arrays.
     - `stacked`: the same, for modules whose arrays have a leading axis with an entry for each lane. Their state is
       updated lane by lane. One that is not initialised gets parameters of its own in each lane.
@@ -67,33 +74,62 @@ def vmap(
     """
     if reduce_state is not None and not callable(reduce_state) and reduce_state not in _REDUCTIONS:
         raise ValueError(f"reduce_state={reduce_state!r}: it takes 'mean', 'max', 'min' or a function")
-    lifted = Lifted("elegy.vmap", [function], modules, stacked)
     axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+    options = {
+        "out_axes": out_axes,
+        "axis_name": axis_name,
+        "axis_size": axis_size,
+        "spmd_axis_name": spmd_axis_name,
+        "reduce_state": reduce_state,
+    }
 
-    @functools.wraps(function, updated=())
-    def mapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
-        def once(functions: tp.Any, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
-            with lifted.first_lane(_size(lifted, axis_size, axes, args, kwargs)):
-                return functions[0](*_first(axes, args), **_first(0, kwargs))
+    def transform(function: Callable[..., tp.Any]) -> Transformed[..., tp.Any]:
+        lifted = Lifted("elegy.vmap", [function], modules, stacked)
+        call = functools.partial(_vmap, lifted, axes, options)
+        return Transformed(function, lifted.threaded.roots, transform, lambda *args, **kwargs: call(args, kwargs))
 
-        def attempt(function: tp.Any) -> tp.Any:
-            return _map(
-                function, lifted, (axes, out_axes, axis_name, axis_size, spmd_axis_name), reduce_state, args, kwargs
-            )
-
-        return lifted.call(once, attempt, args, kwargs)
-
-    return mapped
+    return tp.cast(tp.Any, transform(fun))
 
 
-def _map(function, lifted, options, reduce_state, args, kwargs):
-    axes, out_axes, axis_name, axis_size, spmd_axis_name = options
-    view = lifted.view
-    leaves, stacked = view.read(), lifted.stacked_flags()
-    if any(stacked):
-        lifted.check_sizes(_size(lifted, axis_size, axes, args, kwargs))
-    rng, impl = rng_data(leaves), state.rng._impl
-    name = axis_name if axis_name is not None else f"elegy.vmap {len(state.frames)} {id(lifted)}"
+def _vmap(lifted: Lifted, axes: tp.Any, options: dict[str, tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
+    axis_name, axis_size = options["axis_name"], options["axis_size"]
+
+    @functools.cache
+    def mapped_sizes() -> list[int]:
+        if args or kwargs:  # JAX checks the arguments, and says what is wrong with them
+            jax.eval_shape(jax.vmap(lambda *args, **kwargs: None, axes, axis_size=axis_size), *args, **kwargs)
+        sizes: list[int] = []
+        _along((axes, 0), (args, kwargs), lambda axis, leaf: sizes.append(jnp.shape(leaf)[axis]))
+        return sizes
+
+    def size() -> int:
+        return lifted.size([*mapped_sizes(), *([] if axis_size is None else [axis_size])], "axis_size=")
+
+    def once(functions: tp.Any, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        with lifted.first_lane(size()):
+            out = functions[0](*_first(axes, args), **_first(0, kwargs))
+        if lifted.stacked and not mapped_sizes():
+            warn_if_identical(lifted.stacked)
+        return out
+
+    def attempt(view: View, function: tp.Any) -> tp.Any:
+        if lifted.stacked:
+            lifted.check_sizes(view, size())
+        before, state.maps = state.maps, state.maps + 1
+        try:
+            return _map(function, lifted, view, axes, options, args, kwargs)
+        finally:
+            state.maps = before
+
+    return lifted.call(once, attempt, args, kwargs, None if axis_name is None else (axis_name, size()))
+
+
+def _map(function, lifted, view, axes, options, args, kwargs):
+    leaves, stacked = view.read(), lifted.stacked_flags(view)
+    traced = tracing.is_traced()
+    rng, impl = rng_data(traced), state.rng._impl
+    # The name of the axis is a part of what JAX caches by, so it must be the same in each call.
+    name = f"elegy.vmap {state.maps}" if options["axis_name"] is None else options["axis_name"]
     # Where the thread's stream cannot follow, modules draw from keys of their own, and lanes must not share them.
     own = [
         index
@@ -108,15 +144,15 @@ def _map(function, lifted, options, reduce_state, args, kwargs):
         leaves = list(leaves)
         for index in own:
             leaves[index] = lane(leaves[index], default_impl())
-        return run(function, view, leaves, rng, args, kwargs, enter=lane)
+        return run(function, lifted.threaded, view, leaves, rng, args, kwargs, enter=lane)
 
     out, effects = jax.vmap(
         body,
         in_axes=([0 if flag else None for flag in stacked], axes, 0),
-        out_axes=(out_axes, 0),
+        out_axes=(options["out_axes"], 0),
         axis_name=name,
-        axis_size=axis_size,
-        spmd_axis_name=spmd_axis_name,
+        axis_size=options["axis_size"],
+        spmd_axis_name=options["spmd_axis_name"],
     )(leaves, args, kwargs)
     values, advanced, _, record = effects
     reduced = []
@@ -124,13 +160,12 @@ def _map(function, lifted, options, reduce_state, args, kwargs):
         if index in own:
             value = step_of(leaves[index], default_impl())
         elif not stacked[index]:
-            value = _reduce(reduce_state, value, leaves[index], path_of(*view.owners[index]))
+            value = _reduce(options["reduce_state"], value, leaves[index], path_of(*view.owners[index]))
         reduced.append(value)
     events = reduce_events(effects, loss=mean, metric=mean)
-    write_back(
-        view, (reduced, None if advanced is None else step_of(tp.cast(jax.Array, rng), impl), events, record), args
-    )
-    return out
+    if advanced is not None:
+        advanced = step_of(tp.cast(jax.Array, rng), impl)
+    return write_back(view, out, (reduced, advanced, events, record), traced)
 
 
 def _mean(values: jax.Array) -> jax.Array:
@@ -182,16 +217,11 @@ def _along(axes: tp.Any, args: tp.Any, function: Callable[[int, tp.Any], tp.Any]
     return jax.tree.map(mapped, axes, args, is_leaf=lambda axis: axis is None)
 
 
-def _size(lifted: Lifted, axis_size: int | None, axes: tp.Any, args: tp.Any, kwargs: tp.Any) -> int:
-    """The number of lanes."""
-    sizes: list[int] = [] if axis_size is None else [axis_size]
-    _along((axes, 0), (args, kwargs), lambda axis, leaf: sizes.append(jnp.shape(leaf)[axis]))
-    if sizes:
-        return sizes[0]
-    lifted.view.refresh()
-    for leaf, stacked in zip(lifted.view.read(), lifted.stacked_flags(), strict=True):
-        if stacked:
-            return leaf.shape[0]
-    if lifted.roots:
-        raise ValueError("elegy.vmap: no argument is mapped, and the stacked modules hold no arrays: give axis_size=")
-    return 1
+def warn_if_identical(members: Sequence[Node]) -> None:
+    """Warns if stacked modules have the same trainable parameters in each lane, and draw no random numbers."""
+    nodes = walk(members)
+    arrays = [jnp.asarray(leaf) for node in members for leaf in jax.tree.leaves(get_parameters(node, trainable=True))]
+    if not arrays or len(arrays[0]) < 2 or any(RNG_ATTRIBUTE in node.__dict__ for node in nodes) or has_tracer(arrays):
+        return
+    if all(bool(np.all(array == array[:1])) for array in map(np.asarray, arrays)):
+        warnings.warn(identical_members(members[0], f"the {len(arrays[0])} members"), stacklevel=user_level())
