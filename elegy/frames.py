@@ -199,13 +199,18 @@ class Replay:
     in the code of the method.
     """
 
-    __slots__ = ("_end", "_frame", "_starts")
+    __slots__ = ("_begin", "_end", "_frame", "_starts")
 
     def __init__(self) -> None:
         frame = state.frames[-1] if state.frames else None
         self._frame = None if frame is None or frame.building else frame
         self._starts: dict[int, int] = {}
-        self._end = 0 if frame is None else frame.index
+        self._begin = self._end = 0 if frame is None else frame.index
+
+    @property
+    def place(self) -> tp.Any:
+        """Where in which method the functions run."""
+        return None if self._frame is None else (id(self._frame.module), self._frame.method, self._begin)
 
     def of(self, function: Callable[..., tp.Any], number: int = 0) -> Callable[..., tp.Any]:
         """The `number`-th function of the transform, to be run any number of times."""
@@ -276,28 +281,28 @@ def _is_library(frame: types.FrameType) -> bool:
     return frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES
 
 
-def _caller(is_between: Callable[[types.FrameType], bool]) -> tuple[types.FrameType, int]:
-    """The nearest frame for which `is_between` is false, and its level above the function that asks."""
-    frame, level = sys._getframe(2), 1
-    while frame.f_back is not None and is_between(frame):
+def warn(warning: Warning) -> None:
+    """Gives a warning that points at the nearest caller outside of libraries."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and _is_library(frame):
         frame, level = frame.f_back, level + 1
-    return frame, level
-
-
-def user_level() -> int:
-    """The `stacklevel` that makes a warning point at the nearest caller outside of libraries."""
-    return _caller(_is_library)[1]
+    warnings.warn(warning, stacklevel=level)
 
 
 def user_site() -> str:
     """File and line of the nearest caller outside of libraries."""
-    frame, _ = _caller(_is_library)
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return _site(_is_library)
 
 
 def call_site() -> str:
     """File and line of the nearest caller outside the core and outside type checkers."""
-    frame, _ = _caller(_is_core)
+    return _site(_is_core)
+
+
+def _site(is_between: Callable[[types.FrameType], bool]) -> str:
+    frame = sys._getframe(1)
+    while frame.f_back is not None and is_between(frame):
+        frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
@@ -410,11 +415,10 @@ def _warn_if_lost(pending: list[tuple[str, str]], path: str, trace: tp.Any) -> N
         without = (
             "pass a key (m.apply(x, rng=key))" if names == [RNG_ATTRIBUTE] else "run the module in evaluation mode"
         )
-        warnings.warn(
+        warn(
             LostUpdateWarning(
                 f"{path}: the update of {', '.join(names)} inside a jax transform was lost, since the changed module "
                 f"was not returned ({pending[0][1]}).\n  Return the module from the transformed function, use the "
                 f"transform of the same name in elegy with modules=, or {without}."
-            ),
-            stacklevel=user_level(),
+            )
         )

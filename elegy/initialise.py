@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import typing as tp
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 
 import jax
@@ -21,7 +20,7 @@ from jax.core import Tracer
 
 from elegy import tracing
 from elegy.errors import IdenticalMembersWarning, ParameterError, TraceError
-from elegy.frames import RNG_ATTRIBUTE, parts_of, path_of, require_same_trace, user_level
+from elegy.frames import RNG_ATTRIBUTE, parts_of, path_of, require_same_trace, warn
 from elegy.hooks import Collector
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import meta_of, nodes_in, set_born, walk
@@ -351,7 +350,7 @@ def _attempt(function, args, kwargs, roots, how, axis) -> bool:
     if journal.outer is not None:
         journal.outer.take(journal)
     elif _are_identical(journal):
-        warnings.warn(identical_members(roots[0], "the modules of all lanes"), stacklevel=user_level())
+        warn(identical_members(roots[0], "the modules of all lanes"))
     return bool(journal.creations or journal.modules)
 
 

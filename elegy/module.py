@@ -72,7 +72,7 @@ class ModuleMeta(abc.ABCMeta):
                 "  Remove __slots__ (for a dataclass: slots=True)."
             )
         cached = {
-            key: _cached(value) for key, value in namespace.items() if isinstance(value, functools.cached_property)
+            key: _cached(key, value) for key, value in namespace.items() if isinstance(value, functools.cached_property)
         }
         namespace = {**namespace, **cached}
         cls = super().__new__(mcs, name, bases, namespace, **kwargs)
@@ -94,7 +94,7 @@ class ModuleMeta(abc.ABCMeta):
         return frame.create(cls, plain_arguments(args, kwargs), lambda: _construct(cls, args, kwargs))
 
 
-def _cached(attribute: functools.cached_property) -> property:
+def _cached(name: str, attribute: functools.cached_property) -> property:
     """A cached property that keeps its value beside the attributes, where it is no part of the structure."""
 
     @functools.wraps(attribute.func)
@@ -103,7 +103,7 @@ def _cached(attribute: functools.cached_property) -> property:
             value = attribute.func(module)
             if any(leaves.is_dynamic(leaf) for leaf in jax.tree.leaves(value, is_leaf=leaves.is_node)):
                 raise StaticValueError(
-                    f"{path_of(module, attribute.attrname)} is a functools.cached_property that gives an array or a "
+                    f"{path_of(module, name)} is a functools.cached_property that gives an array or a "
                     "module, which would go stale when parameters change.\n  Use property."
                 )
             return value
@@ -115,6 +115,7 @@ def _cached(attribute: functools.cached_property) -> property:
 
 def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> tp.Any:
     pytree.register(cls)
+    state.constructed += 1
     module = cls.__new__(cls, *args, **kwargs)
     pytree.set_meta(module, Meta())
     pytree.set_layout(module, None)

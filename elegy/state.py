@@ -46,6 +46,8 @@ class State(threading.local):
         self.threaded: Mapping[int, Node] = {}
         # Those among them that an init pass did not reach, with the method.
         self.unreached: frozenset[tuple[int, str]] = frozenset()
+        # How many modules were constructed so far.
+        self.constructed: int = 0
         # How many functions that elegy.vmap maps are running in each other.
         self.maps: int = 0
         # JAX values.

@@ -17,7 +17,6 @@ import sys
 import threading
 import types
 import typing as tp
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 
@@ -28,7 +27,7 @@ from jaxtyping import AnnotationError, Array, jaxtyped
 
 from elegy import axes
 from elegy.errors import ParameterError, TypeCheckError, UncheckedAnnotationWarning
-from elegy.frames import path_of, user_level
+from elegy.frames import path_of, warn
 from elegy.leaves import Node
 from elegy.state import state
 
@@ -576,7 +575,7 @@ class Scope:
             owner = type(self.module) if entry.kind in ("field", "parameter") else self.function
             what = "return annotation" if entry.kind == "return" else f"annotation of {entry.name}"
             text = f"{owner.__module__}.{name_of(owner, '__qualname__')}: the {what} {text}"
-            warnings.warn(UncheckedAnnotationWarning(text), stacklevel=user_level())
+            warn(UncheckedAnnotationWarning(text))
 
     def names(self):
         """What an expression in braces can refer to."""
@@ -700,8 +699,7 @@ def infer_shape(module: Node, name: str) -> tuple[int, ...] | None:
         return None
     scope = next((scope for scope in reversed(_threads.first_runs) if scope.module is module), None)
     scope = Scope(module, _constructed, (module,), {}, _arrays_only) if scope is None else scope
-    entries = [*scope.fields(there_before=True), *scope.arguments(), *scope.fields(there_before=False)]
-    sizes = scope.sizes(entries * 2)  # twice, for expressions of axes that come later
+    sizes = scope.sizes([*scope.fields(there_before=True), *scope.arguments(), *scope.fields(there_before=False)])
     try:
         return axes.shape_of(annotation, sizes, scope.names())
     except axes.UnknownAxisError as error:
@@ -728,6 +726,4 @@ def explain(module, function, args, kwargs):
             scope.enter()
     except _Mismatch as mismatch:
         return f"{mismatch}\n  {scope.show_axes()}"
-    except Exception:
-        pass  # an axis that nothing binds, say; there is another error to tell of
     return ""

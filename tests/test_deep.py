@@ -75,6 +75,18 @@ class List(elegy.Module):
         return x
 
 
+class Grandchildren(elegy.Module):
+    """Runs what its children hold, and not the children."""
+
+    def __init__(self, n):
+        self.layers = [Around(Counting()) for _ in range(n // 2)]
+
+    def call(self, x):
+        for layer in self.layers:
+            x = layer.inner(x)
+        return x
+
+
 class Created(elegy.Module):
     def __init__(self, n):
         self.n = n
@@ -149,6 +161,7 @@ MODELS: dict[str, Callable[[int], Any]] = {
     "siblings": lambda n: List(Leaf, n),
     "siblings, with state": lambda n: List(Counting, n),
     "siblings by creation": Created,
+    "grandchildren": Grandchildren,
     "siblings that report": reporting,
     "siblings that share": sharing,
     "parameters": Parameters,

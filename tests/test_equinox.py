@@ -431,3 +431,20 @@ def test_trainable_mask_fits_optax_masked():
     np.testing.assert_array_equal(updates.linear.w, -jnp.ones([3, 2]))
     np.testing.assert_array_equal(updates.layers[0].w, jnp.ones([3, 3]))
     np.testing.assert_array_equal(updates.layers[1].mean, jnp.ones(3))
+
+
+def test_tree_at_fills_what_was_none():
+    class Optional(elegy.Module):
+        def __init__(self):
+            self.head = None
+
+        def call(self, x):
+            return x if self.head is None else self.head(x)
+
+    module = Optional()
+    assert module(X) is not None and jax.tree.leaves(module) == []
+    head = Linear(2).init(X)
+    filled = eqx.tree_at(lambda m: m.head, module, head, is_leaf=lambda part: part is None)
+    np.testing.assert_allclose(filled(X), head(X), rtol=1e-6)
+    assert set(filled.get_parameters()) == {"head"} and module.head is None
+    assert elegy.jit(filled)(X).shape == filled(X).shape

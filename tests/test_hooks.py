@@ -530,3 +530,63 @@ def test_hooks_of_a_counter_below_a_function():
     for call in range(2):
         _, _, metrics, _ = collected(step)
         assert metrics == {"twice/n": 2 * (call + 1)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The mode, and what JAX has compiled
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def modes_of(stock):
+    """The mode, and the one of the compiled function that runs."""
+    return elegy.training(), bool(stock(jnp.zeros([])))
+
+
+def test_the_mode_and_compiled_functions_agree_whatever_sets_it():
+    stock = jax.jit(lambda x: x + float(elegy.training()))
+    assert modes_of(stock) == (True, True)
+    with elegy.hooks_context():
+        elegy.set_training(False)
+        assert modes_of(stock) == (False, False)
+    assert modes_of(stock) == (False, False)
+    static, dynamic = elegy.get_static_context(), elegy.get_dynamic_context()
+    elegy.set_training(True)
+    assert modes_of(stock) == (True, True)
+    elegy.set_context(static, dynamic)
+    assert modes_of(stock) == (False, False)
+    with elegy.training_context(True):
+        with elegy.hooks_context(summaries=True):
+            assert modes_of(stock) == (True, True)
+            elegy.set_training(False)
+            assert modes_of(stock) == (False, False)
+    assert modes_of(stock) == (False, False)
+    elegy.set_training(True)
+
+
+@pytest.mark.parametrize("name", ["set_training", "set_rng", "set_context"])
+@pytest.mark.parametrize("transform", [jax.jit, elegy.jit, jax.eval_shape])
+def test_what_would_outlive_a_trace_is_refused(name, transform):
+    context = elegy.get_static_context(), elegy.get_dynamic_context()
+    setter = {
+        "set_training": lambda x: elegy.set_training(False),
+        "set_rng": lambda x: elegy.set_rng(jax.random.key(x)),
+        "set_context": lambda x: elegy.set_context(*context),
+    }[name]
+    key = elegy.get_rng().key
+    with pytest.raises(elegy.errors.TraceError, match="inside a jax transform"):
+        transform(lambda x: setter(x) or x, jnp.int32(3)) if transform is jax.eval_shape else transform(
+            lambda x: setter(x) or x
+        )(jnp.int32(3))
+    assert elegy.training()
+    assert_same(elegy.get_rng().key, key)
+
+
+def test_a_name_context_reaches_the_outputs_of_modules():
+    class Outer(elegy.Module):
+        def call(self, x):
+            with elegy.name_context("block"):
+                return Affine(2)(x)
+
+    x, _ = batch()
+    *_, summaries = collected(lambda: Outer()(x))
+    assert [name for name, _ in summaries] == ["outer/block/affine", "outer"]

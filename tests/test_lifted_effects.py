@@ -486,3 +486,60 @@ def test_the_arguments_of_the_namesakes():
         elegy.scan(lambda c, x: c, 0, X)
     with pytest.raises(ValueError, match="unroll= needs bounds that are Python integers"):
         elegy.fori_loop(jnp.array(2), jnp.array(5), lambda i, x: x, 0, unroll=2)
+
+
+def test_values_of_branches_have_a_common_dtype():
+    with elegy.hooks_context():
+        elegy.cond(
+            jnp.array(True),
+            lambda x: elegy.add_loss("a", 1) or elegy.add_metric("b", x[0, 0].astype(jnp.bfloat16)),
+            lambda x: elegy.add_loss("a", x.sum()) or elegy.add_metric("b", x[0, 0]),
+            X,
+        )
+        assert elegy.get_losses()["a_loss"].dtype == elegy.get_metrics()["b"].dtype == jnp.float32
+        assert elegy.get_losses()["a_loss"] == 1
+
+
+def test_a_loop_runs_modules_while_summaries_are_collected():
+    linear = Linear(3).init(X)
+    with elegy.hooks_context(summaries=True):
+        elegy.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, linear(c[1])), (0, X), modules=linear)
+        assert elegy.get_summaries() == []
+
+
+def test_arguments_that_cannot_be_mapped_are_told_by_jax():
+    linear = Linear(3)
+    with pytest.raises(ValueError, match="rank should be at least 1"):
+        elegy.vmap(linear)(1.0)
+    with pytest.raises(ValueError, match="inconsistent sizes"):
+        elegy.vmap(lambda x, y: linear(x) + y, modules=linear)(X, X[:2])
+    assert not linear.initialized
+
+
+def test_the_index_of_a_loop_is_weakly_typed_as_in_jax():
+    start = jnp.zeros([], jnp.int8)
+    with jax.numpy_dtype_promotion("standard"):
+        assert elegy.fori_loop(0, 4, lambda i, x: x + i, start) == jax.lax.fori_loop(0, 4, lambda i, x: x + i, start)
+
+
+def test_a_module_is_the_body_of_a_loop():
+    class Step(elegy.Module):
+        def call(self, index, x):
+            return x + elegy.nn.Linear(3)(x)
+
+    step = Step()
+    y = elegy.fori_loop(0, 2, step, X)
+    x = X + step.linear(X)
+    np.testing.assert_allclose(y, x + step.linear(x), rtol=1e-5)
+    with pytest.raises(TypeError, match="elegy.fori_loop takes a function or a module, got the class Step"):
+        elegy.fori_loop(0, 2, Step, X)
+
+
+def test_transforms_in_each_other_list_the_modules_once():
+    linear = Linear(3)
+    rows = elegy.vmap(lambda x: linear(x), modules=linear)
+    loss, grads = elegy.jit(elegy.value_and_grad(lambda x: rows(x).sum(), modules=linear))(X)
+    assert grads["w"].shape == (3, 3) and linear.initialized
+    counter = Counter()
+    elegy.jit(elegy.remat(counter))(X)
+    assert counter.n == 1

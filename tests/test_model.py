@@ -1,5 +1,6 @@
 """`elegy.Model` against loops written by hand with Optax, and its metrics against scikit-learn."""
 
+import contextlib
 import functools
 import io
 import math
@@ -1010,3 +1011,50 @@ def test_no_tracer_escapes(no_leaks):
     model = make_model(module)
     model.fit(x, y, batch_size=4, verbose=0)
     assert not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(module))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments that do not fit
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["fit", "evaluate", "validation"])
+def test_a_loss_without_targets_says_so(how):
+    x = np.ones([4, 3], np.float32)
+    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+    call = {
+        "fit": lambda: model.fit(x, verbose=0),
+        "evaluate": lambda: model.evaluate(x),
+        "validation": lambda: model.fit(x, x[:, :1], validation_data=(x,), verbose=0),
+    }[how]
+    with pytest.raises(ValueError, match="mean_squared_error_loss compares predictions with targets"):
+        call()
+    # A function that can do without is called without.
+    model = elegy.Model(elegy.nn.Linear(1), loss=lambda y_pred, y_true=None: jnp.mean(y_pred**2))
+    assert model.fit(x, verbose=0).history["loss"]
+
+
+@contextlib.contextmanager
+def jaxtyping_off():
+    """The checks of the library itself, without those of the annotations."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"epochs": 1.5}, ValueError, "epochs must be an integer"),
+        ({"epochs": "3"}, ValueError, "epochs must be an integer"),
+        ({"initial_epoch": -1}, ValueError, "initial_epoch must be an integer that is not negative"),
+        ({"callbacks": elegy.model.Callback()}, TypeError, r"callbacks=\[callback\]"),
+    ],
+)
+def test_other_arguments_of_fit(options, error, message):
+    x = np.ones([4, 3], np.float32)
+    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+    with jaxtyping_off(), pytest.raises(error, match=message):
+        model.fit(x, x[:, :1], verbose=0, **options)

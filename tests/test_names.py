@@ -1117,3 +1117,40 @@ def test_the_key_of_a_module_does_not_mix_with_attributes_of_the_same_name():
             assert "rng_key" in str(error)
         else:
             assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("name", ["rng_key", "dtype", "name"])
+def test_names_that_the_library_reads_cannot_be_given(name):
+    class Net(elegy.Module):
+        def call(self, x):
+            return Affine(2, name=name)(x)
+
+    x, _ = batch()
+    with pytest.raises(elegy.errors.NameCollisionError, match=f"net: the name '{name}'"):
+        Net()(x)
+
+
+@pytest.mark.parametrize("way", ["class", "to_module"])
+def test_a_class_made_in_call_uses_the_values_of_this_call(way):
+    class Net(elegy.Module):
+        def call(self, x):
+            if way == "to_module":
+                scaled = elegy.to_module(lambda y: Affine(2)(y) * x.sum())
+            else:
+
+                class scaled(elegy.Module):  # noqa: N801
+                    def call(self, y):
+                        return Affine(2)(y) * x.sum()
+
+            return scaled()(x)
+
+    x, _ = batch()
+    net = Net()
+    run = elegy.jit(net)
+    for factor in (1.0, 2.0, 3.0):
+        y = net(factor * x)
+        (child,) = net.submodules.values()
+        assert_close(y, child.affine(factor * x) * (factor * x).sum(), rtol=1e-4)
+        assert_close(run(factor * x), y, rtol=1e-4)
+        assert_close(child(x), child.affine(x) * (factor * x).sum(), rtol=1e-4)  # by itself: as it last ran
+    assert run.traces == 1 and concrete(net)

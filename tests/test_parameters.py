@@ -895,3 +895,67 @@ def test_partition_of_dataclasses_with_arrays():
     # A bare array is state: what is trained is declared by add_parameter.
     params, rest = elegy.partition(module)
     assert params.factor is None and rest.factor is not None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Containers of modules and arrays
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Parts(elegy.Module):
+    def __init__(self):
+        self.parts = [Affine(3), jnp.ones(3)]
+        self.named = {"inner": Affine(3), "shift": np.zeros(3, np.float32)}
+
+    def call(self, x):
+        x = self.parts[0](x) * self.parts[1][None]
+        return self.named["inner"](x) + self.named["shift"][None]
+
+
+def test_a_container_of_modules_and_arrays_trains():
+    x, _ = batch()
+    module = Parts().init(x)
+    for kind in (True, False, None):
+        module.set_parameters(module.get_parameters(trainable=kind))
+    optimizer = elegy.Optimizer(optax.sgd(0.1))
+    _, grads = elegy.value_and_grad(lambda x: jnp.sum(module(x) ** 2), modules=module)(x)
+    before = module.parts[0].w
+    optimizer.update(module, grads)
+    assert (module.parts[0].w != before).any() and (module.parts[1] == 1).all()
+    with pytest.raises(elegy.errors.ParameterError, match="parts/1: expected an array"):
+        module.set_parameters({"parts": [{}, "text"]})
+
+
+@pytest.mark.parametrize("value", [1 + 2j, jax.ShapeDtypeStruct([], jnp.float32), "text", None])
+def test_values_that_are_no_arrays_of_the_kind(value):
+    module = one(shape=[], initializer=jnp.ones)
+    module()
+    with pytest.raises(elegy.errors.ParameterError, match="p: expected an array|p is float32"):
+        module.set_parameters({"p": value})
+    assert module.p == 1
+
+
+def test_a_parameter_that_is_cast_goes_on_asking_for_its_first_dtype():
+    class Precise(elegy.Module):
+        def call(self, x):
+            return x * self.add_parameter("w", [3], jnp.float32, jnp.ones)[None].astype(x.dtype)
+
+    x, _ = batch()
+    module = Precise().init(x)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), module)
+    assert half(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16 and half.w.dtype == jnp.bfloat16
+
+
+def test_a_state_of_many_arrays_takes_python_numbers():
+    class Stats(elegy.Module):
+        def call(self, x):
+            stats = self.add_parameter(
+                "stats", initializer=lambda: {"a": jnp.zeros([]), "b": jnp.ones(2)}, trainable=False
+            )
+            self.update_parameter("stats", {"a": 3.0, "b": stats["b"]})
+            return x
+
+    x, _ = batch()
+    module = Stats()
+    module(x)
+    assert isinstance(module.stats["a"], jax.Array) and module.stats["a"] == 3

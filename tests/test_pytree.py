@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import types
 import typing as tp
 
 import equinox as eqx
@@ -898,3 +899,184 @@ def test_an_unhashable_static_value_works_and_is_compared():
     outputs = [float(step(Holder(size).init(1.0), 1.0)) for size in (2, 3, 2, 3)]
     assert outputs == [2, 3, 2, 3]
     assert len(runs) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a module cannot hide
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Pair:
+    module: tp.Any
+    number: int = 1
+
+
+class Odd(list):
+    pass
+
+
+HIDING = {
+    "dataclass": lambda value: Pair(value),
+    "deque": lambda value: collections.deque([value]),
+    "namespace": lambda value: types.SimpleNamespace(inner=value),
+    "mapping": lambda value: types.MappingProxyType({"inner": value}),
+    "subclass of list": lambda value: Odd([value]),
+    "set": lambda value: {value} if isinstance(value, elegy.Module) else Odd([{"deep": Odd([value])}]),
+    "object": lambda value: Object(value),
+    "dataclass in a list": lambda value: [Pair(Pair(value))],
+}
+
+
+class Object:
+    def __init__(self, inner):
+        self.inner = inner
+
+
+class Holds(elegy.Module):
+    def __init__(self, value):
+        self.value = value
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize("how", HIDING)
+def test_modules_and_arrays_that_jax_would_not_see_are_refused(how):
+    with pytest.raises(elegy.errors.StaticValueError, match=r"Holds\.value is a .* a module \(Affine\)"):
+        Holds(HIDING[how](Affine(2)))
+    if how != "object":  # what another object keeps may be its own affair
+        with pytest.raises(elegy.errors.StaticValueError, match=r"Holds\.value is a .* an array"):
+            Holds(HIDING[how](jnp.ones([])))
+    Holds(HIDING[how]("text"))
+
+
+def test_a_module_may_compare_as_it_likes():
+    class Equal(elegy.Module):
+        def __init__(self, k, activation):
+            self.k, self.layers = k, [Affine(3), activation]
+
+        def __eq__(self, other):
+            return isinstance(other, Equal) and self.k == other.k
+
+        def call(self, x):
+            return self.layers[0](x)
+
+    class Hashed(Equal):
+        def __hash__(self):
+            return hash(self.k)
+
+    x, _ = batch()
+    for cls in (Equal, Hashed):
+        one, other = cls(1, "relu").init(x), cls(1, "tanh").init(x)
+        assert one.copy().layers[1] == "relu" and other.copy().layers[1] == "tanh"
+        assert jax.jit(lambda m, x: m(x))(one, x).shape == (6, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["_born", "_compiled", "_depth", "_fixed", "_layout", "_meta", "_pending", "_ties", "_class"]
+)
+def test_the_names_of_the_bookkeeping_are_free(name):
+    class Own(elegy.Module):
+        def __init__(self):
+            setattr(self, name, "NHWC")
+            self.inner = Affine(2)
+
+        def call(self, x):
+            return self.inner(x)
+
+    x, _ = batch()
+    module = Own().init(x)
+    assert getattr(module.copy(), name) == getattr(module, name) == "NHWC"
+    assert_close(jax.jit(lambda m, x: m(x))(module, x), module(x))
+
+
+def test_cached_properties_keep_static_values_and_refuse_arrays():
+    computed = []
+
+    class Cached(elegy.Module):
+        def __init__(self):
+            self.sizes = (2, 3)
+
+        @functools.cached_property
+        def total(self):
+            computed.append(1)
+            return sum(self.sizes)
+
+        @functools.cached_property
+        def norm(self):
+            return jnp.sum(self.w**2)
+
+        def call(self, x):
+            return x * self.add_parameter("w", [3], initializer=jnp.ones)[None] * self.total
+
+    x, _ = batch()
+    module = Cached()
+    structure = jax.tree.structure(module.init(x))
+    assert module.total == module.copy().total == 5 and len(computed) == 2
+    assert jax.tree.structure(module) == structure
+    with pytest.raises(elegy.errors.StaticValueError, match="(?s)cached/norm .* Use property"):
+        print(module.norm)
+    assert set(module.get_parameters()) == {"w"}
+
+
+def test_partial_functions_are_compared_by_what_they_do():
+    class Activated(elegy.Module):
+        def __init__(self, slope):
+            self.activation = functools.partial(jax.nn.leaky_relu, negative_slope=slope)
+            self.inner = Affine(2)
+
+        def call(self, x):
+            return self.activation(self.inner(x))
+
+    x, _ = batch()
+    function, runs = traced(lambda m, x: m(x))
+    compiled = jax.jit(function)
+    one, other, third = Activated(0.1).init(x), Activated(0.1).init(x), Activated(0.2).init(x)
+    compiled(one, x), compiled(other, x), compiled(one.copy(), x)
+    assert len(runs) == 1
+    compiled(third, x)
+    assert len(runs) == 2
+    jax.tree.map(jnp.add, one, other)
+    assert elegy.nn.Ensemble(lambda: Activated(0.1), 3)(x).shape == (3, 6, 2)
+
+
+@pytest.mark.parametrize("cls", [dict, collections.OrderedDict, lambda d: collections.defaultdict(list, d)])
+def test_dicts_keep_their_order_and_refuse_to_change(cls):
+    """A module that runs its layers in turn must do the same when JAX has taken it apart."""
+
+    class Turns(elegy.Module):
+        def __init__(self):
+            self.layers = cls({"second": Affine(3), "first": Affine(2), "a": Affine(1)})
+
+        def call(self, x):
+            for layer in self.layers.values():
+                x = layer(x)
+            return x
+
+    x, _ = batch()
+    module = Turns().init(x)
+    assert_close(jax.jit(lambda m, x: m(x))(module, x), module(x))
+    assert list(module.copy().layers) == ["second", "first", "a"]
+    with pytest.raises(elegy.errors.FrozenModuleError, match="Turns.layers"):
+        module.layers["new"] = jnp.ones(3)
+    module.set_parameters(module.get_parameters())
+
+
+def test_nothing_is_left_of_the_arguments_of_other_instances():
+    """Instances of one class share what is known of their structure, not what their methods were given."""
+    size = [3]
+
+    class Sized(elegy.Module):
+        def call(self, x):
+            return Affine(size[0])(x)
+
+    x, _ = batch()
+    one = Sized().init(x)
+    jax.tree.leaves(one)
+    size[0] = 4
+    other = Sized().init(x)
+    jax.tree.leaves(other)
+    assert other(x).shape == (6, 4)
+    size[0] = 3
+    assert one(x).shape == (6, 3)

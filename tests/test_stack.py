@@ -464,3 +464,252 @@ def test_tied_weights_get_the_sum_of_their_gradients():
     actual = elegy.jit(elegy.value_and_grad(lambda t: jnp.sum(model(t) ** 2), modules=model), modules=model)(tokens)
     assert_same(actual, expected)
     assert model.layers[0] is model.layers[2] is model.block
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beside other modules, and in parts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["eager", "init", "elegy.jit", "vmap"])
+def test_initial_values_do_not_depend_on_the_neighbours(how):
+    class Net(elegy.Module):
+        def __init__(self, stacked):
+            self.embed = Linear(3)
+            self.layers = Stack(Block, 3) if stacked else [Block() for _ in range(3)]
+            self.head = Linear(2)
+
+        def call(self, x):
+            x = self.embed(x)
+            if isinstance(self.layers, list):
+                for layer in self.layers:
+                    x = layer(x)
+            else:
+                x = self.layers(x)
+            return self.head(x)
+
+    def initialised(stacked):
+        net = Net(stacked)
+        if how == "vmap":
+            return jax.vmap(lambda key: net.copy().init(X, rng=key))(jax.random.key(3)[None]).get_parameters()
+        with elegy.rng_context(3):
+            {"eager": net, "init": net.init, "elegy.jit": elegy.jit(net)}[how](X)
+        return net.get_parameters(trainable=True)
+
+    listed, stack = initialised(False), initialised(True)
+    assert_same((stack["embed"], stack["head"]), (listed["embed"], listed["head"]), rtol=0, atol=0)
+    axis = 1 if how == "vmap" else 0
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *listed["layers"])
+    assert_same(stack["layers"]["blocks"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("transform", ["vmap", "scan"])
+def test_two_stacked_modules_of_one_transform_differ(transform):
+    class Net(elegy.Module):
+        def __init__(self):
+            self.query, self.key = Linear(3), Linear(3)
+
+        def call(self, x):
+            both = (self.query, self.key)
+            if transform == "scan":
+                return elegy.scan(lambda x, _: (self.query(x) * self.key(x), None), x, length=4, stacked=both)[0]
+            run = elegy.vmap(lambda x: self.query(x) * self.key(x), in_axes=None, axis_size=4, stacked=both)
+            return run(x)
+
+    net = Net().init(X, rng=0)
+    assert len(np.unique(np.concatenate([net.query.w, net.key.w]).reshape(8, -1), axis=0)) == 8
+    other = Net().init(X, rng=0)
+    assert_same(other.get_parameters(), net.get_parameters(), rtol=0, atol=0)
+
+
+def test_parameters_of_constructors_that_run_in_blocks_are_those_of_a_list():
+    class Scale(elegy.Module):
+        def __init__(self):
+            self.w = self.add_parameter("w", [3], initializer=jax.nn.initializers.normal())
+
+        def call(self, x):
+            return x * self.w[None]
+
+    class Pair(elegy.Module):
+        def call(self, x):
+            return Scale()(x) + Scale(name="other")(x) if False else Scale()(x) + Scale()(x)
+
+    listed, stack = Listed(Pair, 3).init(X, rng=0), Stacked(Pair, 3).init(X, rng=0)
+    expected = stacked([block.get_parameters() for block in listed.layers])
+    assert_same(stack.layers.blocks.get_parameters(), expected, rtol=0, atol=0)
+    assert len(np.unique(jax.tree.leaves(expected))) == 18
+
+
+@pytest.mark.parametrize("make", [Stack, Ensemble])
+def test_modules_that_share_are_not_untied_in_silence(make):
+    shared = Linear(3)
+
+    class Sharing(elegy.Module):
+        def __init__(self):
+            self.shared = shared
+
+        def call(self, x):
+            return self.shared(x)
+
+    for factory in (Sharing, lambda: shared):
+        with pytest.raises(elegy.errors.StructureError, match="linear is in number 0 and in number 1"):
+            make(factory, 3)
+    assert make(lambda: Sharing().copy(), 3).init(X)
+
+
+def test_a_part_of_a_stack_is_like_the_stack():
+    stack = Stack(Block, 5, remat=True, name="encoder").init(X)
+    stack.trainable = False
+    for part, numbers in ((stack[1:4], [1, 2, 3]), (stack[::-2], [4, 2, 0]), (stack[-1:], [4])):
+        assert part.name == "encoder" and not part.trainable and part.initialized and part.remat
+        assert len(part) == len(list(part)) == len(numbers)
+        for block, number in zip(part, numbers, strict=True):
+            assert_same(block.get_parameters(), stack[number].get_parameters(), rtol=0, atol=0)
+    assert len(stack) == 5 and stack.blocks.linear.w.shape == (5, 3, 3)
+    with pytest.raises(ValueError, match="the slice is empty"):
+        stack[2:2]
+
+    class Deep(Stack):
+        def __init__(self, n):
+            super().__init__(lambda: Linear(3), n)
+
+    assert type(Deep(4)[:2]) is Deep
+    members = Ensemble(lambda: Linear(2), 6).init(X)
+    assert_same(members[:2](X), members(X)[:2])
+    one = jax.jit(lambda stack, index: stack[index])(stack, 3)
+    assert_same(one.get_parameters(), stack[3].get_parameters(), rtol=0, atol=0)
+
+
+def test_an_eager_stack_is_compiled_once():
+    traces = []
+
+    class Counting(elegy.Module):
+        def call(self, x, scale, *, flag=False, name="", mask=None):
+            traces.append((flag, name))
+            x = Linear(3)(x) * scale
+            return x if mask is None else jnp.where(mask, x, 0.0)
+
+    stack = Stack(Counting, 4).init(X, 1.0)
+    expected = X
+    for block in stack:
+        expected = block(expected, 0.5)
+    traces.clear()
+    for _ in range(3):
+        assert_same(stack(X, 0.5), expected)
+    assert len(traces) == 1
+    stack(X, 0.5, flag=True, name="other", mask=X > 0)
+    stack(X + 1, 0.5, flag=True, name="other", mask=X < 0)
+    assert traces[1:] == [(True, "other")]
+    stack.set_parameters(jax.tree.map(jnp.zeros_like, stack.get_parameters()))
+    assert not stack(X, 0.5).any() and len(traces) == 2
+
+
+def test_an_eager_stack_whose_blocks_take_another_module():
+    class Attending(elegy.Module):
+        def call(self, x, memory):
+            return x + memory(x)
+
+    memory = Linear(3).init(X)
+    stack = Stack(Attending, 2)
+    y = X + memory(X)
+    assert_same(stack(X, memory), y + memory(y))
+
+
+def test_blocks_that_do_not_return_the_like_of_their_input():
+    with pytest.raises(elegy.errors.StructureError, match=r"stack: a block .* given float32\[5,3\] .* float32\[5,4\]"):
+        Stack(lambda: Linear(4), 2)(X)
+    with pytest.raises(elegy.errors.StructureError, match="say outputs=True"):
+        Stack(Pair, 2)(X, layer_inputs=jnp.ones(2))
+    with pytest.raises(elegy.errors.StructureError, match=r"must return a pair \(x, y\)"):
+        Stack(lambda: Linear(3), 2, outputs=True)(X)
+    with pytest.raises(TypeError, match=r"carry like the one .* float32\[5,3\] went in, float32\[5,4\] came out"):
+        elegy.scan(lambda x, _: (jnp.ones([5, 4]), None), X, length=2)
+    with pytest.raises(TypeError, match="carry like the one"):
+        elegy.scan(lambda x, _: ((x, x), None), X, length=2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Named axes, and members that are alike
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_members_talk_to_each_other_from_the_first_call_on(inside):
+    class Centred(elegy.Module):
+        def call(self, x):
+            y = Linear(2)(x)
+            return y - jax.lax.pmean(y, "members")
+
+    class Net(elegy.Module):
+        def call(self, x):
+            return Ensemble(Centred, 3, axis_name="members")(x)
+
+    net = Net() if inside else Ensemble(Centred, 3, axis_name="members")
+    y = net(X)
+    np.testing.assert_allclose(y.sum(0), np.zeros([5, 2]), atol=1e-6)
+    ensemble = net.ensemble if inside else net
+    outputs = jnp.stack([member.linear(X) for member in ensemble])
+    np.testing.assert_allclose(y, outputs - outputs.mean(0)[None], atol=1e-6)
+    assert_same(elegy.jit(net)(X), y)
+
+
+def test_axes_of_inputs_and_outputs_by_name():
+    class Takes(elegy.Module):
+        def call(self, inputs):
+            y = Linear(2)(inputs["own"]) + inputs["shared"]
+            return {"first": y, "second": y}
+
+    ensemble = Ensemble(Takes, 3, in_axes=({"own": 0, "shared": None},), out_axes={"first": 0, "second": 1})
+    found = ensemble({"own": jnp.ones([3, 4]), "shared": jnp.ones(2)})
+    assert found["first"].shape == (3, 2) and found["second"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("make", [Stack, Ensemble])
+def test_a_second_eager_call_compiles_nothing(make):
+    module = make(lambda: Linear(3), 3).init(X)
+    compilations = []
+
+    def listen(event, *args, **kwargs):
+        if "backend_compile" in event:
+            compilations.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    for shift in (0.0, 1.0):
+        compilations.clear()
+        jax.block_until_ready(module(X + shift))
+    assert not compilations
+    jax.block_until_ready(jax.jit(lambda x: x + 1)(X))
+    assert compilations  # the listener listens
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        lambda: jax.vmap(lambda _: Linear(2).init(X, rng=0))(jnp.arange(3)),
+        lambda: jax.vmap(lambda key: Linear(2, w_init=jnp.ones).init(X, rng=key))(
+            jax.random.split(jax.random.key(0), 3)
+        ),
+        lambda: elegy.vmap(m := Linear(2, w_init=jnp.ones), in_axes=None, axis_size=3, stacked=m)(X),
+        lambda: Ensemble(lambda: Linear(2, w_init=jnp.ones), 3)(X),
+    ],
+    ids=["one key", "constant initializers", "elegy.vmap", "Ensemble"],
+)
+def test_members_that_are_alike_are_reported(alike):
+    with pytest.warns(elegy.errors.IdenticalMembersWarning, match="have the same parameters"):
+        alike()
+
+
+def test_members_that_will_differ_are_not_reported():
+    class Noisy(elegy.Module):
+        def call(self, x):
+            return elegy.nn.Dropout(0.5)(Linear(2, w_init=jnp.ones)(x))
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.vmap(lambda key: Linear(2).init(X, rng=key))(keys)
+        Ensemble(lambda: Linear(2, w_init=jnp.ones), 3, in_axes=0)(jnp.ones([3, 4]))  # each has data of its own
+        Ensemble(Noisy, 3)(X)  # each draws masks of its own
+        linear = Linear(2).init(X)
+        jax.vmap(lambda x: linear(x))(X)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -481,3 +482,68 @@ def test_a_trace_and_a_compiled_function_called_inside_it_do_not_deadlock():
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=90, check=False
     )
     assert run.stdout.strip() == "done", run.stderr[-3000:]
+
+
+DEADLOCKS = {
+    "value_and_grad": "elegy.value_and_grad(lambda m, x: m(x).sum())(m, x)[0][0]",
+    "get_parameters": "m.get_parameters()['w'].sum() + m(x).sum()",
+    "set_parameters": "m.set_parameters(m.get_parameters()) or m(x).sum()",
+    "elegy.jit": "elegy.jit(lambda m, x: m(x).sum())(m, x)",
+}
+
+
+@pytest.mark.parametrize("inside", DEADLOCKS)
+def test_a_trace_of_jax_that_both_threads_need_does_not_deadlock(inside):
+    """One thread is inside a function that jax.jit compiles; the other one, inside Elegy, waits for that function."""
+    program = f"""
+        import faulthandler, threading, time
+        import jax, jax.numpy as jnp
+        import elegy
+
+        faulthandler.dump_traceback_later(60, exit=True)
+        x = jnp.ones([3])
+
+        class Net(elegy.Module):
+            def call(self, x):
+                return x * self.add_parameter("w", [], initializer=jnp.ones)
+
+        m, m2 = Net().init(x), Net().init(x)
+        begun = threading.Event()
+
+        def slow(m, x):
+            begun.set()
+            time.sleep(0.5)
+            return {DEADLOCKS[inside]}
+
+        inner = jax.jit(slow)
+        results = []
+
+        def other():
+            begun.wait()
+            results.append(elegy.value_and_grad(lambda x: inner(m2, x) + m2(x).sum(), modules=m2)(x)[0])
+
+        first = threading.Thread(target=lambda: results.append(inner(m, x)))
+        second = threading.Thread(target=other)
+        first.start(), second.start()
+        first.join(), second.join()
+        one, other = sorted(map(float, results))
+        assert other == one + 3, results
+        print("done")
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.stdout.strip() == "done", run.stderr[-3000:]
+
+
+def test_a_compiled_function_that_two_threads_call_for_the_first_time_is_traced_once():
+    traces = []
+
+    def slow(x):
+        traces.append(1)
+        time.sleep(0.2)
+        return 2 * x
+
+    function = elegy.jit(slow)
+    results = run_together(*[lambda: np.asarray(function(X)).tolist()] * 3)
+    assert results == [(2 * X).tolist()] * 3 and len(traces) == 1

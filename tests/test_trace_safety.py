@@ -552,3 +552,116 @@ def test_an_update_of_a_module_made_inside_is_not_lost_by_its_init_pass():
 
     messages = warned(lambda: jax.jit(inside)(X))
     assert len(messages) <= 1  # the update of the real call, and nothing of the init pass
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transforms of Elegy inside those of JAX
+# ---------------------------------------------------------------------------------------------------------------------
+
+WITHIN = {
+    "elegy.jit": lambda net: elegy.jit(net),
+    "elegy.remat": lambda net: elegy.remat(net),
+    "elegy.vmap": lambda net: lambda x: elegy.vmap(net, reduce_state="mean")(x[None])[0],
+    "elegy.scan": lambda net: lambda x: elegy.scan(lambda c, x: (c, net(x)), 0, x[None], modules=net)[1][0],
+    "elegy.cond": lambda net: lambda x: elegy.cond(True, net, net, x),
+    "elegy.value_and_grad": lambda net: (
+        lambda x: elegy.value_and_grad(lambda x: (jnp.sum(y := net(x)), y), modules=net)(x)[0][1]
+    ),
+    "elegy.jit, nested arguments": lambda net: (
+        lambda x: elegy.jit(lambda inputs: net(inputs["x"]), modules=net)({"x": x})
+    ),
+}
+AROUND = {
+    "jax.vmap": lambda f, xs: jax.vmap(f)(xs),
+    "jax.grad": lambda f, xs: jax.grad(lambda x: jnp.sum(f(x)))(xs[0]),
+    "jax.jit": lambda f, xs: jax.jit(f)(xs[0]),
+    "jax.lax.scan": lambda f, xs: jax.lax.scan(lambda c, x: (c, f(x)), 0, xs),
+    "jax.checkpoint": lambda f, xs: jax.checkpoint(f)(xs[0]),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("within", WITHIN)
+@pytest.mark.parametrize("part", [Norm, Noise])
+def test_no_transform_of_elegy_leads_around_the_rule(part, within, around):
+    """A value that does not depend on the lane is no tracer under jax.vmap; it belongs to the lanes all the same."""
+    net = Net(part()).init(X)
+    if part is Norm and within == "elegy.value_and_grad":
+        net = Net(Weighted()).init(X)
+    if part is Noise and within == "elegy.value_and_grad":
+        return  # has nothing to differentiate
+    before, key = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(net)], elegy.get_rng().key
+    with pytest.raises(TraceError):
+        AROUND[around](WITHIN[within](net), jnp.stack([X, X]))
+    assert [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(net)] == before
+    assert jax.random.key_data(elegy.get_rng().key).tolist() == jax.random.key_data(key).tolist()
+    with elegy.training_context(False):
+        if part is Norm:
+            AROUND[around](WITHIN[within](net), jnp.stack([X, X]))  # only reads
+
+
+@pytest.mark.parametrize("within", ["elegy.scan", "elegy.remat", "elegy.cond", "elegy.jit"])
+def test_lanes_of_jax_vmap_do_not_draw_from_one_key_through_a_transform(within):
+    net = Net(Noise()).init(X)
+    run = jax.vmap(lambda net, x: (WITHIN[within](net)(x), net), in_axes=(None, 0), out_axes=(0, None))
+    with pytest.raises(TraceError, match=r"in each lane of a jax\.vmap.*\n.*apply\(x, rng=key\)"):
+        run(net, jnp.stack([X, X]))
+
+
+@pytest.mark.parametrize("transform", ["jax.vmap", "elegy.vmap"])
+def test_a_parameter_of_a_copy_inside_a_transform_is_not_created(transform):
+    vmap = {"jax.vmap": jax.vmap, "elegy.vmap": elegy.vmap}[transform]
+
+    class Copies(elegy.Module):
+        def __init__(self):
+            self.linear = Linear(2)
+
+        def call(self, x):
+            return vmap(lambda module, x: module(x[None])[0], in_axes=(None, 0))(self.linear, x)
+
+    module = Copies()
+    with pytest.raises(TraceError, match="copies"):
+        module(X)
+    assert not module.initialized and not jax.tree.leaves(module)
+    module.linear.init(X)
+    np.testing.assert_allclose(module(X), module.linear(X), rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Warnings that are due, and warnings that are not
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def warnings_of(function):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            function()
+        except ZeroDivisionError:
+            pass
+        gc.collect()
+    return [warning for warning in caught if issubclass(warning.category, LostUpdateWarning)]
+
+
+def test_no_warning_where_nothing_is_lost():
+    norm = Norm().init(X)
+    assert not warnings_of(lambda: jax.jit(lambda m, x: (m(x), 1 / 0))(norm, X))  # an exception
+    assert not warnings_of(lambda: jax.jit(lambda m, x: (m(x), m.get_parameters(trainable=False)))(norm, X))
+    assert not warnings_of(lambda: jax.jit(lambda m, x: (m(x), m.get_parameters()))(norm, X))
+    assert warnings_of(lambda: jax.jit(lambda m, x: (m(x), m.get_parameters(trainable=True)))(norm, X))
+
+
+@pytest.mark.parametrize("within", [name for name in WITHIN if name != "elegy.value_and_grad"])
+def test_a_lost_update_is_told_at_once_with_the_line_that_made_it(within):
+    """No circle of references keeps the module alive."""
+    net = Net(Norm()).init(X)
+    gc.disable()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            jax.jit(lambda net, x: WITHIN[within](net)(x))(net, X)
+    finally:
+        gc.enable()
+    assert len(caught) == 1 and caught[0].category is LostUpdateWarning
+    assert "net/part" in str(caught[0].message) and f"({__file__}:" in str(caught[0].message)
+    assert caught[0].filename == __file__

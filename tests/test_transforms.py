@@ -1,7 +1,9 @@
 """`elegy.jit`, `value_and_grad` and `grad`: shim form, pure form and eager give the same."""
 
 import functools
+import gc
 import typing as tp
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -924,3 +926,289 @@ def test_gradients_of_pytree_valued_parameters():
     assert_close(grads, {"p": {"w": jnp.ones(2), "b": (jnp.ones(1), jnp.ones(1))}})
     module.set_parameters(jax.tree.map(lambda p, g: p - g, module.get_parameters(), grads))
     assert step(jnp.ones(1))[0] == -1 and step.traces == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules among the outputs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_module_that_a_pure_function_returns_has_the_updates():
+    """As `has_aux` is used with Equinox."""
+    x, y = batch()
+    ((loss, inner), outer), _ = elegy.value_and_grad(lambda m: (mse(m(x), y), m))(fresh())
+    assert int(inner.counter.n) == int(outer.counter.n) == 1
+    assert inner is outer
+
+
+@pytest.mark.parametrize("transform", [elegy.jit, elegy.vmap, elegy.remat, elegy.value_and_grad])
+def test_a_threaded_module_comes_out_as_itself(transform):
+    class Holder(elegy.Module):
+        def __init__(self, inner):
+            self.inner = inner
+
+    x, _ = batch()
+    x = x[None] if transform is elegy.vmap else x
+    module = fresh(Counter) if transform is elegy.vmap else fresh()
+    options = {"reduce_state": lambda n: n.max(0)} if transform is elegy.vmap else {}
+
+    def function(x):
+        loss = jnp.mean(module(x))
+        counter = module if transform is elegy.vmap else module.counter
+        return loss, {"module": module, "part": [counter]}, Holder(counter)
+
+    for count in (1, 2):
+        out = transform(function, modules=module, **options)(x)
+        _, found, holder = out[0] if transform is elegy.value_and_grad else out
+        assert found["module"] is module
+        assert int(found["part"][0].n) == count
+        # A module that the function made holds a copy, of the same moment.
+        assert int(np.max(holder.inner.n)) == count
+    assert concrete(module)
+
+
+def test_modules_of_two_roots_that_share_are_one_in_the_pure_form_too():
+    x, _ = batch()
+    shared = fresh(Affine)
+
+    class Around(elegy.Module):
+        def __init__(self):
+            self.inner = shared
+
+        def call(self, x):
+            return self.inner(x)
+
+    modules = (Around().init(x), Around().init(x))
+    function = lambda modules, x: sum(jnp.sum(module(x)) for module in modules)  # noqa: E731
+    (_, new), pure = elegy.value_and_grad(function)(modules, x)
+    _, shim = elegy.value_and_grad(lambda x: function(modules, x), modules=modules)(x)
+    assert_same(pure, shim)
+    assert new[0].inner is new[1].inner is not shared
+
+
+def test_an_update_of_a_module_that_is_not_returned_is_refused():
+    x, _ = batch()
+    module, other = fresh(Affine), fresh(Counter)
+    with pytest.raises(elegy.errors.StructureError, match="counter: n was updated.*first argument only"):
+        elegy.value_and_grad(lambda m, c, x: jnp.sum(m(c(x))))(module, other, x)
+    assert int(other.n) == 0
+    (_, (_, counted)), _ = elegy.value_and_grad(lambda m, x: jnp.sum(m[0](m[1](x))))((module, other), x)
+    assert int(counted.n) == 1
+    loss, _ = elegy.value_and_grad(lambda m, x: jnp.sum(m[0](m[1](x))), modules=[module, other])((module, other), x)
+
+
+def test_the_list_given_as_modules_may_change_afterwards():
+    x, _ = batch()
+    modules = [fresh(Affine)]
+    function = elegy.value_and_grad(lambda x: jnp.sum(modules[0](x)), modules=modules)
+    modules.append(fresh(Affine))
+    _, grads = function(x)
+    assert len(grads) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients with respect to arguments
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_with_respect_to_arguments():
+    x, y = batch()
+    module, plain = fresh(), fresh()
+    loss = lambda module, x, y: jnp.mean((module(x) - y) ** 2)  # noqa: E731
+    expected = jax.grad(lambda x, y: loss(plain.copy(), x, y), argnums=(0, 1))(x, y)
+    value, slope = elegy.value_and_grad(lambda x, y: loss(module, x, y), modules=module, argnums=0)(x, y)
+    assert_close(slope, expected[0])
+    assert int(module.counter.n) == 1  # state is carried as ever
+    assert_close(elegy.grad(lambda x, y: loss(module, x, y), modules=module, argnums=(0, 1))(x, y), expected)
+    (value, new), slope = elegy.value_and_grad(loss, argnums=2)(fresh(), x, y)
+    assert_close(slope, expected[1])
+    assert int(new.counter.n) == 1
+    both, slope = elegy.grad(lambda x: loss(module, x, y), modules=module, where="affine", argnums=0)(x)
+    assert len(jax.tree.leaves(both)) == 2 and slope.shape == x.shape
+    assert_close(elegy.grad(jnp.sum, argnums=0)(x), jnp.ones_like(x))
+
+
+def test_a_gradient_with_respect_to_the_input_inside_call():
+    """As for a score, a force or the residual of a differential equation, also in the first call and under vmap."""
+
+    class Force(elegy.Module):
+        def __init__(self):
+            self.energy = Net()
+
+        def call(self, x):
+            return elegy.vmap(elegy.grad(lambda x: self.energy(x[None])[0, 0], modules=self.energy, argnums=0))(x)
+
+    x, y = batch()
+    module = Force()
+    step = elegy.jit(elegy.value_and_grad(lambda x: jnp.mean(module(x) ** 2), modules=module), modules=module)
+    loss, grads = step(x)
+    energy = module.energy
+    force = jax.vmap(jax.grad(lambda x: energy(x[None])[0, 0]))(x)
+    assert_close(loss, jnp.mean(force**2))
+    assert all(leaf.any() for leaf in jax.tree.leaves(grads["energy"]["affine"]))
+
+
+@pytest.mark.parametrize(
+    ("argnums", "error", "message"),
+    [
+        (3, ValueError, "argnums=3, but there are 1 positional arguments"),
+        ((0, -2), ValueError, "there are 1 positional"),
+    ],
+)
+def test_argument_numbers_that_are_not_there(argnums, error, message):
+    x, _ = batch()
+    module = fresh()
+    with pytest.raises(error, match=message):
+        elegy.grad(lambda x: jnp.sum(module(x)), modules=module, argnums=argnums)(x)
+    with pytest.raises(ValueError, match="argument 0 is the modules"):
+        elegy.grad(lambda module, x: jnp.sum(module(x)), argnums=0)(module, x)
+    with pytest.raises(TypeError, match="argument 0 is a module"):
+        elegy.grad(lambda other, x: jnp.sum(module(x)), modules=module, argnums=0)(module, x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the body of a class
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_transform_decorates_a_method():
+    """The module of the method is threaded: it is initialised, updated, and compiled once."""
+    traces = []
+
+    class Decorated(elegy.Module):
+        def __init__(self):
+            self.layers = Regular()
+
+        @elegy.remat
+        def features(self, x):
+            return self.layers(x)
+
+        @functools.partial(elegy.vmap, in_axes=(None, 0, None), reduce_state=lambda value: value[0])
+        def rows(self, x, shift):
+            return self.layers(x[None])[0] + shift
+
+        @functools.partial(elegy.jit, static_argnums=2)
+        def compiled(self, x, power):
+            traces.append(power)
+            return self.layers(x) ** power
+
+        @functools.partial(elegy.grad, argnums=1)
+        def slope(self, x):
+            return jnp.sum(self.layers(x))
+
+        def call(self, x):
+            return self.features(x) + self.rows(x, 1.0) + self.compiled(x, 2) + self.slope(x).sum()
+
+    x, _ = batch()
+    module = Decorated().init(x)
+    assert set(module.get_parameters()) == {"layers"}
+    traces.clear()
+    module(x)
+    module.compiled(x, 2)
+    assert int(module.layers.counter.n) == 5 and traces == [2]
+    assert_close(module.copy().compiled(x, 2), module.copy().layers(x) ** 2)
+    assert Decorated.features is not module.features
+
+
+def test_a_transform_decorates_a_method_of_a_class_that_is_no_module():
+    class Trainer:
+        factor = 3.0
+
+        @elegy.jit
+        def scaled(self, x):
+            return self.factor * x
+
+    trainer = Trainer()
+    jax.tree_util.register_static(Trainer)
+    assert trainer.scaled(jnp.float32(2.0)) == 6.0
+
+
+@pytest.mark.parametrize("transform", [elegy.jit, elegy.vmap, elegy.remat, jax.jit, jax.checkpoint])
+@pytest.mark.parametrize("where", ["attribute", "list", "method"])
+def test_a_transformed_module_cannot_be_an_attribute(transform, where):
+    class Net(elegy.Module):
+        def __init__(self):
+            inner = Affine(2)
+            block = transform(inner.call if where == "method" else inner)
+            self.block = [block] if where == "list" else block
+
+    if where == "method" and transform in (jax.jit, jax.checkpoint):
+        return  # what they wrap is a function that does not tell to whom it belongs
+    with pytest.raises(elegy.errors.StaticValueError, match="Net.block.* made of a module, Affine"):
+        Net()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules that a compiled function creates inside call
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_each_call_of_a_compiled_function_creates_modules_of_its_own():
+    class Twice(elegy.Module):
+        def call(self, x):
+            f = elegy.jit(lambda x: Affine(3)(x), modules=self)
+            return f(f(x))
+
+    x, _ = batch()
+    module = Twice()
+    for _ in range(2):
+        y = module(x)
+    assert list(module.submodules) == ["affine", "affine_1"]
+    assert_close(y, module.affine_1(module.affine(x)))
+    assert_close(elegy.jit(module)(x), y)
+
+
+def test_one_compiled_function_runs_in_call_again_and_again():
+    inner = elegy.jit(lambda module, x: module.make()(x))
+
+    class Net(elegy.Module):
+        @elegy.compact
+        def make(self):
+            return Affine(3)
+
+        def call(self, x):
+            return elegy.jit(self.inner, modules=self)(x) + compiled(x)
+
+        def inner(self, x):
+            return Affine(3)(x)
+
+    x, _ = batch()
+    net = Net()
+    compiled = elegy.jit(lambda x: Affine(3)(x), modules=net)
+    y = net(x)
+    for _ in range(3):
+        assert_close(net(x), y)
+    assert list(net.submodules) == ["affine", "affine_1"] and compiled.traces <= 2
+    assert inner is not None
+
+
+def test_nothing_is_kept_alive_by_a_transform():
+    """No circle of references: what a transform threads is freed when it is dropped, not when the collector comes."""
+    x, _ = batch()
+    gc.collect()
+    gc.disable()
+    try:
+        for transform in (elegy.jit, elegy.vmap, elegy.remat, elegy.value_and_grad, elegy.grad):
+            module = fresh(Affine)
+            alive = weakref.ref(module)
+            function = transform(lambda x, module=module: jnp.sum(module(x)), modules=module)
+            function(x)
+            del module, function
+            assert alive() is None, transform
+    finally:
+        gc.enable()
+
+
+def test_a_compiled_function_with_summaries_keeps_no_module_alive():
+    x, _ = batch()
+    module = fresh(Net)
+    alive = weakref.ref(module)
+    with elegy.hooks_context(summaries=True):
+        elegy.jit(module)(x)
+        summaries = helpers.summaries()
+        assert {name for _, name, _ in summaries} >= {"net", "net/affine"}
+        assert all(node is None or concrete(node) for node, _, _ in summaries)
+        del summaries
+    del module
+    gc.collect()
+    assert alive() is None

@@ -441,17 +441,31 @@ def test_a_thread_that_runs_already_is_checked_and_blocks_of_threads_overlap():
 
 
 def test_scopes_belong_to_their_thread():
-    class Waits(elegy.Module):
+    class Slow(elegy.Module):
         def call(self, x: Float[Array, "n"]):
-            if self.initialized:
-                outcomes.append(in_thread(outcome, twice, five))
-            return Twice()(x)
+            if slowly:
+                entered.set()
+                left.wait(60)
+            return x
 
-    twice, five, outcomes = Twice().init(ones(5)), ones(5), []
-    waits = Waits().init(ones(3))
-    with checked():
-        waits(ones(3))
-    assert outcomes == ["passed"]
+    class Net(elegy.Module):
+        w: Float[Array, "n"]
+
+        def call(self, x: Float[Array, "n"]):
+            thread.start()
+            entered.wait(60)
+            return self.add_parameter("w", [2, 2])
+
+    slowly, entered, left, five = False, threading.Event(), threading.Event(), ones(5)
+    slow = Slow().init(five)
+    slowly = True
+    thread = threading.Thread(target=slow, args=[five])
+    try:
+        with checked(), mismatch("net (Net.call): the parameter w is float32[2,2]"):
+            Net()(ones(3))
+    finally:
+        left.set()
+        thread.join(60)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -556,6 +570,22 @@ def test_each_module_has_a_scope_of_its_own():
 
     with checked():
         Outer()(X)
+
+
+def test_a_module_that_is_not_checked_has_no_part_in_the_scope_of_another():
+    class Free(elegy.Module):
+        w: Float[Array, "n"]
+
+        @tp.no_type_check
+        def call(self, x):
+            return self.add_parameter("w", [2, 2])
+
+    class Outer(elegy.Module):
+        def call(self, x: Float[Array, "n"]):
+            return Free()(x)
+
+    with checked():
+        Outer()(ones(3))
 
 
 def test_a_mismatch_in_a_nested_module_has_its_path():
@@ -1413,8 +1443,16 @@ def test_axes_that_nobody_knows_warn():
         def double(self, x: Float[Array, "n"]):
             return x
 
+    class Lazy(elegy.Module):
+        w: Float[Array, "2*n"]
+
+        def call(self, x):
+            return self.add_parameter("w", [4])
+
     net = Net()
     with checked():
+        with pytest.warns(UncheckedAnnotationWarning, match="Lazy: the annotation of w refers to axes that no"):
+            Lazy()(1)
         with pytest.warns(UncheckedAnnotationWarning, match="Net: the annotation of w refers to axes that no"):
             net(ones(2))
         with pytest.raises(TypeCheckError, match="net .Net.double.: the field w is float32.4."):
@@ -1734,6 +1772,16 @@ def test_what_is_given_goes_before_the_annotation():
     assert jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
 
 
+def test_shapes_from_the_default_of_an_argument():
+    class Net(elegy.Module):
+        w: Float[Array, "{size}"]
+
+        def call(self, x, size: int = 5):
+            return self.add_parameter("w")
+
+    assert Net()(1).shape == (5,) and Net()(1, 7).shape == (7,)
+
+
 def test_shapes_in_a_constructor():
     class Net(elegy.Module):
         w: Float[Array, "{self.width} n"]
@@ -1913,6 +1961,7 @@ def test_a_note_is_about_dtypes_and_shapes():
     net = Net()
     net(ones(2), None, 1)
     assert "the argument" not in notes_of(net, np.ones(2), jnp.ones(2, jnp.int32), "no int")[0]
+    assert "the argument" not in notes_of(net, np.ones(2), None, 2)[0]
     assert "the argument x is NumPy int64[2]" in notes_of(net, np.ones(2, np.int64), None, 2)[0]
     assert "the argument x is [1.0]" in notes_of(net, [1.0], None, 2)[0]
 

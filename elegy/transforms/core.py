@@ -18,7 +18,7 @@ import jax
 
 from elegy import tracing
 from elegy.errors import StructureError
-from elegy.frames import RNG_ATTRIBUTE, note_update, path_of, require_same_trace
+from elegy.frames import RNG_ATTRIBUTE, note_update, parts_of, path_of, paths_below, require_same_trace
 from elegy.hooks import Collector, Event, require_lanes_apart
 from elegy.initialise import Axis, NeedsInitPass, run_init_pass
 from elegy.leaves import Node, is_array, is_node, is_static
@@ -71,6 +71,7 @@ class View:
                 for position in positions:
                     self._add(node, name, position)
         self.signature = tuple(layout_of(node) for node in self.nodes)
+        self._paths: dict[int, tuple[str, ...]] | None = None
         self._targets: dict[Record, list[Place] | None] = {}
 
     def _add(self, node: Node, name: str, position: int) -> None:
@@ -114,6 +115,16 @@ class View:
             simple = all(index < len(self.places) for index in record.indices)
             self._targets[record] = [self.places[index] for index in record.indices] if simple else None
         return self._targets[record]
+
+    def path(self, index: int) -> str:
+        """The readable path of an array: `net/linear/w`."""
+        node, name = self.owners[index]
+        if self._paths is None:
+            self._paths = {}
+            for root in self.roots:
+                for identity, parts in paths_below(root).items():
+                    self._paths.setdefault(identity, (*parts_of(root), *parts))
+        return "/".join((*self._paths[id(node)], name))
 
     def trainable_tree(self, modules: tp.Any) -> tp.Any:
         """`modules` with the dict of `get_parameters(trainable=True)` in the place of each, and in it the numbers of
@@ -373,7 +384,7 @@ def _check_trace(view: View, record: Record) -> None:
         node, name = view.owners[index]
         if name == RNG_ATTRIBUTE:
             require_lanes_apart(node)
-        note_update(node, name)
+        note_update(node, name, view.path(index).rpartition("/")[0])
 
 
 def _log(view: View, indices: Sequence[int]) -> None:
@@ -423,28 +434,26 @@ Rest = tp.ParamSpec("Rest")
 class Transformed(tp.Generic[Arguments, Outputs]):
     """A transformed function. In the body of a class it is a method, and threads the module to which it belongs.
 
+    Holds no reference to itself, also through closures: what it threads, perhaps the arrays of a trace, would live on
+    until the garbage collector comes.
+
     **Attributes:**
 
     - `function`: what was transformed.
     - `threaded_modules`: the modules that the function uses without taking them as arguments.
     """
 
-    def __init__(
-        self,
-        function: Callable[Arguments, Outputs],
-        modules: Sequence[Node],
-        again: Callable[[tp.Any], tp.Any],
-        call: tp.Any = None,
-    ):
+    def __init__(self, function: tp.Any, threaded: Threaded | None):
         functools.update_wrapper(self, function, updated=())
         self.function = function
-        self.threaded_modules = tuple(modules)
-        # Transforms another function in the same way.
-        self._again = again
-        self._call = call
+        self.threaded_modules = () if threaded is None else tuple(threaded.roots)
 
     def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
-        return self._call(*args, **kwargs)
+        raise NotImplementedError
+
+    def _bound(self, method: tp.Any) -> Transformed[..., tp.Any]:
+        """The same transform of a bound method, which does not count `self` among its arguments."""
+        raise NotImplementedError
 
     @tp.overload
     def __get__(self, instance: None, owner: tp.Any = None) -> Transformed[Arguments, Outputs]: ...
@@ -456,18 +465,21 @@ class Transformed(tp.Generic[Arguments, Outputs]):
         if instance is None or not hasattr(self.function, "__get__"):
             return self
         if isinstance(instance, Node):
-            return compiled(instance, self, lambda: self._again(self.function.__get__(instance)))
+            return compiled(instance, self, lambda: self._bound(self.function.__get__(instance)))
         return types.MethodType(self, instance)
 
 
 def modules_of(function: tp.Any, modules: tp.Any) -> tp.Any:
-    """The modules to thread: those that were listed, and the one whose method `function` is."""
+    """The modules to thread: those that were listed, and those to which `function` belongs or that it threads."""
     bound = function if isinstance(function, Node) else getattr(function, "__self__", None)
-    if not isinstance(bound, Node):
+    own = (bound,) if isinstance(bound, Node) else getattr(function, "threaded_modules", ())
+    listed = {id(node) for node in walk(nodes_in(modules))}
+    more = [node for node in own if id(node) not in listed]
+    if not more:
         return modules
     if modules is None:
-        return bound
-    return modules if any(node is bound for node in walk(nodes_in(modules))) else (bound, modules)
+        return more[0] if len(more) == 1 else tuple(more)
+    return (*more, modules)
 
 
 def check_function(transform: str, function: tp.Any) -> None:

@@ -39,8 +39,7 @@ class GradFunction(Transformed[..., tp.Any]):
 
     def __init__(self, function, modules, with_value, parameters_fn, where, argnums, options):
         self._threaded = Threaded(threaded) if (threaded := modules_of(function, modules)) is not None else None
-        roots = [] if self._threaded is None else self._threaded.roots
-        super().__init__(function, roots, self._bound)
+        super().__init__(function, self._threaded)
         self._modules = modules
         self._with_value = with_value
         self._parameters_fn = parameters_fn
@@ -48,11 +47,10 @@ class GradFunction(Transformed[..., tp.Any]):
         self._argnums = argnums
         self._options = options
 
-    def _bound(self, function):
-        """The same for a method, which does not count `self` among its arguments."""
+    def _bound(self, method: tp.Any) -> GradFunction:
         argnums = jax.tree.map(lambda number: number - 1, self._argnums)
         return GradFunction(
-            function, self._modules, self._with_value, self._parameters_fn, self._where, argnums, self._options
+            method, self._modules, self._with_value, self._parameters_fn, self._where, argnums, self._options
         )
 
     def __call__(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:

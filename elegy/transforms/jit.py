@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import typing as tp
-import warnings
 from collections.abc import Callable
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 
 from elegy import tracing
 from elegy.errors import RecompilationWarning
-from elegy.frames import Replay, name_of, paths_below, scope, user_level
+from elegy.frames import Replay, name_of, paths_below, scope, warn
 from elegy.initialise import NeedsInitPass
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import layout_of, structure, walk
@@ -50,52 +49,110 @@ class Config:
         self.end: int | None = None
 
 
-class JitFunction(Transformed[Arguments, Outputs]):
-    """A function compiled by `elegy.jit`. Call it as the function; `lower` is that of `jax.jit`.
+class _Body:
+    """What JAX compiles. Apart from the `JitFunction`, so that there is no circle of references."""
 
-    **Attributes:**
-
-    - `traces`: how many times it was traced.
-    """
-
-    def __init__(self, function: Callable[Arguments, Outputs], modules, explain, donate_modules, options):
-        self._threaded = Threaded(modules_of(function, modules))
-        again = lambda function: JitFunction(function, modules, explain, donate_modules, options)  # noqa: E731
-        super().__init__(function, self._threaded.roots, again)
+    def __init__(self, function: tp.Any, modules: tp.Any, explain: tp.Any, return_all: bool):
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+        self.function = function
+        self.threaded = Threaded(modules_of(function, modules))
+        self.explain = print if explain is True else explain
+        self.return_all = return_all
         self.traces = 0
-        self._explain = print if explain is True else explain
-        self._donate = donate_modules
-        self._configs: dict[tp.Any, Config] = {}
-        # The structures for which an init pass was made.
-        self._initialised: set[tp.Any] = set()
-        # Whether the function creates modules that belong to the method that runs.
-        self._creates = False
+        # Whether the function creates modules, which belong to the method that runs.
+        self.creates = False
         self._described: dict[str, str] | None = None
 
-        def body(
-            elegy_config: Config, elegy_leaves: list[tp.Any], elegy_rng: tp.Any, /, *args: tp.Any, **kwargs: tp.Any
-        ):
-            view = self._threaded.view()
-            explained = self._explain or self.traces >= WARN_AT - 2  # else nobody will ask what changed
-            described = _describe(self._key(view), view, elegy_leaves, args, kwargs) if explained else None
-            frame = state.frames[-1] if state.frames else None
-            start = None if frame is None else frame.index
-            # JAX is inside one of its caches now, for which another thread may wait: so do not wait for one here.
-            with may_give_up():
-                result = run(function, self._threaded, view, elegy_leaves, elegy_rng, args, kwargs, self._donate)
-            if frame is not None and frame.index != start:
-                self._creates, elegy_config.end = True, frame.index
-            self._note_trace(described)
-            return result
+    def __call__(
+        self,
+        elegy_config: Config,
+        elegy_leaves: list[tp.Any],
+        elegy_rng: tp.Any,
+        /,
+        *args: tp.Any,
+        **kwargs: tp.Any,
+    ) -> tp.Any:
+        view = self.threaded.view()
+        explained = self.explain or self.traces >= WARN_AT - 2  # else nobody will ask what changed
+        described = _describe(self.key(view), view, elegy_leaves, args, kwargs) if explained else None
+        frame = state.frames[-1] if state.frames else None
+        start, constructed = None if frame is None else frame.index, state.constructed
+        # JAX is inside one of its caches now, for which another thread may wait: so do not wait for one here.
+        with may_give_up():
+            result = run(self.function, self.threaded, view, elegy_leaves, elegy_rng, args, kwargs, self.return_all)
+        self.creates = self.creates or state.constructed != constructed
+        if frame is not None and frame.index != start:
+            self.creates, elegy_config.end = True, frame.index
+        self._note_trace(described)
+        return result
 
-        body.__name__ = getattr(function, "__name__", type(function).__name__)
-        self._jitted = jax.jit(body, **_shifted(function, options, donate_modules))
+    def key(self, view: View) -> tp.Any:
+        """What is static besides the arguments."""
+        collector = state.collector
+        collects = None if collector is None else (collector.wants_summaries, *scope())
+        rng = state._rng or state.rng
+        key = training(), collects, rng._impl, id(view.signature)
+        return (*key, _position()) if self.creates else key
+
+    def _note_trace(self, described: dict[str, str] | None) -> None:
+        """Runs when JAX has traced: counts, and says what changed where that is wanted."""
+        self.traces += 1
+        before, self._described = self._described, described
+        if before is None or described is None:
+            return
+        names = [name for name in {**before, **described} if before.get(name) != described.get(name)]
+        changes = [f"{name}: {before.get(name, 'absent')} -> {described.get(name, 'absent')}" for name in names]
+        reason = "\n  ".join(changes) or "nothing that can be seen: a static argument, or a cleared cache"
+        name = getattr(self.function, "__qualname__", type(self.function).__name__)
+        if self.explain:
+            self.explain(f"elegy.jit: {name} is traced again (trace {self.traces}), since the last trace:\n  {reason}")
+        if self.traces == WARN_AT:
+            warn(
+                RecompilationWarning(
+                    f"elegy.jit: {name} has been traced {WARN_AT} times. Since the last trace:\n  {reason}\n"
+                    "  Each trace compiles again. elegy.jit(..., explain=True) says what changed at each of them."
+                )
+            )
+
+
+def _position() -> tp.Any:
+    """Where in a method the code is that runs."""
+    frame = state.frames[-1] if state.frames else None
+    return None if frame is None else (id(frame.module), frame.method, frame.index)
+
+
+class JitFunction(Transformed[Arguments, Outputs]):
+    """A function compiled by `elegy.jit`. Call it as the function; `lower` is that of `jax.jit`."""
+
+    def __init__(self, function: Callable[Arguments, Outputs], modules, explain, donate_modules, options):
+        self._body = _Body(function, modules, explain, donate_modules)
+        super().__init__(function, self._body.threaded)
+        self._how = modules, explain, donate_modules, options
+        self._donate = donate_modules
+        self._threaded = self._body.threaded
+        self._configs: dict[tp.Any, Config] = {}
+        # The structures for which an init pass was made, each with the place in a method.
+        self._initialised: set[tp.Any] = set()
+        self._jitted = jax.jit(self._body, **_shifted(function, options, donate_modules))
+
+    def _bound(self, method: tp.Any) -> JitFunction[..., tp.Any]:
+        modules, explain, donate_modules, options = self._how
+        options = dict(options)
+        for name in ("static_argnums", "donate_argnums"):
+            if options.get(name) is not None:
+                options[name] = tuple(number - (number > 0) for number in _as_tuple(options[name]) if number != 0)
+        return JitFunction(method, modules, explain, donate_modules, options)
+
+    @property
+    def traces(self) -> int:
+        """How many times the function was traced."""
+        return self._body.traces
 
     def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
         view = self._threaded.latest
         if view is None or view.version is not structure.version:
             return self._first_call(args, kwargs)
-        config = self._configs.get(self._key(view))
+        config = self._configs.get(self._body.key(view))
         if config is None:
             return self._first_call(args, kwargs)
         try:
@@ -119,19 +176,6 @@ class JitFunction(Transformed[Arguments, Outputs]):
             state.frames[-1].index = config.end
         return write_back(view, out, effects, traced)
 
-    def _key(self, view: View) -> tp.Any:
-        """What is static besides the arguments."""
-        collector = state.collector
-        collects = None if collector is None else (collector.wants_summaries, *scope())
-        rng = state._rng or state.rng
-        key = training(), collects, rng._impl, id(view.signature)
-        return (*key, self._position()) if state.frames else key
-
-    def _position(self) -> tp.Any:
-        """Where in a method the function runs, as far as that matters to what it creates."""
-        frame = state.frames[-1]
-        return (id(frame.module), frame.method, frame.index) if self._creates else ()
-
     def _first_call(self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None = None) -> tp.Any:
         """A call for which the modules must be looked at again, or initialised."""
         replay = Replay()
@@ -147,10 +191,10 @@ class JitFunction(Transformed[Arguments, Outputs]):
 
     def _attempt(self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None, replay: Replay) -> tp.Any:
         threaded = self._threaded
-        signature = threaded.view().signature
-        if needs is not None or (threaded.uninitialised() and signature not in self._initialised):
+        place = threaded.view().signature, replay.place
+        if needs is not None or (threaded.uninitialised() and place not in self._initialised):
             threaded.initialise(replay.of(self.function), args, kwargs, needs)
-            self._initialised.add(threaded.view().signature)
+            self._initialised.add((threaded.view().signature, replay.place))
         view = threaded.view()
         config = self._config(view, replay)
         out = replay.of(self._run)(view, config, args, kwargs)
@@ -160,7 +204,7 @@ class JitFunction(Transformed[Arguments, Outputs]):
 
     def _config(self, view: View, replay: Replay, config: Config | None = None) -> Config:
         """The one for the position at which the function began. Threads that come at once get the same."""
-        return replay.of(lambda: self._configs.setdefault(self._key(view), config or Config()))()
+        return replay.of(lambda: self._configs.setdefault(self._body.key(view), config or Config()))()
 
     def lower(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """As `jax.jit(f).lower`: the computation for these arguments, to be looked at or compiled ahead of time."""
@@ -169,29 +213,8 @@ class JitFunction(Transformed[Arguments, Outputs]):
             if threaded.uninitialised():
                 threaded.initialise(self.function, args, kwargs)
             view = threaded.view()
-            config = self._configs.get(self._key(view)) or Config()
+            config = self._configs.get(self._body.key(view)) or Config()
             return self._jitted.lower(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
-
-    def _note_trace(self, described: dict[str, str] | None) -> None:
-        """Runs when JAX has traced: counts, and says what changed where that is wanted."""
-        self.traces += 1
-        before, self._described = self._described, described
-        if before is None or described is None:
-            return
-        names = [name for name in {**before, **described} if before.get(name) != described.get(name)]
-        changes = [f"{name}: {before.get(name, 'absent')} -> {described.get(name, 'absent')}" for name in names]
-        reason = "\n  ".join(changes) or "nothing that can be seen: a static argument, or a cleared cache"
-        name = getattr(self.function, "__qualname__", type(self.function).__name__)
-        if self._explain:
-            self._explain(f"elegy.jit: {name} is traced again (trace {self.traces}), since the last trace:\n  {reason}")
-        if self.traces == WARN_AT:
-            warnings.warn(
-                RecompilationWarning(
-                    f"elegy.jit: {name} has been traced {WARN_AT} times. Since the last trace:\n  {reason}\n"
-                    "  Each trace compiles again. elegy.jit(..., explain=True) says what changed at each of them."
-                ),
-                stacklevel=user_level(),
-            )
 
 
 def _describe(key: tp.Any, view: View, leaves, args, kwargs) -> dict[str, str]:
@@ -299,8 +322,9 @@ def jit(
     - `f`: any function, a module, or a method of one.
     - `modules`: a module, or a list, tuple or dict of modules, that the function uses without taking them as arguments.
       They are threaded in and out, and updated in place, so the function behaves as if it were not compiled. If
-      `function` is a module or a method of one, that module is threaded too. Without `modules` the function is pure:
-      modules come in as arguments and updated ones must be returned.
+      `f` is a module or a method of one, that module is threaded too, and if `f` is a function transformed by Elegy, so
+      are its modules. Without `modules` the function is pure: modules come in as arguments and updated ones must be
+      returned.
     - `donate_modules`: lets XLA reuse the memory of the threaded arrays. Arrays taken from the modules before are
       deleted.
     - `explain`: True prints, at each trace after the first, what changed since the last one; a function gets that text.

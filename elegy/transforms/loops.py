@@ -11,7 +11,6 @@ import numpy as np
 
 from elegy import tracing
 from elegy.errors import HookError
-from elegy.frames import path_of
 from elegy.state import state
 from elegy.transforms.core import View, check_function, modules_of, rng_data, write_back
 from elegy.transforms.lift import Lifted, inlined
@@ -114,7 +113,7 @@ def _sum_dtype(dtype: tp.Any) -> tp.Any:
 
 def _check_reads(view, effects):
     values, advanced, _, record = effects
-    done = [f"updated {path_of(*view.owners[index])}" for index in record.indices]
+    done = [f"updated {view.path(index)}" for index in record.indices]
     done += ["drew a random key"] if advanced is not None else []
     done += [f"declared the {kind} {name}" for kind, name, _ in record.events]
     if done:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import typing as tp
 from collections.abc import Callable
 
@@ -50,18 +49,25 @@ def remat(
     numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     if any(number < 0 for number in numbers):
         raise ValueError(f"static_argnums={static_argnums}: count the arguments from the left, starting at 0")
-    options = {
-        "prevent_cse": prevent_cse,
-        "policy": policy,
-        "static_argnums": tuple(number + _OURS for number in numbers),
-    }
+    return _Checkpointed(fun, modules, {"prevent_cse": prevent_cse, "policy": policy}, numbers)
 
-    def transform(function: Callable[..., tp.Any]) -> Transformed[..., tp.Any]:
-        lifted = Lifted("elegy.remat", [function], modules)
-        call = functools.partial(_remat, lifted, options)
-        return Transformed(function, lifted.threaded.roots, transform, lambda *args, **kwargs: call(args, kwargs))
 
-    return tp.cast(tp.Any, transform(fun))
+class _Checkpointed(Transformed[Arguments, Outputs]):
+    def __init__(self, function: tp.Any, modules: tp.Any, options: dict[str, tp.Any], static: tuple[int, ...]):
+        self._modules = modules
+        self._options = options
+        self._static = static
+        self._lifted = Lifted("elegy.remat", [function], modules)
+        super().__init__(function, self._lifted.threaded)
+
+    def _bound(self, method: tp.Any) -> _Checkpointed[..., tp.Any]:
+        return _Checkpointed(
+            method, self._modules, self._options, tuple(number - 1 for number in self._static if number)
+        )
+
+    def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
+        static = tuple(number + _OURS for number in self._static)
+        return _remat(self._lifted, {**self._options, "static_argnums": static}, args, kwargs)
 
 
 def _remat(lifted: Lifted, options: dict[str, tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import typing as tp
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 
 from elegy import tracing
 from elegy.errors import ReductionError
-from elegy.frames import RNG_ATTRIBUTE, path_of, user_level
+from elegy.frames import RNG_ATTRIBUTE, warn
 from elegy.initialise import has_tracer, identical_members
 from elegy.leaves import Node
 from elegy.parameters import get_parameters
@@ -74,25 +73,44 @@ def vmap(
     """
     if reduce_state is not None and not callable(reduce_state) and reduce_state not in _REDUCTIONS:
         raise ValueError(f"reduce_state={reduce_state!r}: it takes 'mean', 'max', 'min' or a function")
-    axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
-    options = {
-        "out_axes": out_axes,
-        "axis_name": axis_name,
-        "axis_size": axis_size,
-        "spmd_axis_name": spmd_axis_name,
-        "reduce_state": reduce_state,
-    }
-
-    def transform(function: Callable[..., tp.Any]) -> Transformed[..., tp.Any]:
-        lifted = Lifted("elegy.vmap", [function], modules, stacked)
-        call = functools.partial(_vmap, lifted, axes, options)
-        return Transformed(function, lifted.threaded.roots, transform, lambda *args, **kwargs: call(args, kwargs))
-
-    return tp.cast(tp.Any, transform(fun))
+    options = _Options(
+        tuple(in_axes) if isinstance(in_axes, list) else in_axes,
+        out_axes,
+        axis_name,
+        axis_size,
+        spmd_axis_name,
+        reduce_state,
+    )
+    return _Mapped(fun, modules, stacked, options)
 
 
-def _vmap(lifted: Lifted, axes: tp.Any, options: dict[str, tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
-    axis_name, axis_size = options["axis_name"], options["axis_size"]
+class _Options(tp.NamedTuple):
+    in_axes: tp.Any
+    out_axes: tp.Any
+    axis_name: Hashable | None
+    axis_size: int | None
+    spmd_axis_name: tp.Any
+    reduce_state: Reduce | None
+
+
+class _Mapped(Transformed[Arguments, Outputs]):
+    def __init__(self, function: tp.Any, modules: tp.Any, stacked: tp.Any, options: _Options):
+        self._modules = (modules, stacked)
+        self._options = options
+        self._lifted = Lifted("elegy.vmap", [function], modules, stacked)
+        super().__init__(function, self._lifted.threaded)
+
+    def _bound(self, method: tp.Any) -> _Mapped[..., tp.Any]:
+        axes = self._options.in_axes
+        options = self._options._replace(in_axes=axes[1:] if isinstance(axes, tuple) else axes)
+        return _Mapped(method, *self._modules, options)
+
+    def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
+        return _vmap(self._lifted, self._options, args, kwargs)
+
+
+def _vmap(lifted: Lifted, options: _Options, args: tp.Any, kwargs: tp.Any) -> tp.Any:
+    axes, axis_size = options.in_axes, options.axis_size
 
     @functools.cache
     def mapped_sizes() -> list[int]:
@@ -117,19 +135,19 @@ def _vmap(lifted: Lifted, axes: tp.Any, options: dict[str, tp.Any], args: tp.Any
             lifted.check_sizes(view, size())
         before, state.maps = state.maps, state.maps + 1
         try:
-            return _map(function, lifted, view, axes, options, args, kwargs)
+            return _map(function, lifted, view, options, args, kwargs)
         finally:
             state.maps = before
 
-    return lifted.call(once, attempt, args, kwargs, None if axis_name is None else (axis_name, size()))
+    return lifted.call(once, attempt, args, kwargs, None if options.axis_name is None else (options.axis_name, size()))
 
 
-def _map(function, lifted, view, axes, options, args, kwargs):
+def _map(function, lifted, view, options, args, kwargs):
     leaves, stacked = view.read(), lifted.stacked_flags(view)
     traced = tracing.is_traced()
     rng, impl = rng_data(traced), state.rng._impl
     # The name of the axis is a part of what JAX caches by, so it must be the same in each call.
-    name = f"elegy.vmap {state.maps}" if options["axis_name"] is None else options["axis_name"]
+    name = f"elegy.vmap {state.maps}" if options.axis_name is None else options.axis_name
     # Where the thread's stream cannot follow, modules draw from keys of their own, and lanes must not share them.
     own = [
         index
@@ -148,11 +166,11 @@ def _map(function, lifted, view, axes, options, args, kwargs):
 
     out, effects = jax.vmap(
         body,
-        in_axes=([0 if flag else None for flag in stacked], axes, 0),
-        out_axes=(options["out_axes"], 0),
+        in_axes=([0 if flag else None for flag in stacked], options.in_axes, 0),
+        out_axes=(options.out_axes, 0),
         axis_name=name,
-        axis_size=options["axis_size"],
-        spmd_axis_name=options["spmd_axis_name"],
+        axis_size=options.axis_size,
+        spmd_axis_name=options.spmd_axis_name,
     )(leaves, args, kwargs)
     values, advanced, _, record = effects
     reduced = []
@@ -160,7 +178,7 @@ def _map(function, lifted, view, axes, options, args, kwargs):
         if index in own:
             value = step_of(leaves[index], default_impl())
         elif not stacked[index]:
-            value = _reduce(options["reduce_state"], value, leaves[index], path_of(*view.owners[index]))
+            value = _reduce(options.reduce_state, value, leaves[index], view.path(index))
         reduced.append(value)
     events = reduce_events(effects, loss=mean, metric=mean)
     if advanced is not None:
@@ -224,4 +242,4 @@ def warn_if_identical(members: Sequence[Node]) -> None:
     if not arrays or len(arrays[0]) < 2 or any(RNG_ATTRIBUTE in node.__dict__ for node in nodes) or has_tracer(arrays):
         return
     if all(bool(np.all(array == array[:1])) for array in map(np.asarray, arrays)):
-        warnings.warn(identical_members(members[0], f"the {len(arrays[0])} members"), stacklevel=user_level())
+        warn(identical_members(members[0], f"the {len(arrays[0])} members"))
