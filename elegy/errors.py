@@ -151,7 +151,7 @@ class TraceError(ElegyError, RuntimeError):
 
 
 class HookError(ElegyError, RuntimeError):
-    """A hook was called where no module is running.
+    """A hook was called where it cannot work: no module is running, or a transform cannot carry what it declares.
 
     Failing:
 
@@ -305,7 +305,10 @@ class NothingToDifferentiateError(ElegyError, ValueError):
 
 
 class StructureError(ElegyError, RuntimeError):
-    """The structure of a threaded module changed inside a compiled or differentiated function.
+    """The structure of modules does not allow what is asked for.
+
+    The structure of a threaded module changed inside a compiled or differentiated function; modules that are to be
+    stacked differ, or share a part; a block of a stack does not return the like of its input.
 
     Failing:
 

@@ -61,7 +61,6 @@ from elegy import axes
         ("n", False),
         (None, False),
     ],
-    ids=str,
 )
 def test_mentions_array(annotation, expected):
     assert axes.mentions_array(annotation) == expected
@@ -117,7 +116,6 @@ class Pair(NamedTuple):
         (Literal["a"] | Callable[[A], A], "a", []),
         (None, None, []),
     ],
-    ids=str,
 )
 def test_items(annotation, value, expected):
     assert list(axes.items(annotation, value)) == expected
@@ -135,7 +133,6 @@ def test_items(annotation, value, expected):
         (PyTree[int], PyTree[str]),
         (PyTree[int, "S T"], PyTree[str, "S T"]),
     ],
-    ids=str,
 )
 def test_rebuilt(annotation, expected):
     assert axes.rebuilt(annotation, lambda part: str if part is int else part) == expected
@@ -205,7 +202,6 @@ def test_arrays_that_may_stand_for_others():
         (Any, "Any"),
         (PyTree, "PyTree"),
     ],
-    ids=str,
 )
 def test_annotations_are_shown_as_one_writes_them(annotation, expected):
     assert axes.show(annotation) == expected
@@ -226,7 +222,6 @@ def test_annotations_are_shown_as_one_writes_them(annotation, expected):
         ("long " * 100, "'long long long long long long long long…"),
         (object(), "object"),
     ],
-    ids=str,
 )
 def test_values_are_shown_by_dtype_and_shape(value, expected):
     assert axes.show_value(value) == expected
@@ -323,7 +318,6 @@ def test_a_union_binds_as_its_first_member_that_fits():
         ({"*x": (2, 3), "*#x m": (2, 2, 3, 5)}, (2, 3)),
         ({"*x": (2, 3), "*x m": (2, 1, 5)}, (2, 3)),
     ],
-    ids=str,
 )
 def test_sizes_that_broadcast(arrays, expected):
     sizes: axes.Sizes = {}
@@ -365,7 +359,6 @@ class Owner:
         (Float[Array, "m"] | None, (4,)),
         (Float[Array, "unknown"] | Int[Array, "m"], (4,)),
     ],
-    ids=str,
 )
 def test_shape_of(annotation, expected):
     shape = axes.shape_of(annotation, SIZES, {"self": Owner()})
@@ -391,7 +384,6 @@ def test_shape_of(annotation, expected):
         (int, "it names no array"),
         (list[Float[Array, "n"]], "it names no array"),
     ],
-    ids=str,
 )
 def test_a_shape_that_is_not_known(annotation, message):
     with pytest.raises(axes.UnknownAxisError, match=re.escape(message)):
@@ -549,7 +541,6 @@ def test_jaxtyping_accepts_the_shape_that_an_annotation_gives(text, shape):
         (Key[Array, ""], jnp.float32, jnp.float32),
         (int, jnp.float32, jnp.float32),
     ],
-    ids=str,
 )
 def test_dtype_of(annotation, default, expected):
     assert jnp.dtype(axes.dtype_of(annotation, jnp.dtype(default))) == jnp.dtype(expected)

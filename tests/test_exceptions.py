@@ -135,8 +135,9 @@ def snapshot(module: elegy.Module) -> Snapshot:
     thread = {
         name: list(value) if isinstance(value, list) else dict(value) if isinstance(value, dict) else value
         for name, value in vars(hooks.state).items()
-        if name != "mode"  # a context manager; what it does is seen by the functions that JAX compiled
+        if name != "constructed"  # counts on and on
     }
+    thread["training"] = elegy.training()
     return Snapshot(
         [dict(vars(node)) for node in nodes],
         jax.tree.leaves(module),

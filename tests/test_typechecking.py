@@ -1163,9 +1163,7 @@ ARRAY_ANNOTATIONS = [case for case in ANNOTATIONS if case[0] not in (int, PyTree
 
 
 @with_each_checker
-@pytest.mark.parametrize(
-    ("annotation", "good", "bad"), ANNOTATIONS, ids=[str(annotation) for annotation, *_ in ANNOTATIONS]
-)
+@pytest.mark.parametrize(("annotation", "good", "bad"), ANNOTATIONS)
 def test_annotations_of_arguments_and_outputs(checker, annotation, good, bad):
     class Net(elegy.Module):
         w: Float[Array, "n"]
@@ -1196,7 +1194,6 @@ def test_annotations_of_arguments_and_outputs(checker, annotation, good, bad):
 @pytest.mark.parametrize(
     ("annotation", "good", "bad"),
     ARRAY_ANNOTATIONS,
-    ids=[str(annotation) for annotation, *_ in ARRAY_ANNOTATIONS],
 )
 def test_annotations_of_fields(checker, annotation, good, bad):
     class Net(elegy.Module):
@@ -1233,7 +1230,6 @@ def test_annotations_of_fields(checker, annotation, good, bad):
         (tuple[Float[Array, "n"], ...], lambda x: (x,)),
         (PyTree[Float[Array, "n"]], lambda x: {"a": [x]}),
     ],
-    ids=str,
 )
 def test_leaves_may_be_arrays_of_numpy(annotation, wrap):
     class Net(elegy.Module):
@@ -1721,7 +1717,6 @@ def created(annotation, *args, dtype=None, attributes=None, **options):
         (Float[Array, "n"] | None, (3,)),
         (Int[Array, "#n"], (3,)),
     ],
-    ids=str,
 )
 def test_shapes_from_annotations(annotation, shape):
     value = created(annotation, ones(5, 4, 3), ones(7), attributes={"width": 6}, initializer=jnp.ones)
@@ -1742,7 +1737,6 @@ def test_shapes_from_annotations(annotation, shape):
         (Float16[Array, "n"] | None, None, jnp.float16),
         (Shaped[Array, "n"], jnp.float16, jnp.float16),
     ],
-    ids=str,
 )
 def test_dtypes_from_annotations(annotation, dtype, expected):
     value = created(annotation, X, dtype=dtype, initializer=jnp.ones)
