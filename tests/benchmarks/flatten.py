@@ -1,4 +1,4 @@
-"""Flattening and unflattening modules, against `equinox.Module` of the same shape."""
+"""Flattening and unflattening modules, and both in a `jax.tree.map`, against `equinox.Module` of the same shape."""
 
 from __future__ import annotations
 
@@ -83,3 +83,8 @@ def rows(quick: bool) -> Iterator[Row]:
             for name, (leaves, treedef) in flat.items()
         }
         yield from compare(f"unflatten, {shape}", [(ELEGY, EQUINOX)], interleave(unflatten, budget))
+        both = {
+            name: lambda module=module: jax.tree.map(lambda leaf: leaf, module) and None
+            for name, module in modules.items()
+        }
+        yield from compare(f"both, {shape}", [(ELEGY, EQUINOX)], interleave(both, budget))
