@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import collections.abc
 import copy as copying
 import dataclasses
 import functools
@@ -159,7 +159,7 @@ def _check_function(where: str, value: tp.Any) -> None:
         )
     inner = value
     while callable(inner) and not isinstance(inner, (Node, type)) and hasattr(inner, "__wrapped__"):
-        inner = inner.__wrapped__
+        inner = tp.cast(tp.Any, inner).__wrapped__
     threaded = getattr(value, "threaded_modules", ()) or (inner,)
     if isinstance(threaded[0], Node) and not is_node(value):
         raise StaticValueError(

@@ -75,7 +75,7 @@ class ModuleMeta(abc.ABCMeta):
             key: _cached(key, value) for key, value in namespace.items() if isinstance(value, functools.cached_property)
         }
         namespace = {**namespace, **cached}
-        cls = super().__new__(mcs, name, bases, namespace, **kwargs)
+        cls: tp.Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         # A class of a function may be made anew on each run, and close over other values then.
         cls._elegy_is_local = "<locals>" in cls.__qualname__
         if bases != (Node,):
@@ -504,7 +504,7 @@ class Module(Node, metaclass=ModuleMeta):
         """Calls the module through `elegy.jit`."""
         from elegy.transforms import jit
 
-        return compiled(tp.cast(Module, self), "call", lambda: jit(self))(*args, **kwargs)
+        return compiled(tp.cast(Module, self), "call", lambda: jit(tp.cast(tp.Any, self)))(*args, **kwargs)
 
     def init_jit(self: Self, /, *args: tp.Any, **kwargs: tp.Any) -> Self:
         """As `init`; kept for code that compiles the initialisation, which needs no compilation here."""

@@ -300,20 +300,21 @@ def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.
 
 def check_value(path: str | Callable[[], str], old: tp.Any, new: tp.Any) -> tp.Any:
     """`new` as a replacement of the array `old`; a path that costs something is given as a function."""
+    value: tp.Any = new
     if isinstance(new, (bool, int, float, complex)) and not (isinstance(new, complex) and jnp.isrealobj(old)):
-        new = jnp.asarray(new, old.dtype)
+        value = jnp.asarray(new, old.dtype)
     elif isinstance(new, np.generic):
-        new = jnp.asarray(new)
-    if not is_array(new) or (isinstance(new, jax.ShapeDtypeStruct) and not isinstance(old, jax.ShapeDtypeStruct)):
+        value = jnp.asarray(new)
+    if not is_array(value) or (isinstance(value, jax.ShapeDtypeStruct) and not isinstance(old, jax.ShapeDtypeStruct)):
         path = path() if callable(path) else path
         raise ParameterError(f"{path}: expected an array of shape {tuple(old.shape)}, got {type(new).__name__}.")
-    if tuple(new.shape) != tuple(old.shape) or new.dtype != old.dtype:
+    if tuple(value.shape) != tuple(old.shape) or value.dtype != old.dtype:
         path = path() if callable(path) else path
         raise ParameterError(
-            f"{path} is {old.dtype}{list(old.shape)}, and the new value is {new.dtype}{list(new.shape)}.\n"
+            f"{path} is {old.dtype}{list(old.shape)}, and the new value is {value.dtype}{list(value.shape)}.\n"
             "  Give a value of the same shape and dtype (reshape it, or use .astype)."
         )
-    return strong(new)
+    return strong(value)
 
 
 class _Write(tp.NamedTuple):

@@ -1135,14 +1135,13 @@ def test_a_class_made_in_call_uses_the_values_of_this_call(way):
     class Net(elegy.Module):
         def call(self, x):
             if way == "to_module":
-                scaled = elegy.to_module(lambda y: Affine(2)(y) * x.sum())
-            else:
+                return elegy.to_module(lambda y: Affine(2)(y) * x.sum())()(x)
 
-                class scaled(elegy.Module):  # noqa: N801
-                    def call(self, y):
-                        return Affine(2)(y) * x.sum()
+            class Scaled(elegy.Module):
+                def call(self, y):
+                    return Affine(2)(y) * x.sum()
 
-            return scaled()(x)
+            return Scaled()(x)
 
     x, _ = batch()
     net = Net()

@@ -126,7 +126,9 @@ class ConvND(Module):
             raise TypeError("elegy.nn.ConvND is the base class of Conv1D, Conv2D and Conv3D: use one of those.")
         n = self.num_spatial_dims
         if len(shape) != n + 2:
-            one_less = "\n  Give one image an axis of the batch, x[None], and images without channels one, x[..., None]."
+            one_less = (
+                "\n  Give one image an axis of the batch, x[None], and images without channels one, x[..., None]."
+            )
             hint = one_less if len(shape) == n + 1 else ""
             raise ValueError(
                 f"{path_of(self)}: the input of {type(self).__name__} must have {n + 2} axes, {self.data_format}, "

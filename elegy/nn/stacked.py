@@ -68,8 +68,9 @@ class Stacked(Module):
         if len(numbers) == 0:
             raise ValueError(f"{name_of(self)}: the slice is empty, and there must be one module at least")
         part = self.copy()
-        part.__dict__["n"] = len(numbers)
-        part.__dict__[self._elegy_items] = jax.tree.map(lambda leaf: leaf[numbers], part._items)
+        attributes: tp.Any = part.__dict__
+        attributes["n"] = len(numbers)
+        attributes[self._elegy_items] = jax.tree.map(lambda leaf: leaf[numbers], part._items)
         change(part)
         return part
 

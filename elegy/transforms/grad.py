@@ -60,11 +60,11 @@ class GradFunction(Transformed[..., tp.Any]):
         if not args or not nodes_in(args[0]):
             return self._without_modules(args, kwargs)
         # The pure form is the shim over a copy.
-        first, *args = copied(args)
+        first, *rest = copied(args)
         function = functools.partial(self.function, first)
         argnums = jax.tree.map(lambda number: self._behind_the_modules(number), self._argnums)
-        threaded = Threaded((first, *(node for node in nodes_in((args, kwargs)))))
-        out, grads = self._differentiate(function, threaded, argnums, args, kwargs, first)
+        threaded = Threaded((first, *(node for node in nodes_in((rest, kwargs)))))
+        out, grads = self._differentiate(function, threaded, argnums, rest, kwargs, first)
         return ((out, first), grads) if self._with_value else (grads, first)
 
     def _without_modules(self, args: tp.Any, kwargs: tp.Any) -> tp.Any:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from elegy import tracing
 from elegy.axes import show_value
-from elegy.transforms.core import rng_data, write_back
+from elegy.transforms.core import View, rng_data, write_back
 from elegy.transforms.lift import Lifted, entry, inlined, mean, reduce_events, struct, total
 
 Carry = tp.TypeVar("Carry")
