@@ -55,7 +55,7 @@ from elegy.transforms import (
     vmap as vmap,
     while_loop as while_loop,
 )
-from elegy.typechecking import typechecker as typechecker
+from elegy.typechecking.switch import typechecker as typechecker
 
 __version__ = importlib.metadata.version("elegy")
 

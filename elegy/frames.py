@@ -267,14 +267,15 @@ def is_taken(module: Node, name: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 # What stands between a caller and the core: its layers count as callers, its machinery does not.
-_CORE = {f"elegy.{name}" for name in ("frames", "hooks", "initialise", "module", "parameters", "state", "typechecking")}
+_CORE = {f"elegy.{name}" for name in ("frames", "hooks", "initialise", "module", "parameters", "state")}
 _CHECKERS = {"beartype", "contextlib", "jaxtyping"}
 _LIBRARIES = {"elegy", "jax", "weakref", *_CHECKERS}
 
 
 def _is_core(frame: types.FrameType) -> bool:
     name = frame.f_globals.get("__name__", "")
-    return name in _CORE or name.partition(".")[0] in _CHECKERS or frame.f_code.co_filename.startswith("<")
+    is_core = name in _CORE or name.startswith("elegy.typechecking.")
+    return is_core or name.partition(".")[0] in _CHECKERS or frame.f_code.co_filename.startswith("<")
 
 
 def _is_library(frame: types.FrameType) -> bool:

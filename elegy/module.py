@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from elegy import axes, leaves, parameters as _parameters, pytree, tracing, typechecking
+from elegy import leaves, parameters as _parameters, pytree, tracing
 from elegy.containers import FrozenDict, FrozenList, freeze_containers
 from elegy.errors import ElegyError, FrozenModuleError, NameCollisionError, ParameterError, StaticValueError
 from elegy.frames import (
@@ -39,6 +39,8 @@ from elegy.pytree import Meta, meta_of
 from elegy.random import RNG, KeyLike
 from elegy.state import state, training as training_mode, training_context, undoing
 from elegy.threads import holders, holding, looking, running, wait_for
+from elegy.typechecking import axes, scopes, switch
+from elegy.typechecking.import_hook import compact_methods, no_type_check
 
 Self = tp.TypeVar("Self", bound="Module")
 Own = tp.TypeVar("Own")
@@ -79,7 +81,7 @@ class ModuleMeta(abc.ABCMeta):
         # A class of a function may be made anew on each run, and close over other values then.
         cls._elegy_is_local = "<locals>" in cls.__qualname__
         if bases != (Node,):
-            typechecking.adopt(cls)
+            switch.adopt(cls)
         return cls
 
     @property
@@ -133,12 +135,12 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
     concretely = contextlib.nullcontext() if state.init_pass is None else jax.ensure_compile_time_eval()
     try:
         with undoing(), concretely:
-            typechecking.first_run(cls.__init__, module, *args, **kwargs)
+            switch.first_run(cls.__init__, module, *args, **kwargs)
             if state.init_pass is not None:
                 state.init_pass.modules.append(module)
             _seal(module)
-            if typechecking.on:
-                typechecking.check_constructed(module)
+            if switch.on:
+                switch.check_constructed(module)
     finally:
         state.frames.pop()
         _under_construction.discard(id(module))
@@ -239,7 +241,7 @@ def run_method(module: Module, method: str, function: Callable[..., tp.Any], arg
         run = function
         if method not in meta_of(module).hooks:
             _initialise(module, method, function, args, kwargs)
-            run = functools.partial(typechecking.first_run, function)
+            run = functools.partial(switch.first_run, function)
         frame = Frame(module, method)
         frames.append(frame)
         try:
@@ -293,7 +295,7 @@ def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.A
             f"in {'/'.join(frame.parts)} ({type(module).__name__}.{frame.method_name}); parameters: {own or 'none'}; "
             f"inputs: {given or 'none'}"
         )
-        if not isinstance(error, ElegyError) and (mismatch := typechecking.explain(module, function, args, kwargs)):
+        if not isinstance(error, ElegyError) and (mismatch := scopes.explain(module, function, args, kwargs)):
             note += f"\n  {mismatch}"
         if any(isinstance(leaf, jax.Array) and _is_deleted(leaf) for leaf in jax.tree.leaves(held)):
             note += (
@@ -348,7 +350,7 @@ def compact(method: Method) -> Method:
     def wrapper(self, /, *args, **kwargs):
         return run_method(self, method.__qualname__, method, args, kwargs)
 
-    typechecking.compact_methods[wrapper] = compact
+    compact_methods[wrapper] = compact
     return tp.cast(Method, wrapper)
 
 
@@ -421,7 +423,7 @@ class Module(Node, metaclass=ModuleMeta):
             f"  Define call(self, ...), which runs when the module is called.{rename}"
         )
 
-    @typechecking.no_type_check
+    @no_type_check
     def __call__(
         self: HasCall[Arguments, Outputs, tp.Any], /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Outputs:
@@ -499,7 +501,7 @@ class Module(Node, metaclass=ModuleMeta):
             with rng_context(rng):
                 return run(*args, **kwargs), module
 
-    @typechecking.no_type_check
+    @no_type_check
     def jit(self: HasCall[Arguments, Outputs, tp.Any], /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
         """Calls the module through `elegy.jit`."""
         from elegy.transforms import jit
@@ -514,7 +516,7 @@ class Module(Node, metaclass=ModuleMeta):
     # Parameters and state
     # -----------------------------------------------------------------------------------------------------------------
 
-    @typechecking.no_type_check
+    @no_type_check
     def add_parameter(
         self,
         name: str,
@@ -762,7 +764,7 @@ if tp.TYPE_CHECKING:
         def call(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs: ...
 
 
-@typechecking.no_type_check
+@no_type_check
 def to_module(function: Callable[Arguments, Outputs]) -> type[FunctionModule[Arguments, Outputs]]:
     """A module class whose instances run `function`, in which hooks and modules can be used.
 
@@ -795,7 +797,7 @@ def to_module(function: Callable[Arguments, Outputs]) -> type[FunctionModule[Arg
 
         @tp.no_type_check  # a checker's wrapper could not be pickled with the class
         def call(self, *args, **kwargs):
-            return typechecking.checked_function(function)(*args, **kwargs)
+            return switch.checked_function(function)(*args, **kwargs)
 
     ThisModule.__name__ = "lambda_" if name == "<lambda>" else name
     ThisModule.__qualname__ = getattr(function, "__qualname__", name)

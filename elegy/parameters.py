@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elegy import tracing, typechecking
+from elegy import tracing
 from elegy.containers import is_plain_container, thaw
 from elegy.errors import HookError, NameCollisionError, ParameterError, StructureError, TraceError
 from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace
@@ -23,13 +23,15 @@ from elegy.pytree import change, forget_pending, meta_of, walk
 from elegy.random import RNG, fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
 from elegy.threads import looking
+from elegy.typechecking import scopes, switch
+from elegy.typechecking.import_hook import no_type_check
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Creating
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@typechecking.no_type_check
+@no_type_check
 def add_parameter(
     module: Node,
     name: str,
@@ -51,9 +53,9 @@ def add_parameter(
     _require_creatable(module, name, frame, constructing)
     dtypes = meta.dtypes if asked is None else {**meta.dtypes, name: asked}
     if dtype is None:
-        dtype = typechecking.infer_dtype(module, name, tp.cast(tp.Any, module).dtype)
+        dtype = scopes.infer_dtype(module, name, tp.cast(tp.Any, module).dtype)
     if wanted is None and callable(initializer) and _positional(initializer):
-        wanted = typechecking.infer_shape(module, name)
+        wanted = scopes.infer_shape(module, name)
     make, finish, key = _maker(module, name, wanted, dtype, initializer, constructing)
     if state.init_pass is not None:
         value = state.init_pass.create(module, name, make, finish, key)
@@ -65,8 +67,8 @@ def add_parameter(
         meta, parameters={**meta.parameters, name: bool(trainable)}, dtypes=dtypes, constructed=constructed
     )
     write_meta(module, meta, created=True)
-    if typechecking.on:
-        typechecking.check_parameter(module, name, value)
+    if switch.on:
+        scopes.check_parameter(module, name, value)
     return value
 
 

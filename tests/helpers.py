@@ -1,11 +1,17 @@
 """Small modules and comparisons that several test files share."""
 
+import contextlib
+
+import beartype
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.core import Tracer
 
 import elegy
+from elegy.errors import TypeCheckError
+from elegy.typechecking import scopes
 
 
 class Affine(elegy.Module):
@@ -135,3 +141,22 @@ def summaries():
     found = elegy.get_summaries()
     assert found is not None
     return found
+
+
+def ones(*shape, dtype=jnp.float32):
+    return jnp.ones(shape, dtype)
+
+
+def checked():
+    """Within it annotations are checked."""
+    return elegy.typechecker(beartype.beartype)
+
+
+@contextlib.contextmanager
+def mismatch(*parts):
+    """Fails unless a TypeCheckError is raised whose message has the parts; it leaves no scope behind."""
+    with pytest.raises(TypeCheckError) as raised:
+        yield raised
+    for part in parts:
+        assert part in str(raised.value)
+    assert scopes.local.scopes == scopes.local.first_runs == []

@@ -35,7 +35,7 @@ from jaxtyping import (
     jaxtyped,
 )
 
-from elegy import axes
+from elegy.typechecking import axes
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts of an annotation

@@ -1,14 +1,11 @@
-"""Typed arrays: when annotations are checked, in which scope, what the errors say, and what is read off annotations."""
+"""Typed arrays: when annotations are checked, in which scope, and what the errors say."""
 
 import contextlib
 import dataclasses
 import functools
 import gc
 import inspect
-import json
-import os
 import re
-import subprocess
 import sys
 import textwrap
 import threading
@@ -33,9 +30,7 @@ from jaxtyping import (
     Bool,
     Complex,
     Float,
-    Float16,
     Int,
-    Int32,
     Key,
     Num,
     PyTree,
@@ -44,14 +39,11 @@ from jaxtyping import (
 )
 
 import elegy
-from elegy import typechecking
-from elegy.errors import ParameterError, TypeCheckError, UncheckedAnnotationWarning
+from elegy.errors import TypeCheckError, UncheckedAnnotationWarning
+from elegy.typechecking import switch
+from tests.helpers import checked, mismatch, ones
 
 X = jnp.ones([4, 3])
-
-
-def ones(*shape, dtype=jnp.float32):
-    return jnp.ones(shape, dtype)
 
 
 def fits(value, annotation):
@@ -97,14 +89,10 @@ with_each_checker = pytest.mark.parametrize("checker", CHECKERS.values(), ids=CH
 @pytest.fixture(autouse=True)
 def nothing_is_left_on():
     yield
-    left = typechecking._switched[:]
-    typechecking._switched.clear()
-    typechecking._switch()
+    left = switch._switched[:]
+    switch._switched.clear()
+    switch._switch()
     assert left == []
-
-
-def checked():
-    return elegy.typechecker(beartype.beartype)
 
 
 class Counting:
@@ -122,16 +110,6 @@ class Counting:
             return function(*args, **kwargs)
 
         return counting
-
-
-@contextlib.contextmanager
-def mismatch(*parts):
-    """Fails unless a TypeCheckError is raised whose message has the parts; it leaves no scope behind."""
-    with pytest.raises(TypeCheckError) as raised:
-        yield raised
-    for part in parts:
-        assert part in str(raised.value)
-    assert typechecking._threads.scopes == typechecking._threads.first_runs == []
 
 
 class Scale(elegy.Module):
@@ -1678,180 +1656,6 @@ def test_deeply_nested_modules():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is read off annotations
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def created(annotation, *args, dtype=None, attributes=None, **options):
-    """The parameter that a call creates from its annotation."""
-
-    class Net(elegy.Module):
-        w: annotation  # type: ignore
-
-        def __init__(self):
-            super().__init__(dtype=dtype)
-            for name, value in (attributes or {}).items():
-                setattr(self, name, value)
-
-        def call(self, x: Float[Array, "*batch n"], y: Shaped[Array, "m"] | None = None):
-            return self.add_parameter("w", **options)
-
-    net = Net()
-    with checked():
-        checked_value = net.copy()(*args)
-    value = net(*args)
-    assert (value.shape, value.dtype) == (checked_value.shape, checked_value.dtype)
-    return value
-
-
-@pytest.mark.parametrize(
-    ("annotation", "shape"),
-    [
-        (Float[Array, "n"], (3,)),
-        (Float[Array, "n m"], (3, 7)),
-        (Float[Array, "*batch n"], (5, 4, 3)),
-        (Float[Array, "{self.width} 2*n"], (6, 6)),
-        (Float[Array, "rows=2 n+m-{self.width}"], (2, 4)),
-        (Float[Array, "n {x.shape[0]}"], (3, 5)),
-        (Float[Array, ""], ()),
-        (Float[Array, "n"] | None, (3,)),
-        (Int[Array, "#n"], (3,)),
-    ],
-)
-def test_shapes_from_annotations(annotation, shape):
-    value = created(annotation, ones(5, 4, 3), ones(7), attributes={"width": 6}, initializer=jnp.ones)
-    assert value.shape == shape
-
-
-@pytest.mark.parametrize(
-    ("annotation", "dtype", "expected"),
-    [
-        (Float[Array, "n"], None, jnp.float32),
-        (Float[Array, "n"], jnp.bfloat16, jnp.bfloat16),
-        (Int[Array, "n"], None, jnp.int32),
-        (Int32[Array, "n"], jnp.bfloat16, jnp.int32),
-        (UInt[Array, "n"], None, jnp.uint32),
-        (Bool[Array, "n"], None, jnp.bool_),
-        (Complex[Array, "n"], None, jnp.complex64),
-        (BFloat16[Array, "n"], None, jnp.bfloat16),
-        (Float16[Array, "n"] | None, None, jnp.float16),
-        (Shaped[Array, "n"], jnp.float16, jnp.float16),
-    ],
-)
-def test_dtypes_from_annotations(annotation, dtype, expected):
-    value = created(annotation, X, dtype=dtype, initializer=jnp.ones)
-    assert value.dtype == expected and value.shape == (3,)
-
-
-@pytest.mark.parametrize(
-    "initializer",
-    [
-        jnp.ones,
-        jax.nn.initializers.normal(),
-        elegy.initializers.RandomUniform(),
-        lambda shape, dtype: jnp.ones(shape, dtype),
-    ],
-    ids=["of shape and dtype", "of jax", "of elegy", "lambda"],
-)
-def test_each_kind_of_initializer_gets_the_shape(initializer):
-    assert created(Float[Array, "n n"], X, initializer=initializer).shape == (3, 3)
-
-
-def test_what_is_given_goes_before_the_annotation():
-    assert created(Float[Array, "..."], X, shape=[2]).shape == (2,)
-    assert created(Float[Array, "..."], X, initializer=ones(5)).shape == (5,)
-    assert created(Float[Array, "..."], X, initializer=lambda: ones(6)).shape == (6,)
-    assert created(Shaped[Array, "n"], X, dtype=jnp.bfloat16, initializer=jnp.ones).dtype == jnp.bfloat16
-    keys = created(Key[Array, "n"], X, initializer=jax.random.split(key(0), 3))
-    assert jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-
-
-def test_shapes_from_the_default_of_an_argument():
-    class Net(elegy.Module):
-        w: Float[Array, "{size}"]
-
-        def call(self, x, size: int = 5):
-            return self.add_parameter("w")
-
-    assert Net()(1).shape == (5,) and Net()(1, 7).shape == (7,)
-
-
-def test_shapes_in_a_constructor():
-    class Net(elegy.Module):
-        w: Float[Array, "{self.width} n"]
-
-        def __init__(self, width: int, like: Float[Array, "n"]):
-            self.width = width
-            self.add_parameter("w", initializer=jnp.ones)
-
-        def call(self):
-            return self.w
-
-    assert Net(2, ones(3)).w.shape == (2, 3)
-    with checked():
-        assert Net(2, ones(3)).w.shape == (2, 3)
-
-
-def test_shapes_from_another_parameter():
-    class Net(elegy.Module):
-        w: Float[Array, "in out"]
-        b: Float[Array, "out"]
-
-        def call(self, x: Float[Array, "*batch in"]):
-            self.add_parameter("w", [x.shape[-1], 7])
-            return self.add_parameter("b")
-
-    assert Net()(X).shape == (7,)
-
-
-def test_a_shape_is_that_of_the_call_whether_a_checker_is_on_or_not():
-    class Net(elegy.Module):
-        w: Float[Array, "n"]
-
-        def call(self, x: Float[Array, "n"]):
-            return self.other(x[:1])
-
-        def other(self, x: Float[Array, "n"]):  # its n is another one
-            return self.add_parameter("w")
-
-    net = Net()
-    assert net(ones(3)).shape == (3,)
-    with checked(), mismatch("net (Net.other): the parameter w is float32[3]"):
-        Net()(ones(3))
-
-
-def test_a_shape_that_cannot_be_read_off_says_what_is_missing():
-    class Net(elegy.Module):
-        w: Float[Array, "n out"]
-
-        def call(self, x: Float[Array, "*batch n"]):
-            return self.add_parameter("w")
-
-    with pytest.raises(ParameterError) as raised:
-        Net()(X)
-    assert str(raised.value) == (
-        "net/w: its shape is to be read off Float[Array, \"n out\"], but 'out' is not bound yet.\n"
-        "  axes: *batch=(4,) (from x), n=3 (from x)\n"
-        "  Annotate an argument of call with that axis, write its size as an attribute, {self.size}, or give the "
-        "shape: self.add_parameter('w', [...])."
-    )
-
-
-@pytest.mark.parametrize(
-    ("dims", "part"),
-    [
-        ("_", "'_' stands for any size"),
-        ("...", "'...' stands for any size"),
-        ("{self.missing}", "'{self.missing}' cannot be computed (AttributeError"),
-        ("n-4", "'n-4' is -1, which is no size"),
-    ],
-)
-def test_axes_without_a_size(dims, part):
-    with pytest.raises(ParameterError, match=re.escape(part)):
-        created(Float[Array, dims], X, initializer=jnp.ones)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # What the errors say
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -1975,318 +1779,3 @@ def test_items_of_containers_are_named_in_notes():
             return jnp.stack(xs)
 
     assert "the argument xs[1] is float32[3]" in notes_of(Net(), [ones(2), ones(3)])[0]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The import hook, and the flag of pytest
-# ---------------------------------------------------------------------------------------------------------------------
-
-PACKAGE = """
-from __future__ import annotations
-
-import dataclasses
-import functools
-import typing
-
-import elegy
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
-
-T = typing.TypeVar("T")
-
-
-class Linear(elegy.Module):
-    w: Float[Array, "in out"]
-
-    def __init__(self, shape: tuple[int, int]):
-        self.shape = shape
-
-    def call(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        return jnp.dot(x, self.parameter())
-
-    def parameter(self):
-        return self.add_parameter("w", self.shape)
-
-
-class Loose(Linear):
-    def call(self, x):
-        return jnp.dot(x, self.parameter())
-
-
-@dataclasses.dataclass
-class Data(elegy.Module):
-    width: int
-    w: Float[Array, "n {self.width}"]
-    b: Float[Array, "n"] | None = None
-
-    def call(self, x: Float[Array, "n"]) -> Float[Array, "{self.width}"]:
-        return jnp.dot(x, self.w)
-
-
-class Box(Linear, typing.Generic[T]):
-    def call(self, x: Float[Array, "*batch in"], content: T) -> tuple[T, Float[Array, "*batch out"]]:
-        return content, super().call(x)
-
-    @property
-    def total(self) -> Float[Array, ""]:
-        return self.w.sum(0)
-
-    @classmethod
-    def make(cls, width: int) -> Box:
-        return cls((width, width))
-
-    @staticmethod
-    def add(x: Float[Array, "n"], y: Float[Array, "n"]):
-        return x
-
-
-class Auto(elegy.Module):
-    w: Float[Array, "n"]
-
-    @elegy.compact
-    def encode(self, x: Float[Array, "b n"]):
-        return x * jnp.broadcast_to(self.add_parameter("w", initializer=jnp.ones), x.shape)
-
-
-logs = []
-
-
-def logged(function):
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        logs.append(function.__name__)
-        return function(*args, **kwargs)
-
-    return wrapper
-
-
-class Decorated(elegy.Module):
-    w: Float[Array, "n"]
-
-    @logged
-    def call(self, x: Float[Array, "n"], shape):
-        return self.add_parameter("w", shape)
-
-
-class Nested(elegy.Module):
-    w: Float[Array, "n"]
-
-    def call(self, x: Float[Array, "n"], shape):
-        def make():
-            return self.add_parameter("w", shape)
-
-        return make()
-
-
-class Unreadable(elegy.Module):
-    def call(self, x: Missing[Array, "n"]):
-        return x
-
-
-class Free(elegy.Module):
-    @typing.no_type_check
-    def call(self, x: int):
-        return x
-
-
-@typing.no_type_check
-class AllFree(elegy.Module):
-    w: Float[Array, "n"]
-
-    def __init__(self, w: int):
-        self.w = w
-
-    def call(self, x: int):
-        return x
-"""
-
-CASES = """
-import contextlib
-import json
-import os
-import sys
-import warnings
-
-import beartype
-import elegy
-import jax
-import jax.numpy as jnp
-import jaxtyping
-
-with jaxtyping.install_import_hook("hooked", "beartype.beartype"):
-    import hooked
-import plain
-
-x, y = jnp.ones([4, 3]), jnp.ones([4, 5])
-
-
-def checked_in(package):
-    box = package.Box((3, 2))
-    linear = package.Linear((3, 2)).init(x)
-    return {
-        "fitting": lambda: (linear(x), box(x, 1), package.Data(2, jnp.ones([3, 2]))(jnp.ones(3))),
-        "field and argument": lambda: linear(y),
-        "compiled": lambda: elegy.jit(linear)(y),
-        "new parameter": lambda: package.Linear((3, 2))(y),
-        "constructor": lambda: package.Linear("ab"),
-        "dataclass, argument": lambda: package.Data("2", jnp.ones([3, 2])),
-        "dataclass, fields": lambda: package.Data(2, jnp.ones([3, 2]), jnp.ones(4)),
-        "dataclass, call": lambda: package.Data(2, jnp.ones([3, 2]))(jnp.ones(4)),
-        "derived": lambda: type("Derived", (package.Linear,), {})((3, 2))(y),
-        "generic": lambda: package.Box[int]((3, 2))(y, 1),
-        "property": lambda: package.Box((3, 2)).init(x, 1).total,
-        "class method": lambda: package.Box.make("a"),
-        "static method": lambda: package.Box.add(jnp.ones(2), jnp.ones(3)),
-        "compact": lambda: (auto := package.Auto(), auto.encode(x), auto.encode(y)),
-        "decorated": lambda: package.Decorated()(jnp.ones(3), [4]),
-        "decorator": lambda: logs_of(package, lambda: package.Decorated()(jnp.ones(3), [3])),
-        "decorated, argument": lambda: package.Decorated()(x, [3]),
-        "nested": lambda: package.Nested().init(jnp.ones(3), [4]),
-        "unreadable": lambda: package.Unreadable()(x),
-        "no_type_check": lambda: (package.Free()("a"), package.AllFree(jnp.ones([2, 2]))("a")),
-        "without annotations": lambda: package.Loose((3, 2))(x),
-    }
-
-
-def logs_of(package, function):
-    package.logs.clear()
-    function()
-    assert set(package.logs) == {"call"}
-
-
-checked = []
-
-
-def recording(function):
-    checked.append(function)
-    return beartype.beartype(function)
-
-
-@contextlib.contextmanager
-def disabled():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def run(function):
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            function()
-        if caught:
-            return f"warned in {os.path.basename(caught[0].filename)}: {caught[0].message}"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "passed"
-
-
-MODES = {
-    "hook": (hooked, contextlib.nullcontext),
-    "hook, and a checker": (hooked, lambda: elegy.typechecker(recording)),
-    "hook, switched off": (hooked, lambda: elegy.typechecker(None)),
-    "hook, disabled": (hooked, disabled),
-    "hook, again": (hooked, contextlib.nullcontext),
-    "a checker": (plain, lambda: elegy.typechecker(beartype.beartype)),
-    "nothing": (plain, contextlib.nullcontext),
-}
-results = {}
-for mode in sys.argv[1:]:
-    package, context = MODES[mode]
-    cases = checked_in(package)
-    with context():
-        checked.clear()
-        results[mode] = {name: run(case) for name, case in cases.items()}
-    assert bool(checked) == (mode == "hook, and a checker"), "it goes before that of the hook"
-print(json.dumps(results))
-"""
-
-MODES = ["hook", "hook, and a checker", "hook, switched off", "hook, disabled", "hook, again", "a checker", "nothing"]
-
-REFUSED = {
-    "field and argument": "linear (Linear.call): the argument x is float32[4,5]",
-    "compiled": "linear (Linear.call): the argument x is float32[4,5]",
-    "new parameter": "linear (Linear.call): the parameter w is float32[3,2]",
-    "constructor": "linear (Linear.__init__): the argument shape is 'ab'",
-    "dataclass, argument": "data (Data.__init__): the argument width is '2'",
-    "dataclass, fields": "data (Data.__init__): the argument w is float32[3,2]",
-    "dataclass, call": "data (Data.call): the argument x is float32[4]",
-    "derived": "derived (Derived.call): the parameter w is float32[3,2]",
-    "generic": "box (Box.call): the parameter w is float32[3,2]",
-    "property": "box (Box.total): the return value is float32[2]",
-    "class method": "Box.make: the argument width is 'a'",
-    "static method": "Box.add: the argument y is float32[3]",
-    "compact": "auto (Auto.encode): the argument x is float32[4,5]",
-    "decorated": "decorated (Decorated.call): the parameter w is float32[4]",
-    "decorated, argument": "decorated (Decorated.call): the argument x is float32[4,3]",
-    "nested": "nested (Nested.call): the ",  # field or parameter: the hook puts a scope in between
-}
-
-
-def run_python(folder, *args):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.getcwd()]), "PYTHONWARNINGS": "error"}
-    return subprocess.run([sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True)
-
-
-def run_cases(folder, modes):
-    for name, source in {"hooked": PACKAGE, "plain": PACKAGE, "cases": CASES}.items():
-        (folder / f"{name}.py").write_text(source)
-    done = run_python(folder, "cases.py", *modes)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """What happens in each mode and case, in a process in which Elegy itself is not checked."""
-    return run_cases(tmp_path_factory.mktemp("packages"), MODES)
-
-
-@pytest.mark.parametrize("mode", ["hook", "hook, and a checker", "hook, again", "a checker"])
-def test_the_import_hook_checks_as_a_checker_does(outcomes, mode):
-    for case, found in outcomes[mode].items():
-        expected = f"TypeCheckError: {REFUSED[case]}" if case in REFUSED else "passed"
-        if case == "unreadable":
-            expected = (
-                f"warned in cases.py: {'plain' if mode == 'a checker' else 'hooked'}.Unreadable.call: the annotation"
-            )
-        assert found.startswith(expected), (mode, case)
-
-
-@pytest.mark.parametrize("mode", ["hook, switched off", "hook, disabled", "nothing"])
-def test_nothing_is_checked_where_the_hook_is_switched_off(outcomes, mode):
-    assert [(case, found) for case, found in outcomes[mode].items() if "TypeCheckError" in found] == []
-    assert {case for case, found in outcomes[mode].items() if found == "passed"} >= {
-        "constructor",
-        "property",
-        "fitting",
-    }
-
-
-def test_the_first_construction_of_a_dataclass_is_not_checked_where_the_hook_is_switched_off(tmp_path):
-    found = run_cases(tmp_path, ["hook, switched off"])["hook, switched off"]
-    assert found["dataclass, argument"] == found["dataclass, fields"] == "passed"
-
-
-def test_the_flag_of_pytest(tmp_path):
-    (tmp_path / "hooked.py").write_text(PACKAGE)
-    (tmp_path / "test_hooked.py").write_text(
-        textwrap.dedent("""
-        import elegy
-        import hooked
-        import jax.numpy as jnp
-        import pytest
-
-
-        def test_checked():
-            linear = hooked.Linear((3, 2)).init(jnp.ones([4, 3]))
-            with pytest.raises(elegy.errors.TypeCheckError, match="in=3 .from w"):
-                linear(jnp.ones([4, 5]))
-            with elegy.typechecker(None), pytest.raises(TypeError, match="dot_general"):
-                linear(jnp.ones([4, 5]))
-        """)
-    )
-    done = run_python(
-        tmp_path, "-m", "pytest", "-q", "--jaxtyping-packages=hooked,beartype.beartype", "-p", "no:cacheprovider"
-    )
-    assert done.returncode == 0, done.stdout

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from elegy import tracing
-from elegy.axes import show_value
 from elegy.errors import StructureError
 from elegy.frames import path_of
 from elegy.leaves import Node, StaticKey, is_array, is_node
@@ -18,6 +17,7 @@ from elegy.nn.stacked import Stacked
 from elegy.transforms.jit import jit
 from elegy.transforms.remat import remat
 from elegy.transforms.scan import scan
+from elegy.typechecking.axes import show_value
 
 
 class Stack(Stacked):

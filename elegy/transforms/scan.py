@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from elegy import tracing
-from elegy.axes import show_value
 from elegy.transforms.core import View, rng_data, write_back
 from elegy.transforms.lift import Lifted, entry, inlined, mean, reduce_events, struct, total
+from elegy.typechecking.axes import show_value
 
 Carry = tp.TypeVar("Carry")
 Y = tp.TypeVar("Y")
