@@ -8,6 +8,8 @@ import typing as tp
 
 import equinox as eqx
 import jax
+import jax.extend.core
+import jax.interpreters.mlir
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -451,6 +453,30 @@ def test_remat_and_custom_derivatives_take_modules():
     module = Net().init(x)
     loss = lambda m: jnp.sum(m(x))  # noqa: E731
     assert_close(jax.grad(jax.checkpoint(loss))(module), jax.grad(loss)(module))
+
+
+def test_the_rules_of_a_primitive_may_rebuild_a_module():
+    # JAX evaluates a rule between two traces. Libraries whose primitives take pytrees rebuild their arguments there.
+    x, _ = batch()
+    net = Net().init(x, rng=0)
+    leaves, structure = jax.tree.flatten((net, x))
+
+    def run(*leaves):
+        module, inputs = jax.tree.unflatten(structure, leaves)
+        return module.apply(inputs, training=False)[0]
+
+    def abstract(*leaves):
+        module, inputs = jax.tree.unflatten(structure, leaves)
+        out = jax.eval_shape(lambda module, inputs: module.apply(inputs, training=False)[0], module, inputs)
+        return jax.core.ShapedArray(out.shape, out.dtype)
+
+    primitive = jax.extend.core.Primitive("run")
+    primitive.def_abstract_eval(abstract)
+    primitive.def_impl(jax.jit(run))
+    jax.interpreters.mlir.register_lowering(primitive, jax.interpreters.mlir.lower_fun(run, multiple_results=False))
+    expected = net.apply(x, training=False)[0]
+    assert_close(primitive.bind(*leaves), expected)
+    assert_close(jax.jit(primitive.bind)(*leaves), expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
