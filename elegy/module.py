@@ -20,7 +20,14 @@ from jax.core import Tracer
 
 from elegy import leaves, parameters as _parameters, pytree, tracing
 from elegy.containers import FrozenDict, FrozenList, freeze_containers
-from elegy.errors import ElegyError, FrozenModuleError, NameCollisionError, ParameterError, StaticValueError
+from elegy.errors import (
+    ElegyError,
+    FrozenModuleError,
+    HookError,
+    NameCollisionError,
+    ParameterError,
+    StaticValueError,
+)
 from elegy.frames import (
     PRIVATE,
     RNG_ATTRIBUTE,
@@ -117,6 +124,7 @@ def _cached(name: str, attribute: functools.cached_property) -> property:
 
 def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> tp.Any:
     pytree.register(cls)
+    _refuse_direct_call(cls)
     state.constructed += 1
     module = cls.__new__(cls, *args, **kwargs)
     pytree.set_meta(module, Meta())
@@ -145,6 +153,22 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
         state.frames.pop()
         _under_construction.discard(id(module))
     return module
+
+
+def _refuse_direct_call(cls: type) -> None:
+    """Refuses to create modules for `module.call(x)`, which would be new ones each time."""
+    owner = state.frames[-1].module if state.frames else None
+    caller = sys._getframe(2)
+    while caller is not None and caller.f_code is not run_method.__code__ and caller.f_code is not _construct.__code__:
+        if caller.f_code.co_name == "call" and caller.f_code.co_argcount:
+            module = caller.f_locals.get(caller.f_code.co_varnames[0])
+            if isinstance(module, Node) and module is not owner:
+                raise HookError(
+                    f"{path_of(module)}: the method `call` was called directly, so {cls.__name__} would be a new one "
+                    "each time.\n  Call the module itself: module(x), not module.call(x)."
+                )
+            return
+        caller = caller.f_back
 
 
 def _seal(module: Module) -> None:

@@ -198,6 +198,24 @@ def an_overridden_dunder_call():
     return lambda: Over()(X), lambda: np.testing.assert_array_equal(Under()(X), X)
 
 
+@misuse(HookError, "^net: ", "Linear would be a new one each time", r"module\(x\), not module\.call\(x\)")
+def the_method_of_a_module_called_directly():
+    module = net()
+    return lambda: module.call(X), lambda: np.testing.assert_array_equal(module(X), X @ module.linear.w)
+
+
+@misuse(HookError, "^outer/net: ", "Linear would be a new one each time", r"module\(x\), not module\.call\(x\)")
+def the_method_of_a_child_called_directly():
+    class Outer(elegy.Module):
+        def __init__(self, directly):
+            self.net, self.directly = Net(), directly
+
+        def call(self, x):
+            return self.net.call(x) if self.directly else self.net(x)
+
+    return lambda: Outer(directly=True)(X), lambda: assert_shape(Outer(directly=False)(X), (4, 2))
+
+
 @misuse(NotImplementedError, "torch_like", "TorchLike does not define `call`", r"(?i)define call\(self")
 def a_class_without_call():
     class TorchLike(elegy.Module):

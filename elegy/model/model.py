@@ -30,8 +30,8 @@ class Model:
     - `module`: what to train. The model works on this very object: after `fit` it holds the trained parameters.
     - `loss`: a loss, or a list or dict of them, whose sum is minimised together with what modules declare by
       `elegy.add_loss`. A loss is an `elegy.losses.Loss` or any function; it is called with those of `x`, `y_true`,
-      `y_pred` and `sample_weight` that its parameters name, or, if they name none, with targets and predictions. It
-      returns a scalar, or values of which the mean is taken.
+      `y_pred` and `sample_weight` that its parameters name. Those of Optax say `labels` or `targets`, and `logits` or
+      `predictions`: they can be given as they are. It returns a scalar, or values of which the mean is taken.
     - `metrics`: a metric, or a list or dict of them. An `elegy.metrics.Metric` starts anew with each epoch; the values
       of any other function are averaged over samples. The model works on copies.
     - `optimizer`: an Optax transformation or an `elegy.Optimizer`. The default is `optax.adam(1e-3)`.

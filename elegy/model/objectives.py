@@ -18,8 +18,13 @@ from elegy.module import Module
 
 Scalars = dict[str, Float[Array, ""]]
 
-# What a loss or a metric may ask for, by the names of its parameters.
-INPUTS = ("x", "y_true", "y_pred", "sample_weight")
+# What a loss or a metric may ask for, by the names of its parameters: those of Keras and scikit-learn, and of Optax.
+INPUTS = {
+    "x": ("x",),
+    "y_true": ("y_true", "targets", "labels", "log_targets"),
+    "y_pred": ("y_pred", "predictions", "logits", "log_predictions", "predictor_outputs", "scores"),
+    "sample_weight": ("sample_weight",),
+}
 
 
 class Losses(Module):
@@ -67,6 +72,12 @@ def _named(kind: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], Call
         if not callable(function) or isinstance(function, type):
             hint = f"\n  Construct it: {function.__name__}(...)." if isinstance(function, type) else ""
             raise TypeError(f"a {kind} must be a function or a module, got {function!r}.{hint}")
+        if not accepted(function).keys() - {"sample_weight"}:
+            known = "; ".join(", ".join(names) for key, names in INPUTS.items() if key != "sample_weight")
+            raise TypeError(
+                f"the {kind} {_name(function)}{_signature(function) or '(...)'} names none of the values that it could "
+                f"be given: {known}.\n  Wrap it: lambda y_true, y_pred: f(y_true, y_pred), in the order that it takes."
+            )
         keys = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
         yield (*keys, _name(function)), function
 
@@ -88,14 +99,18 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
     """A loss or metric of a batch: scalars, in a dict if the function gives one."""
     weight = inputs["sample_weight"]
     taken = accepted(function)
-    given = {key: inputs[key] for key in taken if key != "sample_weight" or weight is not None}
-    positional = () if {"y_true", "y_pred", "x"} & set(taken) else (inputs["y_true"], inputs["y_pred"])
-    if inputs["y_true"] is None and (positional or taken.get("y_true")):
+    if inputs["y_true"] is None and "y_true" in taken and taken["y_true"].default is inspect.Parameter.empty:
         raise ValueError(
             f"{name} compares predictions with targets, and there are none.\n"
             "  Give y, as in fit(x, y) or validation_data=(x, y)."
         )
-    value = function(*positional, **given)
+    value = function(
+        **{
+            parameter.name: inputs[key]
+            for key, parameter in taken.items()
+            if key != "sample_weight" or weight is not None
+        }
+    )
     if isinstance(function, Metric):
         return value
     if weight is None or "sample_weight" in taken:
@@ -103,14 +118,25 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
     return jax.tree.map(lambda value: _weighted(name, jnp.asarray(value), weight), value)
 
 
-def accepted(function: tp.Any) -> dict[str, bool]:
-    """The inputs that a function names among its parameters, and whether it cannot do without."""
+def _signature(function: tp.Any) -> inspect.Signature | None:
     try:
-        parameters = inspect.signature(function.call if isinstance(function, Module) else function).parameters
+        return inspect.signature(function.call if isinstance(function, Module) else function)
     except (TypeError, ValueError):  # some builtins have no signature
-        return {}
-    found = {key: parameters[key].default is inspect.Parameter.empty for key in INPUTS if key in parameters}
-    return {"sample_weight": False, **found} if isinstance(function, Loss) else found
+        return None
+
+
+def accepted(function: tp.Any) -> dict[str, inspect.Parameter]:
+    """The inputs that a function names among its parameters, with these parameters."""
+    signature = _signature(function)
+    parameters = {} if signature is None else signature.parameters
+    found = {
+        key: parameters[name]
+        for key, names in INPUTS.items()
+        if (name := next((name for name in names if name in parameters), None)) is not None
+    }
+    if isinstance(function, Loss):
+        found.setdefault("sample_weight", inspect.Parameter("sample_weight", inspect.Parameter.KEYWORD_ONLY))
+    return found
 
 
 def _weighted(name: str, values: Array, weight: Array) -> Float[Array, ""]:
