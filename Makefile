@@ -42,7 +42,7 @@ lint: $(VENV)/.lint  ## Check the formatting and the style.
 	$(BIN)/ruff check .
 
 .PHONY: format
-format: $(VENV)/.lint  ## Mend what `make lint` can mend.
+format: $(VENV)/.lint  ## Fix what `make lint` can fix.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,4 +1,4 @@
-"""One class per misuse. Each docstring shows the failing code and the mended one, and each message links to both."""
+"""One class per misuse. Each docstring shows the failing code and the fixed one, and each message links to both."""
 
 import jaxtyping
 
@@ -9,7 +9,7 @@ PAGE = "docs/errors.md"
 def _link(cls: type) -> str:
     """Where to read on: the class itself, or for a class of somebody else's the nearest one of this file."""
     name = next(base.__name__ for base in cls.__mro__ if base.__module__ == __name__)
-    return f"See {PAGE}#{name.lower()}, or help(elegy.errors.{name}), for an example that fails and its mend."
+    return f"See {PAGE}#{name.lower()}, or help(elegy.errors.{name}), for an example that fails and its fix."
 
 
 class ElegyError(Exception):
@@ -57,7 +57,7 @@ class FrozenModuleError(ElegyError, AttributeError):
         print(error)
     ```
 
-    Mended: build the module with the value that it should have.
+    Fixed: build the module with the value that it should have.
 
     ```python
     linear = elegy.nn.Linear(4)
@@ -96,7 +96,7 @@ class ModuleOrderError(ElegyError, ValueError):
         print(error)
     ```
 
-    Mended: create unconditionally, use conditionally.
+    Fixed: create unconditionally, use conditionally.
 
     ```python
     class Net(elegy.Module):
@@ -136,7 +136,7 @@ class TraceError(ElegyError, RuntimeError):
         print(error)
     ```
 
-    Mended, either by passing the module and returning it
+    Fixed, either by passing the module and returning it
 
     ```python
     y, norm = jax.jit(lambda norm, x: (norm(x), norm))(norm, x)
@@ -165,7 +165,7 @@ class HookError(ElegyError, RuntimeError):
         print(error)
     ```
 
-    Mended: call it in `__init__`, in `call`, or in a method marked `elegy.compact`.
+    Fixed: call it in `__init__`, in `call`, or in a method marked `elegy.compact`.
 
     ```python
     import jax.numpy as jnp
@@ -194,7 +194,7 @@ class ParameterError(ElegyError, ValueError):
         print(error)
     ```
 
-    Mended:
+    Fixed:
 
     ```python
     linear.set_parameters({"w": jnp.ones([2, 3])})
@@ -223,7 +223,7 @@ class NameCollisionError(ElegyError, ValueError):
         print(error)
     ```
 
-    Mended: choose a free name.
+    Fixed: choose a free name.
 
     ```python
     class Net(elegy.Module):
@@ -262,7 +262,7 @@ class StaticValueError(ElegyError, TypeError):
         print(error)
     ```
 
-    Mended: `jax.tree_util.Partial` is a pytree, so its arrays are seen.
+    Fixed: `jax.tree_util.Partial` is a pytree, so its arrays are seen.
 
     ```python
     import jax
@@ -295,7 +295,7 @@ class NothingToDifferentiateError(ElegyError, ValueError):
         print(error)
     ```
 
-    Mended:
+    Fixed:
 
     ```python
     linear.trainable = True
@@ -330,7 +330,7 @@ class StructureError(ElegyError, RuntimeError):
         print(error)
     ```
 
-    Mended: freeze outside; the compiled function is compiled again for the new structure.
+    Fixed: freeze outside; the compiled function is compiled again for the new structure.
 
     ```python
     linear.trainable = False
@@ -356,7 +356,7 @@ class ReductionError(ElegyError, ValueError):
         print(error)
     ```
 
-    Mended: the statistics of all lanes are averaged.
+    Fixed: the statistics of all lanes are averaged.
 
     ```python
     y = elegy.vmap(norm, modules=norm, reduce_state="mean")(x)
@@ -394,7 +394,7 @@ class TypeCheckError(ElegyError, jaxtyping.TypeCheckError):
             print(error)
     ```
 
-    Mended: give it what it was made for, or use another module for another size.
+    Fixed: give it what it was made for, or use another module for another size.
 
     ```python
     with elegy.typechecker(beartype.beartype):
@@ -424,7 +424,7 @@ class CheckpointError(ElegyError, ValueError):
         print(error)
     ```
 
-    Mended: load into a tree of the shapes that were saved.
+    Fixed: load into a tree of the shapes that were saved.
 
     ```python
     linear = elegy.load(path, like=elegy.nn.Linear(3).init(jnp.ones([1, 2])))
@@ -448,7 +448,7 @@ class SelectionError(ElegyError, LookupError):
         print(error)
     ```
 
-    Mended: the message names what comes near.
+    Fixed: the message names what comes near.
 
     ```python
     weights = elegy.select(mlp, "layers/0/w").get()
@@ -476,7 +476,7 @@ class LostUpdateWarning(ElegyWarning):
     print(caught[0].message)
     ```
 
-    Mended: return the module, or do without the update by `elegy.training_context(False)`.
+    Fixed: return the module, or do without the update by `elegy.training_context(False)`.
 
     ```python
     y, norm = jax.jit(lambda norm, x: (norm(x), norm))(norm, x)
@@ -508,7 +508,7 @@ class UncheckedAnnotationWarning(ElegyWarning):
     print(caught[0].message)
     ```
 
-    Mended: import the names in the module, not in a function or for static checkers only.
+    Fixed: import the names in the module, not in a function or for static checkers only.
 
     ```python
     from jaxtyping import Array, Float
@@ -544,7 +544,7 @@ class RecompilationWarning(ElegyWarning):
     print(caught[0].message)
     ```
 
-    Mended: keep shapes equal, for example by padding.
+    Fixed: keep shapes equal, for example by padding.
 
     ```python
     double = elegy.jit(lambda x: 2 * x)
@@ -571,7 +571,7 @@ class IdenticalMembersWarning(ElegyWarning):
     print(caught[0].message)
     ```
 
-    Mended: the weights are drawn, for each member from a key of its own.
+    Fixed: the weights are drawn, for each member from a key of its own.
 
     ```python
     elegy.nn.Ensemble(lambda: elegy.nn.Linear(1), 4)(jnp.ones([1, 2]))

@@ -124,7 +124,8 @@ def _cached(name: str, attribute: functools.cached_property) -> property:
 
 def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> tp.Any:
     pytree.register(cls)
-    _refuse_direct_call(cls)
+    if not (state.frames and state.frames[-1].building):
+        _refuse_direct_call(cls)
     state.constructed += 1
     module = cls.__new__(cls, *args, **kwargs)
     pytree.set_meta(module, Meta())
@@ -159,9 +160,12 @@ def _refuse_direct_call(cls: type) -> None:
     """Refuses to create modules for `module.call(x)`, which would be new ones each time."""
     owner = state.frames[-1].module if state.frames else None
     caller = sys._getframe(2)
-    while caller is not None and caller.f_code is not run_method.__code__ and caller.f_code is not _construct.__code__:
-        if caller.f_code.co_name == "call" and caller.f_code.co_argcount:
-            module = caller.f_locals.get(caller.f_code.co_varnames[0])
+    while caller is not None:
+        code = caller.f_code
+        if caller.f_globals is globals() and code.co_name == "run_method":
+            return
+        if code.co_name == "call" and code.co_argcount:
+            module = caller.f_locals.get(code.co_varnames[0])
             if isinstance(module, Node) and module is not owner:
                 raise HookError(
                     f"{path_of(module)}: the method `call` was called directly, so {cls.__name__} would be a new one "

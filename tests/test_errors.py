@@ -1,4 +1,4 @@
-"""Every error class has an example that fails and its mend, and every message says where they are."""
+"""Every error class has an example that fails and its fix, and every message says where they are."""
 
 import inspect
 import pickle
@@ -42,7 +42,7 @@ def test_each_class_has_a_section_with_code_that_fails_and_its_mend(cls):
     verb = "warns" if issubclass(cls, Warning) else "raises"
     failing = re.search(rf"(?m)^.*# {verb} {cls.__name__}\b", section)
     assert failing, f"docs/errors.md: no statement of the section {cls.__name__} {verb} it"
-    assert re.search(r"Mended.*?```python\n", section[failing.end() :], re.DOTALL), "no mended code after it"
+    assert re.search(r"Fixed.*?```python\n", section[failing.end() :], re.DOTALL), "no fixed code after it"
 
 
 def test_the_page_has_no_section_of_a_class_that_is_gone():
@@ -51,8 +51,8 @@ def test_the_page_has_no_section_of_a_class_that_is_gone():
 
 @of_each_class
 def test_each_docstring_shows_code_that_fails_and_its_mend(cls):
-    failing, mended = inspect.getdoc(cls).split("Mended")
-    assert "Failing:" in failing and "```python" in failing and "```python" in mended
+    failing, fixed = inspect.getdoc(cls).split("Fixed")
+    assert "Failing:" in failing and "```python" in failing and "```python" in fixed
 
 
 @of_each_class

@@ -298,7 +298,7 @@ def test_an_exception_at_any_point_leaves_everything_as_it_was(name):
 
 @pytest.mark.parametrize("name", ["eager, first call", "elegy.jit, first call"])
 def test_a_retry_after_each_single_exception(name):
-    """As above with a new world for each point, so that one exception cannot mend what another one broke."""
+    """As above with a new world for each point, so that one exception cannot fix what another one broke."""
     with world() as (fault, model):
         function = SCENARIOS[name](model)
         fault.reached = 0

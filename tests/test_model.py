@@ -241,7 +241,8 @@ def test_names_of_losses_and_metrics():
 
 
 @pytest.mark.parametrize(
-    "loss", [optax.sigmoid_binary_cross_entropy, optax.squared_error, optax.huber_loss, optax.safe_softmax_cross_entropy]
+    "loss",
+    [optax.sigmoid_binary_cross_entropy, optax.squared_error, optax.huber_loss, optax.safe_softmax_cross_entropy],
 )
 def test_losses_of_optax_get_predictions_and_targets_by_their_names(loss):
     x, y = data(12)
