@@ -27,8 +27,9 @@ from jax.core import Tracer
 
 from elegy.errors import CheckpointError
 from elegy.leaves import Node, is_array, is_node
-from elegy.pytree import child_parts, meta_of
+from elegy.pytree import child_parts, meta_of, nodes_in, walk
 from elegy.selections import Selection
+from elegy.threads import looking
 
 Tree = tp.TypeVar("Tree")
 Path = str | os.PathLike[str]
@@ -127,7 +128,8 @@ def _version() -> str:
 
 
 def _named_leaves(tree: tp.Any) -> tuple[list[tuple[str, tp.Any]], tp.Any]:
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    with looking(lambda: walk(nodes_in(tree))):  # else another thread that trains may write in between
+        leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     return [(_name(path), leaf) for path, leaf in leaves], structure
 
 

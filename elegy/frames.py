@@ -113,7 +113,9 @@ class Frame:
         self.index += 1
         log(self.module, lambda: self._forget(position, names), created=True)
         write(self.module, attribute, module, created=True)
-        change(self.module)
+        for frame in state.frames:
+            if not frame.building:
+                change(frame.module)  # the new module may hold one that those above hold too
         if self._below is not None:
             self._below[id(module)] = (attribute,)
         self.records.append(Record(attribute, arguments, call_site(), cls))

@@ -687,8 +687,9 @@ class Module(Node, metaclass=ModuleMeta):
 
     def copy(self: Self) -> Self:
         """A copy of the module and of all below it. Its arrays are shared, as they are immutable."""
-        leaves, treedef = jax.tree.flatten(self)
-        copy = treedef.unflatten([np.copy(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves])
+        with looking(lambda: pytree.walk([self])):
+            leaves, treedef = jax.tree.flatten(self)
+        copy = treedef.unflatten(map(pytree.fresh, leaves))
         if copy._elegy_born != tracing.EAGER:
             for module in pytree.walk([copy]):
                 pytree.set_pending(module, PRIVATE)

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import jax
+import numpy as np
 
 from elegy import tracing
 from elegy.errors import FrozenModuleError
@@ -257,7 +258,8 @@ def change(node: Node, meta: Meta | None = None, *, ties: bool = True) -> None:
     elif layout is not None:
         set_ties(node, layout.ties)
     set_layout(node, None)
-    structure.version = object()
+    if layout is not None:
+        structure.version = object()  # else nobody has looked at the module since its last change
 
 
 def relayout(node: Node) -> None:
@@ -267,6 +269,7 @@ def relayout(node: Node) -> None:
         set_meta(node, layout.meta)
         set_ties(node, layout.ties)
         set_layout(node, None)
+        structure.version = object()
 
 
 class Structure:
@@ -559,18 +562,34 @@ class _Together(Node):
     """Holds a tree of modules, so that what two of them share is flattened once."""
 
 
-def copied(tree: tp.Any) -> tp.Any:
-    """A tree with copies of its modules; what two of them share, their copies share."""
-    if not nodes_in(tree):
-        return tree
+def joined(tree: tp.Any) -> Node:
+    """A module whose attribute `tree` is a tree of modules."""
     register(_Together)
     together = object.__new__(_Together)
     set_attributes(together, {"tree": tree})
     set_meta(together, Meta())
     set_ties(together, None)
     set_layout(together, None)
-    leaves, treedef = jax.tree.flatten(together)
-    return treedef.unflatten(leaves).__dict__["tree"]
+    return together
+
+
+def copied(tree: tp.Any, change: Callable[[tp.Any, tp.Any], tp.Any] = lambda keys, leaf: leaf) -> tp.Any:
+    """A tree with copies of its modules; what two of them share, their copies share.
+
+    **Arguments:**
+
+    - `change`: gives the leaf of the copy for the key path of a leaf in `tree` and the leaf itself.
+    """
+
+    if not nodes_in(tree):
+        return jax.tree_util.tree_map_with_path(change, tree)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(joined(tree))
+    return treedef.unflatten([change(keys[1:], leaf) for keys, leaf in leaves]).__dict__["tree"]
+
+
+def fresh(leaf: tp.Any) -> tp.Any:
+    """A leaf for a copy: JAX's arrays are immutable, NumPy's are not."""
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def shallow_copy(node: Node) -> Node:

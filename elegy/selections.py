@@ -6,7 +6,6 @@ means the same arrays to `get`, to a gradient, to an optimiser and to a checkpoi
 
 from __future__ import annotations
 
-import copy as copying
 import dataclasses
 import difflib
 import re
@@ -15,14 +14,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 import equinox as eqx
 import jax
-import numpy as np
 from jax.tree_util import DictKey, GetAttrKey, keystr, tree_flatten_with_path, tree_map_with_path
 
 from elegy.errors import ParameterError, SelectionError
 from elegy.frames import name_of
 from elegy.leaves import Node, is_array, is_inexact, is_node, is_static
 from elegy.parameters import NOTHING, check_value, collect, declared_flags, trainable_flags
-from elegy.pytree import Meta, children, meta_of, nodes_in, walk
+from elegy.pytree import Meta, children, copied, fresh, joined, meta_of, nodes_in, walk
 from elegy.state import write_meta
 from elegy.threads import looking
 
@@ -322,7 +320,7 @@ class Selection(tp.Generic[Tree]):
                 problems.append(str(error))
         if problems:
             raise ParameterError("nothing was changed:\n  " + "\n  ".join(problems))
-        return _copied(tree_map_with_path(lambda keys, leaf: new.get(keys, leaf), self.tree))
+        return copied(self.tree, lambda keys, leaf: fresh(new.get(keys, leaf)))
 
     # -----------------------------------------------------------------------------------------------------------------
     # Freezing
@@ -343,7 +341,7 @@ class Selection(tp.Generic[Tree]):
 
     def _with_meta(self, change: Callable[[Node, set[tuple[str, int]]], Meta]) -> Tree:
         self._places()
-        tree = _copied(self.tree)
+        tree = copied(self.tree, lambda _, leaf: fresh(leaf))
         arrays: dict[int, tuple[Node, set[tuple[str, int]]]] = {}
         for place in filter(self._has, _places(tree)):
             if place.owner is None:
@@ -420,11 +418,11 @@ class Selection(tp.Generic[Tree]):
             if above:
                 raise SelectionError(f"{_path(keys)} is below {above[0]}, so they cannot both be replaced.")
         replaced = eqx.tree_at(
-            lambda tree: [_at(tree, keys) for keys in owners],
-            self.tree,
-            [function(_copied(owner)) for owner in owners.values()],
+            lambda together: [_at(together.tree, keys) for keys in owners],
+            joined(self.tree),
+            [function(owner.copy()) for owner in owners.values()],
         )
-        return _copied(replaced)
+        return copied(replaced.tree, lambda _, leaf: fresh(leaf))
 
 
 def _at(tree: tp.Any, keys: KeyPath) -> tp.Any:
@@ -452,13 +450,6 @@ def _unfrozen(owner: Node, arrays: set[tuple[str, int]]) -> Meta:
         if flag
     }
     return dataclasses.replace(meta, trainable=True, frozen=frozenset(declared - arrays))
-
-
-def _copied(tree: Tree) -> Tree:
-    def copied(part: tp.Any) -> tp.Any:
-        return copying.copy(part) if isinstance(part, (Node, np.ndarray)) else part
-
-    return jax.tree.map(copied, tree, is_leaf=is_node)
 
 
 def _is_same(a: tp.Any, b: tp.Any) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import typing as tp
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 if tp.TYPE_CHECKING:
@@ -26,6 +27,8 @@ holders: dict[int, int] = {}
 # The outermost module that each thread runs right now, unless the thread waits.
 _running: dict[int, Node] = {}
 _waiting = 0
+# After how many seconds a thread that waits says so.
+PATIENCE = 20.0
 
 
 class Busy(BaseException):
@@ -150,6 +153,18 @@ def _wait_or_give_up(condition: Callable[[], bool], identities: Collection[int])
     _wait_until(condition)
 
 
+def _warn_of_a_long_wait() -> None:
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    others = ", ".join(sorted({names.get(thread, "a thread that ended") for thread in holders.values()} or {"another"}))
+    warnings.warn(
+        f"the thread {threading.current_thread().name} has waited {PATIENCE} s for modules that are being traced "
+        f"(by: {others}).\n  While a function is traced, or a module runs, it must not wait for code on another thread "
+        "that uses the same module, such as a callback on the host: give that code a copy, module.copy().",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
 def _wait_until(condition: Callable[[], bool]) -> None:
     global _waiting
     me = threading.get_ident()
@@ -159,7 +174,8 @@ def _wait_until(condition: Callable[[], bool]) -> None:
         _turn.notify_all()
         try:
             while not condition():
-                _turn.wait()
+                if not _turn.wait(PATIENCE) and not condition():
+                    _warn_of_a_long_wait()
         finally:
             _waiting -= 1
             if mine is not None:

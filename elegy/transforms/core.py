@@ -8,6 +8,7 @@ gives effects to the world.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import types
@@ -38,6 +39,30 @@ class Group(tp.NamedTuple):
     name: str
     positions: tuple[int, ...]
     start: int
+    # What stops at modules, if there are any: JAX calls it for every leaf.
+    is_leaf: Callable[[tp.Any], bool] | None
+
+
+class Targets:
+    """Where values go: some of the places of a view.
+
+    - `places`: for the first values, the attributes that are arrays.
+    - `groups`: for the others, in which containers they go, at which positions there, and where they begin.
+    """
+
+    def __init__(self, places: list[Place], groups: list[tuple[Group, tuple[int, ...], int]]):
+        self.places = places
+        self.groups = groups
+
+    def write(self, values: Sequence[tp.Any]) -> None:
+        for (attributes, name), value in zip(self.places, values):  # noqa: B905  (hot, and the containers' come after)
+            attributes[name] = value
+        for group, positions, start in self.groups:
+            attributes = group.node.__dict__
+            leaves, treedef = jax.tree.flatten(attributes[group.name], is_leaf=group.is_leaf)
+            for position, value in zip(positions, values[start : start + len(positions)], strict=True):
+                leaves[position] = value
+            attributes[group.name] = treedef.unflatten(leaves)
 
 
 class View:
@@ -67,12 +92,13 @@ class View:
             leaves = jax.tree.leaves(value, is_leaf=is_node)
             positions = tuple(i for i, leaf in enumerate(leaves) if is_array(leaf))
             if positions:
-                self.groups.append(Group(node, name, positions, len(self.owners)))
+                is_leaf = is_node if any(map(is_node, leaves)) else None
+                self.groups.append(Group(node, name, positions, len(self.owners), is_leaf))
                 for position in positions:
                     self._add(node, name, position)
         self.signature = tuple(layout_of(node) for node in self.nodes)
         self._paths: dict[int, tuple[str, ...]] | None = None
-        self._targets: dict[Record, list[Place] | None] = {}
+        self._targets: dict[Record, Targets] = {}
 
     def _add(self, node: Node, name: str, position: int) -> None:
         self.index[id(node), name, position] = len(self.owners)
@@ -81,40 +107,32 @@ class View:
     def read(self) -> list[tp.Any]:
         leaves = [attributes[name] for attributes, name in self.places]
         for group in self.groups:
-            held = jax.tree.leaves(group.node.__dict__[group.name], is_leaf=is_node)
+            held = jax.tree.leaves(group.node.__dict__[group.name], is_leaf=group.is_leaf)
             leaves.extend(held[position] for position in group.positions)
         return leaves
 
     def write(self, indices: Sequence[int], values: Sequence[tp.Any]) -> None:
-        places, simple = self.places, len(self.places)
-        rest: dict[int, tp.Any] = {}
-        for index, value in zip(indices, values, strict=True):
-            if index < simple:
-                attributes, name = places[index]
-                attributes[name] = value
-            else:
-                rest[index] = value
-        if rest:
-            for group in self.groups:
-                self._write_group(group, rest)
+        """Puts values in the places of these numbers, which ascend."""
+        self.targets(indices).write(values)
 
-    def _write_group(self, group: Group, values: dict[int, tp.Any]) -> None:
-        attributes = group.node.__dict__
-        leaves, treedef = jax.tree.flatten(attributes[group.name], is_leaf=is_node)
-        changed = False
-        for offset, position in enumerate(group.positions):
-            if group.start + offset in values:
-                leaves[position] = values[group.start + offset]
-                changed = True
-        if changed:
-            attributes[group.name] = treedef.unflatten(leaves)
+    def targets(self, indices: Sequence[int]) -> Targets:
+        simple = bisect.bisect_left(indices, len(self.places))
+        groups: list[tuple[Group, tuple[int, ...], int]] = []
+        start = simple
+        for group in self.groups:
+            end = bisect.bisect_left(indices, group.start + len(group.positions), start)
+            if end > start:
+                positions = tuple(group.positions[index - group.start] for index in indices[start:end])
+                groups.append((group, positions, start))
+            start = end
+        return Targets([self.places[index] for index in indices[:simple]], groups)
 
-    def targets(self, record: Record) -> list[Place] | None:
-        """Where the changed arrays go; None where that takes more than an assignment."""
-        if record not in self._targets:
-            simple = all(index < len(self.places) for index in record.indices)
-            self._targets[record] = [self.places[index] for index in record.indices] if simple else None
-        return self._targets[record]
+    def targets_of(self, record: Record) -> Targets:
+        """Where the arrays go that a function changed."""
+        found = self._targets.get(record)
+        if found is None:
+            found = self._targets[record] = self.targets(record.indices)
+        return found
 
     def path(self, index: int) -> str:
         """The readable path of an array: `net/linear/w`."""
@@ -359,12 +377,7 @@ def write_back(view: View, out: tp.Any, effects: Effects, traced: bool) -> tp.An
         with lock:
             if holders:
                 wait_for_all(view.nodes)
-            targets = view.targets(record)
-            if targets is None:
-                view.write(record.indices, values)
-            else:
-                for (attributes, name), value in zip(targets, values):  # noqa: B905  (hot, and of equal length)
-                    attributes[name] = value
+            view.targets_of(record).write(values)
     if advanced is not None:
         (state._rng or state.rng)._data = advanced
     if events and state.collector is not None:

@@ -28,6 +28,7 @@ from elegy.transforms.core import (
     modules_of,
     rng_data,
     run,
+    with_modules,
     write_back,
 )
 
@@ -183,13 +184,21 @@ class JitFunction(Transformed[Arguments, Outputs]):
             while True:
                 try:
                     with holding(self._threaded.view().nodes):
-                        return self._attempt(args, kwargs, needs, replay)
+                        view, config = self._prepare(args, kwargs, needs, replay)
+                    # The modules are free again when it runs: callbacks on the host may look at them.
+                    out = replay.of(self._run)(view, config, args, kwargs)
+                    self._config(view, replay, config)  # the key may have the position now
+                    replay.finish()
+                    return out
                 except NeedsInitPass as found:
                     needs = for_us(found, self._threaded.view())
                 except Busy as busy:
                     begin_again(busy)
 
-    def _attempt(self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None, replay: Replay) -> tp.Any:
+    def _prepare(
+        self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None, replay: Replay
+    ) -> tuple[View, Config]:
+        """Initialises and traces."""
         threaded = self._threaded
         place = threaded.view().signature, replay.place
         if needs is not None or (threaded.uninitialised() and place not in self._initialised):
@@ -197,10 +206,9 @@ class JitFunction(Transformed[Arguments, Outputs]):
             self._initialised.add((threaded.view().signature, replay.place))
         view = threaded.view()
         config = self._config(view, replay)
-        out = replay.of(self._run)(view, config, args, kwargs)
-        self._config(view, replay, config)  # the key may have the position now
-        replay.finish()
-        return out
+        if not jax.config.jax_disable_jit:
+            replay.of(self._jitted.trace)(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
+        return view, config
 
     def _config(self, view: View, replay: Replay, config: Config | None = None) -> Config:
         """The one for the position at which the function began. Threads that come at once get the same."""
@@ -208,13 +216,12 @@ class JitFunction(Transformed[Arguments, Outputs]):
 
     def lower(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """As `jax.jit(f).lower`: the computation for these arguments, to be looked at or compiled ahead of time."""
-        threaded = self._threaded
-        with holding(threaded.view().nodes):
-            if threaded.uninitialised():
-                threaded.initialise(self.function, args, kwargs)
-            view = threaded.view()
+
+        def attempt(view: View) -> tp.Any:
             config = self._configs.get(self._body.key(view)) or Config()
             return self._jitted.lower(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
+
+        return with_modules(self._threaded, self.function, args, kwargs, attempt)
 
 
 def _describe(key: tp.Any, view: View, leaves, args, kwargs) -> dict[str, str]:
