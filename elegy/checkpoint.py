@@ -27,6 +27,7 @@ from jax.core import Tracer
 
 from elegy.errors import CheckpointError
 from elegy.leaves import Node, is_array, is_node
+from elegy.model import Optimizer
 from elegy.pytree import child_parts, meta_of, nodes_in, walk
 from elegy.selections import Selection
 from elegy.threads import looking
@@ -145,7 +146,7 @@ def _problems_of_saving(tree: tp.Any, leaves: Sequence[tuple[str, tp.Any]]) -> l
     if not leaves:
         problems.extend(
             f"{prefix!r}: there is nothing to save: this {type(module).__name__} is not initialised. "
-            "Initialise it first: module.init(jax.ShapeDtypeStruct(shape, dtype))."
+            f"{_how_to_initialise(module)}"
             for prefix, module in _uninitialised(tree)
         )
     return problems
@@ -433,7 +434,8 @@ def _problems_of_loading(
     wanted = dict(leaves)
     missing = [name for name in wanted if name not in stored]
     unexpected = [name for name in stored if name not in wanted]
-    problems = [f"{name!r}: two leaves of `like` have this name. Rename one of them." for name in _repeated(leaves)]
+    problems, unexpected = _uninitialised_targets(like, unexpected)
+    problems += [f"{name!r}: two leaves of `like` have this name. Rename one of them." for name in _repeated(leaves)]
     for name, leaf in wanted.items():
         if name in stored and (problem := _misfit(stored[name], leaf)) is not None:
             problems.append(f"{name!r}: {problem}")
@@ -444,8 +446,6 @@ def _problems_of_loading(
             "If only a part is wanted, pass strict=False: it keeps the value in `like` of what is missing, and ignores "
             "what is unexpected. If names have changed, pass rename={old: new}."
         )
-    if unexpected:
-        problems += _uninitialised_targets(like, unexpected)
     return problems
 
 
@@ -465,14 +465,25 @@ def _misfit(entry: _Entry, leaf: tp.Any) -> str | None:
     return None
 
 
-def _uninitialised_targets(like: tp.Any, unexpected: Iterable[str]) -> list[str]:
-    """The modules of `like` that lack arrays of the file because they have not been initialised."""
-    return [
-        f"{prefix!r}: this {type(module).__name__} of `like` is not initialised, and the file has arrays below it. "
-        "Initialise it first: module.init(jax.ShapeDtypeStruct(shape, dtype))."
-        for prefix, module in _uninitialised(like)
-        if any(not prefix or name.startswith(f"{prefix}/") for name in unexpected)
-    ]
+def _uninitialised_targets(like: tp.Any, unexpected: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The problems of modules that lack arrays of the file because they have not been initialised, and the unexpected
+    names that these do not explain."""
+    problems: list[str] = []
+    for prefix, module in _uninitialised(like) if unexpected else ():
+        rest = [name for name in unexpected if prefix and not name.startswith(f"{prefix}/")]
+        if len(rest) < len(unexpected):
+            problems.append(
+                f"{prefix!r}: this {type(module).__name__} of `like` is not initialised, and the file has arrays below "
+                f"it ({len(unexpected) - len(rest)}). {_how_to_initialise(module)}"
+            )
+        unexpected = rest
+    return problems, list(unexpected)
+
+
+def _how_to_initialise(module: Node) -> str:
+    if isinstance(module, Optimizer):
+        return "Create its state first: optimizer.adapt(module)."
+    return "Initialise it first: module.init(jax.ShapeDtypeStruct(shape, dtype))."
 
 
 def _uninitialised(tree: tp.Any) -> Iterator[tuple[str, Node]]:

@@ -308,7 +308,8 @@ class StructureError(ElegyError, RuntimeError):
     """The structure of modules does not allow what is asked for.
 
     The structure of a threaded module changed inside a compiled or differentiated function; modules that are to be
-    stacked differ, or share a part; a block of a stack does not return the like of its input.
+    stacked differ, or share a part; the output of a block of a stack does not have the structure,
+    shapes and dtypes of its input.
 
     Failing:
 
@@ -480,6 +481,43 @@ class LostUpdateWarning(ElegyWarning):
 
     ```python
     y, norm = jax.jit(lambda norm, x: (norm(x), norm))(norm, x)
+    ```
+    """
+
+
+class StaleClosureWarning(ElegyWarning):
+    """The arrays of a module change, and a function that closes over it was traced by JAX with the old ones.
+
+    JAX traces a function once and takes the arrays in its closure for constants, for as long as the function lives.
+
+    Failing:
+
+    ```python
+    import warnings
+
+    import elegy
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones([4, 3])
+    linear = elegy.nn.Linear(2).init(x)
+    predict = jax.jit(lambda x: linear(x))
+    predict(x)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        linear.set_parameters({"b": jnp.ones(2)})  # predict(x) stays what it was
+    print(caught[0].message)
+    ```
+
+    Fixed: make the module an argument, or list it.
+
+    ```python
+    predict = jax.jit(lambda linear, x: linear(x))
+    predict(linear, x)
+
+    predict = elegy.jit(lambda x: linear(x), modules=linear)
+    predict(x)
+    linear.set_parameters({"b": jnp.zeros(2)})
     ```
     """
 

@@ -52,11 +52,25 @@ def class_of(module: Node) -> tp.Any:
 class Frame:
     """One running method of one module. `method` is `__init__` while the module is being constructed."""
 
-    __slots__ = ("_below", "_parts", "classes", "first", "index", "method", "module", "names", "parent", "records")
+    __slots__ = (
+        "_below",
+        "_parts",
+        "classes",
+        "first",
+        "index",
+        "method",
+        "module",
+        "names",
+        "parent",
+        "records",
+        "trace",
+    )
 
-    def __init__(self, module: Node, method: str):
+    def __init__(self, module: Node, method: str, trace: tp.Any = None):
         self.module = module
         self.method = method
+        # The trace in which the method was called.
+        self.trace = trace
         frames = state.frames
         self.parent = frames[-1] if frames else None
         records = meta_of(module).hooks.get(method) if method != "__init__" else None

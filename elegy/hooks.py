@@ -133,6 +133,22 @@ def add_loss(name: str, value: tp.Any) -> None:
 
     - `name`: ends in `"loss"`, or `"_loss"` is appended. Values of equal names are summed.
     - `value`: a scalar array.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+
+    class Penalised(elegy.Module):
+        def call(self, x):
+            elegy.add_loss("activity", 0.1 * jnp.sum(x**2))
+            return x
+
+
+    with elegy.hooks_context():
+        Penalised()(jnp.ones(5))
+        assert elegy.get_losses() == {"activity_loss": 0.5}
+    ```
     """
     if state.collector is not None:
         _require_scalar("loss", name, value)
@@ -157,6 +173,22 @@ def add_metric(name: str, value: tp.Any) -> None:
 
     - `name`: the path of the running module is put before it: `"mlp/linear/norm"`. Repeated names are numbered.
     - `value`: a scalar array.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+
+    class Block(elegy.Module):
+        def call(self, x):
+            elegy.add_metric("largest", jnp.max(x))
+            return x
+
+
+    with elegy.hooks_context():
+        Block()(jnp.arange(3))
+        assert elegy.get_metrics() == {"block/largest": 2}
+    ```
     """
     if state.collector is not None:
         _require_scalar("metric", name, value)
@@ -171,6 +203,22 @@ def add_summary(module_or_name: Node | str, value: tp.Any) -> None:
     - `module_or_name`: a name, before which the path of the running module is put, or a module, which is recorded with
       its path. Each module records its outputs in this way when it has run.
     - `value`: any pytree of arrays.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+
+    class Block(elegy.Module):
+        def call(self, x):
+            elegy.add_summary("doubled", 2 * x)
+            return x
+
+
+    with elegy.hooks_context(summaries=True):
+        Block()(jnp.ones(3))
+        assert [path for module, path, value in elegy.get_summaries()] == ["block/doubled", "block"]
+    ```
     """
     if state.collector is not None and state.collector.wants_summaries:
         if isinstance(module_or_name, Node):
@@ -183,23 +231,64 @@ def add_summary(module_or_name: Node | str, value: tp.Any) -> None:
 
 
 def get_losses() -> dict[str, tp.Any] | None:
-    """The losses collected so far by the innermost `hooks_context`, by name; None outside of one."""
+    """The losses collected so far by the innermost `hooks_context`, by name; None outside of one.
+
+    ```python
+    import elegy
+
+    assert elegy.get_losses() is None
+    with elegy.hooks_context():
+        elegy.add_loss("penalty", 0.5)
+        assert elegy.get_losses() == {"penalty_loss": 0.5}
+    ```
+    """
     return None if state.collector is None else state.collector.losses
 
 
 def get_metrics() -> dict[str, tp.Any] | None:
-    """The metrics collected so far by the innermost `hooks_context`, by path; None outside of one."""
+    """The metrics collected so far by the innermost `hooks_context`, by path; None outside of one.
+
+    ```python
+    import elegy
+
+    with elegy.hooks_context():
+        elegy.add_metric("speed", 1.0)
+        elegy.add_metric("speed", 2.0)
+        assert elegy.get_metrics() == {"speed": 1.0, "speed_1": 2.0}
+    ```
+    """
     return None if state.collector is None else state.collector.metrics
 
 
 def get_summaries() -> list[tuple[tp.Any, str, tp.Any]] | None:
-    """The `(module or None, path, value)` collected so far; None unless a `hooks_context(summaries=True)` is open."""
+    """The `(module or None, path, value)` collected so far; None unless a `hooks_context(summaries=True)` is open.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    linear = elegy.nn.Linear(2)
+    with elegy.hooks_context(summaries=True):
+        y = linear(jnp.ones([4, 3]))
+        ((module, path, value),) = elegy.get_summaries()
+    assert module is linear and path == "linear" and value is y
+    ```
+    """
     return None if state.collector is None else state.collector.summaries
 
 
 @contextlib.contextmanager
 def name_context(name: str) -> Iterator[None]:
-    """Adds a level to the paths of metrics and summaries inside the `with` block. Parameter paths stay as they are."""
+    """Adds a level to the paths of metrics and summaries inside the `with` block. Parameter paths stay as they are.
+
+    ```python
+    import elegy
+
+    with elegy.hooks_context(), elegy.name_context("encoder"):
+        elegy.add_metric("norm", 1.0)
+        assert elegy.get_metrics() == {"encoder/norm": 1.0}
+    ```
+    """
     state.name_levels.append((len(state.frames), name))
     try:
         yield
@@ -213,18 +302,57 @@ def name_context(name: str) -> Iterator[None]:
 
 
 def is_initializing() -> bool:
-    """Whether an init pass is running: the computation is abstract and its results are thrown away."""
+    """Whether an init pass is running: the computation is abstract and its results are thrown away.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+
+    class Block(elegy.Module):
+        def call(self, x):
+            seen.append(elegy.is_initializing())
+            return x
+
+
+    seen = []
+    Block()(jnp.ones(3))
+    assert seen == [True, False]
+    ```
+    """
     return state.init_pass is not None
 
 
 def get_module() -> tp.Any:
-    """The module whose method is running, or None."""
+    """The module whose method is running, or None.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+
+    def scale(x):
+        return x * elegy.get_module().add_parameter("scale", initializer=jnp.ones)
+
+
+    module = elegy.to_module(scale)()
+    module(jnp.ones(3))
+    assert module.scale == 1 and elegy.get_module() is None
+    ```
+    """
     frames = state.frames
     return frames[-1].module if frames else None
 
 
 def get_rng() -> RNG:
-    """The random stream of this thread."""
+    """The random stream of this thread.
+
+    ```python
+    import elegy
+
+    key = elegy.get_rng()()  # a new key, as from elegy.next_rng_key
+    ```
+    """
     return state.rng
 
 
@@ -234,6 +362,15 @@ def set_rng(rng: RNG | KeyLike) -> None:
     Every thread starts with `RNG(42)`.
 
     **Raises:** `TraceError` inside a transform or an init pass, where `rng_context` sets it for a part of the code.
+
+    ```python
+    import elegy
+
+    elegy.set_rng(0)
+    key = elegy.next_rng_key()
+    elegy.set_rng(0)
+    assert elegy.next_rng_key() == key
+    ```
     """
     if tracing.is_traced():
         raise TraceError(
@@ -245,7 +382,28 @@ def set_rng(rng: RNG | KeyLike) -> None:
 
 @contextlib.contextmanager
 def rng_context(rng: RNG | KeyLike) -> Iterator[RNG]:
-    """Uses another random stream for the duration of a `with` block."""
+    """Uses another random stream for the duration of a `with` block.
+
+    **Arguments:**
+
+    - `rng`: a seed, a key, or an `RNG`, which moves on with each draw.
+
+    ```python
+    import elegy
+    import jax
+    import jax.numpy as jnp
+
+
+    @jax.jit
+    def noisy(x, key):
+        with elegy.rng_context(key):
+            return x + jax.random.normal(elegy.next_rng_key(), x.shape)
+
+
+    x = jnp.ones(3)
+    assert (noisy(x, jax.random.key(0)) != noisy(x, jax.random.key(1))).all()
+    ```
+    """
     before = state._rng
     state.rng = inner = rng if isinstance(rng, RNG) else RNG(rng)
     try:
@@ -336,7 +494,15 @@ class DynamicContext(tp.NamedTuple):
 
 
 def get_static_context() -> StaticContext:
-    """Mode, collection and position of this thread."""
+    """Mode, collection and position of this thread.
+
+    ```python
+    import elegy
+
+    with elegy.training_context(False):
+        assert not elegy.get_static_context().training
+    ```
+    """
     collector = state.collector
     return StaticContext(
         training(),
@@ -349,11 +515,29 @@ def get_static_context() -> StaticContext:
 
 
 def get_dynamic_context() -> DynamicContext:
-    """A copy of the random stream of this thread."""
+    """A copy of the random stream of this thread.
+
+    ```python
+    import elegy
+
+    dynamic = elegy.get_dynamic_context()
+    assert dynamic.rng() == elegy.next_rng_key()
+    ```
+    """
     return DynamicContext(state.rng.fork())
 
 
 def set_context(static: StaticContext, dynamic: DynamicContext) -> None:
-    """Restores the mode and the random stream of this thread. Collection and position belong to their `with` blocks."""
+    """Restores the mode and the random stream of this thread. Collection and position belong to their `with` blocks.
+
+    ```python
+    import elegy
+
+    static, dynamic = elegy.get_static_context(), elegy.get_dynamic_context()
+    key = elegy.next_rng_key()
+    elegy.set_context(static, dynamic)
+    assert elegy.next_rng_key() == key
+    ```
+    """
     set_training(static.training)
     set_rng(dynamic.rng.fork())

@@ -25,7 +25,7 @@ from elegy.hooks import Collector
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import meta_of, nodes_in, set_born, walk
 from elegy.random import fold_in_path
-from elegy.state import log, state, undoing, write, write_meta
+from elegy.state import log, placed, state, undoing, write, write_meta
 from elegy.threads import holding
 
 Make = Callable[[], tp.Any]
@@ -331,7 +331,8 @@ def _attempt(function, args, kwargs, roots, how, axis) -> bool:
 
     with undoing():
         try:
-            how(body if axis is None else _within(axis, body), arrays, journal)
+            with placed("init pass"):
+                how(body if axis is None else _within(axis, body), arrays, journal)
         except _CONCRETE as error:
             if journal.outer is None and not getattr(error, "_elegy_explained", False):
                 error._elegy_explained = True  # type: ignore[attr-defined]

@@ -94,17 +94,18 @@ def is_inexact(value: tp.Any) -> bool:
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), type, np.dtype, np.generic, range)
 
 
-_CALLABLE = (types.FunctionType, types.BuiltinFunctionType, np.ufunc)
+# A tuple of its own, since `is_static` is called more than anything else.
+_STATIC = (*_PLAIN, types.FunctionType, types.BuiltinFunctionType, np.ufunc)
 
 
 def is_static(value: tp.Any) -> bool:
     """Whether a value is static at first sight. Containers and unknown objects need a closer look."""
-    return isinstance(value, (*_PLAIN, *_CALLABLE))
+    return isinstance(value, _STATIC)
 
 
 def is_foreign(value: tp.Any) -> bool:
     """Whether a value is a pytree of another library: an `equinox` layer, say."""
-    if value is None or isinstance(value, (Node, jax.Array, *_PLAIN, *_CALLABLE)) or is_plain_container(value):
+    if isinstance(value, (Node, jax.Array)) or is_static(value) or is_plain_container(value):
         return False
     return not jax.tree_util.all_leaves([value])
 
@@ -225,9 +226,16 @@ def _incomparable(where: str, value: tp.Any, what: str) -> StaticValueError:
     )
 
 
+# Whose `==` tells apart all that differs.
+_EXACT = frozenset((bool, int, str, bytes, type, type(None), types.FunctionType, types.BuiltinFunctionType))
+
+
 def static_key(value: tp.Any) -> Hashable:
-    """A key that tells apart what `==` does not: 1, 1.0 and True, 0.0 and -0.0, a list and a tuple."""
+    """A key that tells apart what `==` does not: 1, 1.0 and True, 0.0 and -0.0, a list and a tuple; also as parts of
+    tuples, sets and dataclasses. What compares itself by a method of its own is taken at its word."""
     kind = type(value)
+    if kind in _EXACT:
+        return (kind, value)
     if kind is float:
         return (kind, value.hex() if math.isfinite(value) else repr(value))
     if kind in (tuple, FrozenList, list):
@@ -236,7 +244,45 @@ def static_key(value: tp.Any) -> Hashable:
         return (kind, tuple((static_key(key), static_key(item)) for key, item in value.items()))
     if kind is functools.partial:  # which by itself is equal to itself only
         return (kind, static_key(value.func), static_key(value.args), static_key(value.keywords))
-    return (kind, value)
+    parts = _compared_parts(kind, value)
+    return (kind, value if parts is None else _InParts(value, parts))
+
+
+def _compared_parts(kind: type, value: tp.Any) -> tp.Any:
+    """The keys of what the `==` of a value compares, if that is one of Python's or NumPy's own; else None."""
+    equal = kind.__eq__
+    if equal is complex.__eq__:
+        return (static_key(value.real), static_key(value.imag))
+    if equal is tuple.__eq__:
+        return tuple(static_key(item) for item in value)
+    if equal is frozenset.__eq__ or equal is set.__eq__:
+        return frozenset(static_key(item) for item in value)
+    if isinstance(value, np.generic):
+        return (value.dtype, value.tobytes())
+    if getattr(getattr(equal, "__code__", None), "co_filename", "") == "<string>" and dataclasses.is_dataclass(kind):
+        compared = (field.name for field in dataclasses.fields(kind) if field.compare)  # as in what `dataclass` wrote
+        return tuple(static_key(getattr(value, name)) for name in compared)
+    return None
+
+
+class _InParts:
+    """A value that is compared by keys of its parts. It cannot be hashed if the value cannot, since that may change."""
+
+    __slots__ = ("parts", "value")
+
+    def __init__(self, value: tp.Any, parts: Hashable):
+        self.value = value
+        self.parts = parts
+
+    def __eq__(self, other: tp.Any) -> bool:
+        return isinstance(other, _InParts) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        hash(self.value)
+        return hash(self.parts)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
 class StaticKey:

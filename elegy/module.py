@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 from elegy import leaves, parameters as _parameters, pytree, tracing
+from elegy.captures import note_capture
 from elegy.containers import FrozenDict, FrozenList, freeze_containers
 from elegy.errors import (
     ElegyError,
@@ -27,6 +28,7 @@ from elegy.errors import (
     NameCollisionError,
     ParameterError,
     StaticValueError,
+    TraceError,
 )
 from elegy.frames import (
     PRIVATE,
@@ -186,6 +188,11 @@ def _seal(module: Module) -> None:
         )
     parameters = {id(attributes[name]): name for name in meta.parameters}
     for name, value in attributes.items():
+        if name in _METHODS:
+            raise NameCollisionError(
+                f"{owner}.{name} is a method of every module, and the attribute would stand in its place.\n"
+                "  Choose another name."
+            )
         if leaves.is_static(value) and not hasattr(value, "__wrapped__"):
             continue
         if id(value) in parameters and name not in meta.parameters:
@@ -195,6 +202,13 @@ def _seal(module: Module) -> None:
             )
         _check_attribute(owner, name, value)
         if not isinstance(value, Node) and not leaves.is_array(value) and name not in meta.parameters:
+            for leaf in jax.tree.leaves(value, is_leaf=leaves.is_node) if parameters else ():
+                if id(leaf) in parameters:
+                    raise ParameterError(
+                        f"{owner}.{name} holds the parameter {parameters[id(leaf)]!r} in a container, where it would "
+                        "keep its old value when the parameter changes.\n  Make the container the parameter: "
+                        f"self.{name} = self.add_parameter({name!r}, initializer=lambda: [...])."
+                    )
             attributes[name] = frozen = freeze_containers(value, f"{owner}.{name}")
             leaves.check_keys(f"{owner}.{name}", frozen)
     below = [child for _, child in pytree.children(module)]
@@ -266,11 +280,15 @@ def run_method(module: Module, method: str, function: Callable[..., tp.Any], arg
     with running(module) if outermost else contextlib.nullcontext(), undoing():
         if holders and not outermost:
             wait_for(module)
-        run = function
+        trace = tracing.current()
+        if module._elegy_born != trace and state.init_pass is None:
+            if not frames or frames[-1].trace != trace:  # else the module around was noted, with all below it
+                note_capture(module)
+        run = function if isinstance(function, types.FunctionType) else _bound_first(function)
         if method not in meta_of(module).hooks:
             _initialise(module, method, function, args, kwargs)
-            run = functools.partial(switch.first_run, function)
-        frame = Frame(module, method)
+            run = functools.partial(switch.first_run, run)
+        frame = Frame(module, method, trace)
         frames.append(frame)
         try:
             outputs = run(module, *args, **kwargs)
@@ -285,6 +303,19 @@ def run_method(module: Module, method: str, function: Callable[..., tp.Any], arg
     return outputs
 
 
+def _bound_first(function: tp.Any) -> Callable[..., tp.Any]:
+    """A transformed method as a function that takes the module first: bound to the module, it threads it."""
+    bind = getattr(function, "__get__", None)
+    if bind is None:
+        return function
+
+    @functools.wraps(function, updated=())
+    def run(module: Module, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        return bind(module, type(module))(*args, **kwargs)
+
+    return run
+
+
 def _initialise(module: Module, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> None:
     """Runs the init pass of a method, where one is due."""
     if id(module) in state.threaded:
@@ -295,13 +326,14 @@ def _initialise(module: Module, method: str, function: Callable[..., tp.Any], ar
         return  # the pass that is running creates what the method asks for
     if module._elegy_born != tracing.current():
         return  # a module of an outer trace may run if it creates nothing; what it creates is refused where it does
-    _init_pass(module, method, function, args, kwargs)
 
-
-def _init_pass(module: Module, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> None:
     def run(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         return run_method(module, method, function, args, kwargs)
 
+    _init_pass(module, method, run, args, kwargs)
+
+
+def _init_pass(module: Module, method: str, run: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> None:
     with holding(pytree.walk([module])):
         if method not in meta_of(module).hooks:  # another thread may have been first
             if run_init_pass(run, args, kwargs, [module]):
@@ -456,30 +488,40 @@ class Module(Node, metaclass=ModuleMeta):
         self: HasCall[Arguments, Outputs, tp.Any], /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Outputs:
         """Runs `call`. The first time, an init pass creates the parameters before."""
-        cls: tp.Any = type(self)
+        module, cls = tp.cast(Module, self), tp.cast(tp.Any, type(self))
         if cls._elegy_is_local:
-            cls = class_of(tp.cast(Module, self))
-        return run_method(tp.cast(Module, self), "call", cls.call, args, kwargs)
+            cls = class_of(module)
+        if module._elegy_born != tracing.current() and tracing.is_traced_itself(self, sys._getframe(1)):
+            raise TraceError(
+                f"{path_of(module)}: the module itself was given to a jax transform as the function. JAX keeps what it "
+                "traced by the identity of the function, and would not see the arrays of this module change.\n"
+                "  Give it a function, lambda *args: module(*args), or take the transform of the same name in elegy."
+            )
+        return run_method(module, "call", cls.call, args, kwargs)
 
-    def init(self: Self, /, *args: tp.Any, rng: KeyLike | RNG | None = None, **kwargs: tp.Any) -> Self:
+    def init(
+        self: Self, /, *args: tp.Any, rng: KeyLike | RNG | None = None, method: str = "call", **kwargs: tp.Any
+    ) -> Self:
         """Creates the parameters, by an abstract run of `call`: nothing of the forward computation is executed and no
-        state is updated. A module that is initialised already stays as it is.
+        state is updated. Parameters that exist stay as they are.
 
         **Arguments:**
 
-        - `args`, `kwargs`: what `call` takes; arrays may be given as `jax.ShapeDtypeStruct`.
+        - `args`, `kwargs`: what the method takes; arrays may be given as `jax.ShapeDtypeStruct`.
+        - `method`: the method to run instead of `call`, such as one that is marked by `elegy.compact`.
         - `rng`: a seed or a key. The default is the random stream of the thread. Under `jax.vmap` over keys each lane
           gets parameters of its own.
 
         **Returns:** the module itself.
         """
-        if "call" in meta_of(self).hooks:
+        if method in meta_of(self).hooks:
             return self
         require_same_trace(self, "created its parameters")
+        run = self if method == "call" else getattr(self, method)
         if id(self) in state.threaded:
-            raise NeedsInitPass(self, "call")
+            raise NeedsInitPass(self, getattr(run, "__qualname__", method))
         with contextlib.nullcontext() if rng is None else rng_context(rng), undoing():
-            _init_pass(self, "call", type(self).call, args, kwargs)
+            _init_pass(self, method, run, args, kwargs)
         return self
 
     @tp.overload
@@ -676,6 +718,8 @@ class Module(Node, metaclass=ModuleMeta):
                 return default_name(type(self))
             if name == "dtype":
                 return jnp.float32
+            if hasattr(type(self), name):
+                return object.__getattribute__(self, name)  # a property raised: it says what is missing
             message = f"{type(self).__name__!r} object has no attribute {name!r}"
             if not name.startswith("_") and not meta_of(self).initialized:
                 message += "; the module is not initialised: parameters appear with its first call, or with init"
@@ -833,3 +877,6 @@ def to_module(function: Callable[Arguments, Outputs]) -> type[FunctionModule[Arg
     ThisModule.__module__ = getattr(function, "__module__", __name__)
     ThisModule.__doc__ = function.__doc__
     return tp.cast(tp.Any, ThisModule)
+
+
+_METHODS = frozenset(name for name in vars(Module) if not name.startswith("_")) - {"name", "dtype"}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elegy import tracing
+from elegy.captures import check_constants, constants
 from elegy.containers import is_plain_container, thaw
 from elegy.errors import HookError, NameCollisionError, ParameterError, StructureError, TraceError
 from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace
@@ -56,7 +57,7 @@ def add_parameter(
         dtype = scopes.infer_dtype(module, name, tp.cast(tp.Any, module).dtype)
     if wanted is None and callable(initializer) and _positional(initializer):
         wanted = scopes.infer_shape(module, name)
-    make, finish, key = _maker(module, name, wanted, dtype, initializer, constructing)
+    make, finish, key = _maker(module, name, wanted, dtype, asked, initializer, constructing)
     if state.init_pass is not None:
         value = state.init_pass.create(module, name, make, finish, key)
     else:
@@ -117,7 +118,7 @@ def _as_dtype(dtype: tp.Any) -> tp.Any:
     return dtype if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.dtype(dtype)
 
 
-def _maker(module, name, shape, dtype, initializer, constructing):
+def _maker(module, name, shape, dtype, asked, initializer, constructing):
     """The initial value as a function to be called in any trace, and the check of what it gives."""
     size = () if shape is None else shape
     key: Callable[[], jax.Array] | None = None
@@ -149,7 +150,7 @@ def _maker(module, name, shape, dtype, initializer, constructing):
 
     def finish(value: tp.Any) -> tp.Any:
         if jax.tree_util.all_leaves([value]):
-            value = strong(jnp.asarray(value, dtype=None if is_array(value) else dtype))
+            value = _in_dtype(module, name, value, dtype, asked, callable(initializer))
             if (shape is not None or callable(initializer) and make is not initializer) and value.shape != size:
                 raise ParameterError(
                     f"{path_of(module, name)}: the initializer gave shape {value.shape} instead of {size}."
@@ -158,6 +159,22 @@ def _maker(module, name, shape, dtype, initializer, constructing):
         return jax.tree.map(strong, value)
 
     return make, finish, key
+
+
+def _in_dtype(module: Node, name: str, value: tp.Any, dtype: tp.Any, asked: tp.Any, computed: bool) -> jax.Array:
+    """An initial value in the dtype that was asked for, here or of the module. Without one it keeps its own."""
+    value = strong(jnp.asarray(value, dtype=None if is_array(value) else dtype))
+    if asked is None and "dtype" in module.__dict__ and is_inexact(value):
+        asked = _as_dtype(module.__dict__["dtype"])
+    if asked is None or value.dtype == jax.dtypes.canonicalize_dtype(asked):
+        return value
+    same_kind = any(jnp.issubdtype(value.dtype, kind) and jnp.issubdtype(asked, kind) for kind in _KINDS)
+    if computed or not same_kind:
+        raise ParameterError(
+            f"{path_of(module, name)}: the dtype {jnp.dtype(asked)} was asked for, and the initializer gave "
+            f"{value.dtype}.\n  Use the dtype that it is given: lambda shape, dtype: jnp.ones(shape, dtype)."
+        )
+    return value.astype(asked)
 
 
 def strong(value: tp.Any) -> tp.Any:
@@ -303,8 +320,8 @@ def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.
 def check_value(path: str | Callable[[], str], old: tp.Any, new: tp.Any) -> tp.Any:
     """`new` as a replacement of the array `old`; a path that costs something is given as a function."""
     value: tp.Any = new
-    if isinstance(new, (bool, int, float, complex)) and not (isinstance(new, complex) and jnp.isrealobj(old)):
-        value = jnp.asarray(new, old.dtype)
+    if isinstance(new, (bool, int, float, complex)):
+        value = _of_dtype(path, old, new)
     elif isinstance(new, np.generic):
         value = jnp.asarray(new)
     if not is_array(value) or (isinstance(value, jax.ShapeDtypeStruct) and not isinstance(old, jax.ShapeDtypeStruct)):
@@ -317,6 +334,26 @@ def check_value(path: str | Callable[[], str], old: tp.Any, new: tp.Any) -> tp.A
             "  Give a value of the same shape and dtype (reshape it, or use .astype)."
         )
     return strong(value)
+
+
+# Kinds of number, each of which holds those before.
+_PYTHON_KINDS = (bool, int, float, complex)
+_KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+
+
+def _of_dtype(path: str | Callable[[], str], old: tp.Any, number: bool | int | float | complex) -> jax.Array:
+    """A Python number as an array of the dtype of `old`, if that can hold it."""
+    needed = next(i for i, kind in enumerate(_PYTHON_KINDS) if isinstance(number, kind))
+    if any(jnp.issubdtype(old.dtype, kind) for kind in _KINDS[needed:]):
+        try:
+            return jnp.asarray(number, old.dtype)
+        except OverflowError:
+            pass
+    path = path() if callable(path) else path
+    raise ParameterError(
+        f"{path} is {old.dtype}{list(old.shape)}, and cannot hold the Python {type(number).__name__} {number!r}.\n"
+        "  Give a value of its dtype."
+    )
 
 
 class _Write(tp.NamedTuple):
@@ -336,6 +373,8 @@ def set_parameters(module: Node, values: tp.Any) -> None:
             raise ParameterError("set_parameters changed nothing:\n  " + "\n  ".join(problems))
         for owner, _, _, path in writes:
             require_same_trace(owner, "set its parameters", path)
+        if constants:
+            check_constants([owner for owner, *_ in writes])
         for owner, name, value, path in writes:
             write(owner, name, value)
             note_update(owner, name, path)
@@ -434,6 +473,8 @@ def update_parameter(module: Node, name: str, value: tp.Any) -> None:
     else:
         path = lambda: path_of(module, name)  # noqa: E731
         value = jax.tree.map(lambda a, b: check_value(path, a, b) if is_array(a) else b, old, value)
+    if constants:
+        check_constants([module])
     write(module, name, value)
     note_update(module, name)
 
@@ -507,6 +548,15 @@ def trainable_mask(tree: tp.Any) -> tp.Any:
 
     Trainable are the trainable parameters of modules that are not frozen, and the inexact arrays of pytrees that are
     not modules of Elegy. Fits `optax.masked`.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    norm = elegy.nn.BatchNormalization().init(jnp.ones([4, 3]))
+    mask = elegy.trainable_mask(norm)
+    assert mask.scale is True and mask.mean is False
+    ```
     """
     return jax.tree.map(_mask, tree, is_leaf=is_node)
 
@@ -566,5 +616,30 @@ def partition(tree: tp.Any) -> tuple[tp.Any, tp.Any]:
 
 
 def combine(*trees: tp.Any) -> tp.Any:
-    """Puts together what `partition` split: at each place, the first value that is not None."""
+    """Puts together what `partition` split: at each place, the first value that is not None.
+
+    **Arguments:**
+
+    - `trees`: one or more pytrees of one structure, with None where another one has the array.
+
+    **Returns:** a new tree of the structure of the first.
+
+    **Raises:** `ValueError` if the structures differ: modules of other classes, with other static attributes or
+    parameters, or frozen in other parts.
+
+    ```python
+    import elegy
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones([4, 3])
+    norm = elegy.nn.BatchNormalization().init(x)
+    parameters, rest = elegy.partition(norm)
+    doubled = elegy.combine(jax.tree.map(lambda value: 2 * value, parameters), rest)
+    assert (doubled.scale == 2).all() and (doubled.var == 1).all()
+
+    other = elegy.nn.BatchNormalization(eps=1e-3).init(x)
+    elegy.combine(parameters, elegy.partition(other)[1])  # raises ValueError: metadata
+    ```
+    """
     return eqx.combine(*trees)

@@ -204,6 +204,17 @@ class Selection(tp.Generic[Tree]):
 
     `a & b`, `a | b` and `~a` select what both select, what one of them selects, and the other arrays of the tree. They
     raise `SelectionError` if that is nothing, or if `a` and `b` belong to different trees.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    linear = elegy.nn.Linear(2).init(jnp.ones([1, 3]))
+    weight = elegy.select(linear, "w")
+    assert weight.paths == ("w",) and (~weight).paths == ("b",)
+    assert (weight.apply(jnp.zeros_like).w == 0).all()
+    assert elegy.select(weight.freeze(), trainable=True).paths == ("b",)
+    ```
     """
 
     tree: Tree
@@ -482,6 +493,10 @@ def arranged(selection: Selection[tp.Any], leaf: Callable[[Place], tp.Any]) -> t
 
 def select_trainable(tree: Tree, where: tp.Any) -> Selection[Tree]:
     """The selection `where`, or a tuple of what `select` takes, all of which must be trainable."""
+    if isinstance(where, (tuple, list)) and not where:
+        raise SelectionError(
+            f"where={where!r} selects nothing of {_name(tree)}. For all that is trainable leave it out."
+        )
     selection = select(tree, *(where if isinstance(where, (tuple, list)) else (where,)))
     others = [place for place in selection._places() if not place.trainable]
     if others:

@@ -28,6 +28,9 @@ DEFAULT_SEED = 42
 # belong to a thread.
 _mode = jax.make_user_context(True)
 _collecting = jax.make_user_context(None)
+# Where code runs. JAX finds a function that it has traced by its identity, together with the arrays in its closure, but
+# never in another context than the one in which it traced it.
+_place = jax.make_user_context(None)
 
 
 class State(threading.local):
@@ -42,6 +45,8 @@ class State(threading.local):
         self.in_initializer: bool = False
         # How to undo what the running call has done so far; None outside of calls.
         self.log: list[Undo] | None = None
+        # Where in it the first change of each attribute is, as far as the innermost level made it.
+        self.changed: dict[tuple[int, str], int] = {}
         # The modules that a transform of elegy carries in and out of the running trace, by id.
         self.threaded: Mapping[int, Node] = {}
         # Those among them that an init pass did not reach, with the method.
@@ -76,11 +81,16 @@ state = State()
 
 
 class Undo(tp.NamedTuple):
-    """How to take one change back, and whether it is a creation, which an init pass keeps."""
+    """How to take one change back, and whether it is a creation, which an init pass keeps.
+
+    - `place`: which attribute changed. Of several changes of one attribute only the first is kept: it has the value to
+      go back to, and the others would keep all arrays in between alive.
+    """
 
     back: Callable[[], None]
     created: bool
     module: Node
+    place: tuple[int, str] | None = None
 
 
 @contextlib.contextmanager
@@ -95,8 +105,8 @@ def undoing(created_only: bool = False, forget: Callable[[Node], bool] | None = 
     events_before = None if collector is None else len(collector.events)
     if state.log is None:
         state.log = []
-    entries = state.log
-    start = len(entries)
+    entries, outer = state.log, state.changed
+    start, state.changed = len(entries), {}
     try:
         yield
     except BaseException:
@@ -115,10 +125,28 @@ def undoing(created_only: bool = False, forget: Callable[[Node], bool] | None = 
             _take_back([undo for undo in entries[start:] if not undo.created])
             entries[start:] = [undo for undo in entries[start:] if undo.created]
         if forget is not None:
-            entries[start:] = [undo for undo in entries[start:] if not forget(undo.module)]
+            entries[start:] = [undo for undo in entries[start:] if undo is not _NOTHING and not forget(undo.module)]
+        if created_only or forget is not None:
+            state.changed = {undo.place: start + i for i, undo in enumerate(entries[start:]) if undo.place}
+        if not outermost:
+            outer = _merged(entries, outer, state.changed)
     finally:
+        state.changed = outer
         if outermost:
             state.log = None
+
+
+def _merged(entries: list[Undo], outer: dict[tp.Any, int], inner: dict[tp.Any, int]) -> dict[tp.Any, int]:
+    """The changes of a level and of an inner one, which came later. Costs what the smaller one has."""
+    smaller, larger = (inner, outer) if len(inner) <= len(outer) else (outer, inner)
+    for place, position in smaller.items():
+        if place in larger:
+            entries[max(position, larger[place])] = _NOTHING
+            position = min(position, larger[place])
+        larger[place] = position
+    while entries and entries[-1] is _NOTHING:
+        entries.pop()
+    return larger
 
 
 def _take_back(entries: Sequence[Undo]) -> None:
@@ -126,11 +154,17 @@ def _take_back(entries: Sequence[Undo]) -> None:
         undo.back()
 
 
-def log(module: Node, back: Callable[[], None], created: bool = False) -> None:
-    if state.log is not None:
-        state.log.append(Undo(back, created, module))
+def log(
+    module: Node, back: Callable[[], None], created: bool = False, place: tuple[int, str] | None = None
+) -> None:
+    if state.log is None or place in state.changed:
+        return
+    if place is not None:
+        state.changed[place] = len(state.log)
+    state.log.append(Undo(back, created, module, place))
 
 
+_NOTHING = Undo(lambda: None, False, tp.cast(tp.Any, None))
 _ABSENT = object()
 
 
@@ -146,7 +180,7 @@ def write(module: Node, name: str, value: tp.Any, created: bool = False) -> None
             else:
                 attributes[name] = old
 
-        state.log.append(Undo(back, created, module))
+        log(module, back, created, None if created else (id(attributes), name))
     attributes[name] = value
 
 
@@ -163,7 +197,22 @@ def write_meta(module: Node, meta: Meta, ties: bool = False, created: bool = Fal
 
 
 def training() -> bool:
-    """Whether training is happening: True unless `training_context` or `set_training` said otherwise."""
+    """Whether training is happening: True unless `training_context` or `set_training` said otherwise.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+
+    class Noise(elegy.Module):
+        def call(self, x):
+            return x + 1 if elegy.training() else x
+
+
+    y, _ = Noise().apply(jnp.zeros(3), training=False)
+    assert not y.any()
+    ```
+    """
     return _mode.value
 
 
@@ -175,6 +224,16 @@ def set_training(training: bool) -> None:
 
     **Raises:** `TraceError` inside a transform or an init pass, where the mode is fixed; there `training_context` sets
     it for a part of the code.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    dropout, x = elegy.nn.Dropout(0.5), jnp.ones(3)
+    elegy.set_training(False)
+    assert (dropout(x) == x).all()
+    elegy.set_training(True)
+    ```
     """
     if tracing.is_traced():
         raise TraceError(
@@ -203,6 +262,11 @@ def training_context(training: bool) -> Iterator[None]:
     """
     with _mode(bool(training)):
         yield
+
+
+def placed(place: Hashable) -> tp.Any:
+    """Within it JAX finds nothing again that it traced in another place."""
+    return _place(place)
 
 
 def collecting(collector: Collector | None) -> tp.Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import types
 import typing as tp
+import weakref
 
 from jax.extend.core import get_opaque_trace_state
 
@@ -44,3 +46,26 @@ def is_equal_in_all_lanes(value: tp.Any) -> bool:
     """
     trace = getattr(current(), "_trace_ref", lambda: None)()
     return type(trace).__name__ == "BatchTrace" and getattr(value, "_trace", None) is not trace
+
+
+def traced_function(frame: types.FrameType) -> tp.Any:
+    """What JAX traces if `frame` is the one in which it does so, to keep the trace by the identity of the function.
+
+    JAX has no public name for this: where its private ones are missing, the answer is None.
+    """
+    if frame.f_globals.get("__name__") == _TRACER and frame.f_code.co_name in _TRACING:
+        return frame.f_locals.get("fun")
+    return None
+
+
+_TRACER = "jax._src.interpreters.partial_eval"
+_TRACING = {"trace_to_jaxpr", "trace_to_jaxpr_nocache"}
+
+
+def is_traced_itself(function: tp.Any, caller: types.FrameType) -> bool:
+    """Whether `caller`, the frame that calls an object, is JAX tracing this very object."""
+    if traced_function(caller) is function:
+        return True
+    # A loop wraps the function, and keeps the wrapper by the identity of what it wraps.
+    held = caller.f_locals.values() if caller.f_code.co_name == "scanned_fun" else ()
+    return any(value is function or (isinstance(value, weakref.ref) and value() is function) for value in held)

@@ -471,6 +471,34 @@ def test_a_like_with_one_uninitialised_layer(strict, path):
         elegy.load(path, like=Pair().init(jnp.ones([1, 2]), False), strict=strict)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_optimiser_without_state(strict, path):
+    module, optimizer = Net().init(jnp.ones([1, 2])), elegy.Optimizer(optax.adam(1e-3))
+    optimizer.adapt(module)
+    elegy.save(path, {"module": module, "optimizer": optimizer})
+    new = {"module": Net().init(jnp.ones([1, 2])), "optimizer": elegy.Optimizer(optax.adam(1e-3))}
+    with pytest.raises(CheckpointError) as raised:
+        elegy.load(path, like=new, strict=strict)
+    _, line, *rest = str(raised.value).splitlines()
+    assert "'optimizer': this Optimizer of `like` is not initialised, and the file has arrays below it (" in line
+    assert line.endswith("Create its state first: optimizer.adapt(module).")
+    assert not any("optimizer" in other for other in rest)  # not the names below it, nor strict=
+    new["optimizer"].adapt(new["module"])
+    elegy.load(path, like=new, strict=strict)
+    with pytest.raises(CheckpointError, match="this Optimizer is not initialised. Create .*optimizer.adapt"):
+        elegy.save(path, elegy.Optimizer(optax.adam(1e-3)))
+
+
+def test_the_cause_comes_first(path):
+    elegy.save(path, {"module": Net().init(jnp.ones([1, 2])), "extra": jnp.ones(2)})
+    with pytest.raises(CheckpointError) as raised:
+        elegy.load(path, like={"module": Net(), "other": jnp.ones(2)})
+    _, first, *rest = str(raised.value).splitlines()
+    assert first.startswith("  'module': this Net of `like` is not initialised")
+    assert [line.split(":")[0] for line in rest[:2]] == ["  'other'", "  'extra'"]
+    assert not any(line.startswith("  'module") for line in rest)
+
+
 def test_a_module_that_need_not_be_initialised(path):
     class Constructed(elegy.Module):
         def __init__(self, value):

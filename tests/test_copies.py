@@ -1,11 +1,13 @@
 """Copies in memory and through bytes: independent of their original, and modules in every respect."""
 
 import copy
+import dataclasses
 import gc
 import pickle
 import subprocess
 import sys
 import textwrap
+import typing as tp
 
 import cloudpickle
 import equinox as eqx
@@ -374,3 +376,116 @@ def test_repr_inside_construction_and_call():
 
     Shows()(X)
     assert all("Shows" in text for text in seen) and len(seen) == 4
+
+
+class Pair(tp.NamedTuple):
+    first: tp.Any
+    second: tp.Any = 0
+
+
+class Row(tuple):
+    """A tuple of another class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    value: tp.Any
+    note: str = dataclasses.field(default="", compare=False)
+
+
+@dataclasses.dataclass
+class Mutable:
+    value: tp.Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Says itself what it is equal to."""
+
+    value: tp.Any
+
+    def __eq__(self, other):
+        return isinstance(other, Own) and abs(self.value) == abs(other.value)
+
+    def __hash__(self):
+        return hash(abs(self.value))
+
+
+class Holds(elegy.Module):
+    def __init__(self, value):
+        self.value = value
+
+    def call(self, x):
+        return x
+
+
+# Values that `==` takes for equal.
+LOOK_ALIKE = {
+    "bool": (True, 1),
+    "zeros": (0.0, -0.0),
+    "complex": (complex(0, -0.0), 0j),
+    "complex, real part": (complex(-0.0, 0), 0j),
+    "float64": (np.float64(-0.0), np.float64(0.0)),
+    "complex64": (np.complex64(complex(0, -0.0)), np.complex64(0)),
+    "units of time": (np.datetime64("2020-01-01", "D"), np.datetime64("2020-01-01", "h")),
+    "named tuple": (Pair(2), Pair(2.0)),
+    "named tuple in a tuple": ((1, Pair(2)), (1, Pair(True + 1.0))),
+    "other tuple": (Row((1, 0.0)), Row((1, -0.0))),
+    "frozenset": (frozenset([1]), frozenset([1.0])),
+    "set": ({1}, {True}),
+    "dataclass": (Config(True), Config(1.0)),
+    "dataclass in a named tuple": (Pair(Config(0.0)), Pair(Config(-0.0))),
+    "mutable dataclass": (Mutable(1), Mutable(1.0)),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), LOOK_ALIKE.values(), ids=LOOK_ALIKE)
+def test_values_that_look_alike_do_not_replace_each_other(first, second):
+    assert first == second
+    for values in ((first, second), (second, first)):
+        modules = [Holds(value) for value in values]
+        structures = [jax.tree.structure(module) for module in modules]
+        assert structures[0] != structures[1]
+        for module, value in zip(modules, values, strict=True):
+            for how in COPIES.values():
+                assert shown(how(module).value) == shown(value)
+            assert jax.tree.structure(Holds(copy.deepcopy(value))) == jax.tree.structure(module)
+
+
+def shown(value):
+    """A text in which values differ that `==` takes for equal."""
+    return type(value), repr(value), value.dtype if isinstance(value, np.generic) else None
+
+
+def test_what_a_class_of_values_says_of_equality_is_heeded():
+    structure = jax.tree.structure
+    assert structure(Holds(Own(2))) == structure(Holds(Own(-2)))
+    assert structure(Holds(Config(2, "one"))) == structure(Holds(Config(2, "two")))
+    assert structure(Holds(np.float64("nan"))) == structure(Holds(np.float64("nan")))
+    assert structure(Holds(Pair(2))) != structure(Holds((2, 0)))
+    assert structure(Holds(frozenset([1]))) != structure(Holds({1}))
+
+
+def test_a_value_that_changes_later_is_not_that_of_other_modules():
+    for value, change in (
+        ({1}, lambda value: value.add(2)),
+        (Mutable(1), lambda value: setattr(value, "value", 2)),
+        (Pair([1]), lambda value: value.first.append(2)),
+    ):
+        first, second = Holds(copy.deepcopy(value)), Holds(copy.deepcopy(value))
+        assert jax.tree.structure(first) == jax.tree.structure(second)
+        change(first.value)
+        assert second.copy().value == value == Holds(copy.deepcopy(value)).copy().value
+
+
+def test_arguments_that_look_alike_are_told_apart_in_call():
+    class Makes(elegy.Module):
+        def call(self, value):
+            return Holds(value)(1)
+
+    for first, second in ((1j, complex(-0.0, 1)), (np.float32(1), np.float64(1)), (Pair(2), Pair(2.0))):
+        module = Makes()
+        module(first)
+        module(first)
+        with pytest.raises(elegy.errors.ModuleOrderError, match="Holds"):
+            module(second)

@@ -16,7 +16,9 @@ A block below a line `<!-- skip: the reason -->` does not run.
 import ast
 import contextlib
 import doctest
+import inspect
 import io
+import pkgutil
 import re
 import sys
 import textwrap
@@ -197,6 +199,39 @@ def test_docstring(docstring: Docstring, namespace: dict[str, object]) -> None:
             offset = docstring.line - 1 + block.offset
             run_block(Block(block.code, offset), docstring.path, namespace)
     run_doctest(docstring, namespace)
+
+
+def reference_entries() -> list[str]:
+    """What the pages of the reference show: the names after `:::`."""
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    return [name for page in pages for name in re.findall(r"(?m)^::: (\S+)$", page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("entry", reference_entries())
+def test_an_entry_of_the_reference_is_what_it_says(entry: str) -> None:
+    shown = pkgutil.resolve_name(entry)  # takes a submodule for a function of the same name, as the site does
+    assert not inspect.ismodule(shown)
+    home = getattr(shown, "__module__", None)
+    if home is not None and home.endswith(f".{shown.__name__}"):
+        # A re-export such as elegy.jit would show the submodule elegy.transforms.jit.
+        assert entry == f"{home}.{shown.__name__}"
+
+
+def test_the_reference_shows_each_public_object_once() -> None:
+    import elegy
+
+    shown = [id(pkgutil.resolve_name(entry)) for entry in reference_entries()]
+    packages = elegy.nn, elegy.losses, elegy.metrics, elegy.initializers, elegy.model
+    named = [(f"elegy.{name}", getattr(elegy, name)) for name in elegy.__all__]
+    for package in packages:
+        named += [(f"{package.__name__}.{name}", value) for name, value in vars(package).items() if name[0] != "_"]
+    public = {
+        name: value
+        for name, value in named
+        if not inspect.ismodule(value) and getattr(value, "__module__", "").startswith("elegy.")
+    }
+    assert {name: shown.count(id(value)) for name, value in public.items() if shown.count(id(value)) != 1} == {}
+    assert len(shown) == len(set(shown))
 
 
 def run_text(text: str, namespace: dict[str, object]) -> None:

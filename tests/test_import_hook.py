@@ -75,6 +75,27 @@ class Auto(elegy.Module):
         return x * jnp.broadcast_to(self.add_parameter("w", initializer=jnp.ones), x.shape)
 
 
+class Transformed(elegy.Module):
+    w: Float[Array, "n"]
+
+    @elegy.remat
+    def call(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+        return x * self.add_parameter("w", initializer=jnp.ones)
+
+    @elegy.jit
+    @elegy.vmap
+    def lanes(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+        return x
+
+    @staticmethod
+    @elegy.remat
+    def add(x: Float[Array, "n"], y: Float[Array, "n"]):
+        return x
+
+    def __add__(self, x: Float[Array, "n"]):
+        return x
+
+
 logs = []
 
 
@@ -168,6 +189,11 @@ def checked_in(package):
         "decorated": lambda: package.Decorated()(jnp.ones(3), [4]),
         "decorator": lambda: logs_of(package, lambda: package.Decorated()(jnp.ones(3), [3])),
         "decorated, argument": lambda: package.Decorated()(x, [3]),
+        "transforms": lambda: (net := package.Transformed(), net(jnp.ones(3)), net.lanes(x), net.add(x[0], x[0])),
+        "transformed call": lambda: (net := package.Transformed(), net(jnp.ones(3)), net(jnp.ones(4))),
+        "transformed method": lambda: (net := package.Transformed(), net(jnp.ones(3)), net.lanes(y)),
+        "transformed static method": lambda: package.Transformed.add(jnp.ones(2), jnp.ones(3)),
+        "operator": lambda: (net := package.Transformed(), net(jnp.ones(3)), net + jnp.ones(4)),
         "nested": lambda: package.Nested().init(jnp.ones(3), [4]),
         "unreadable": lambda: package.Unreadable()(x),
         "no_type_check": lambda: (package.Free()("a"), package.AllFree(jnp.ones([2, 2]))("a")),
@@ -246,6 +272,10 @@ REFUSED = {
     "compact": "auto (Auto.encode): the argument x is float32[4,5]",
     "decorated": "decorated (Decorated.call): the parameter w is float32[4]",
     "decorated, argument": "decorated (Decorated.call): the argument x is float32[4,3]",
+    "transformed call": "transformed (Transformed.call): the argument x is float32[4]",
+    "transformed method": "transformed (Transformed.lanes): the argument x is float32[5]",
+    "transformed static method": "Transformed.add: the argument y is float32[3]",
+    "operator": "transformed (Transformed.__add__): the argument x is float32[4]",
     "nested": "nested (Nested.call): the ",  # field or parameter: the hook puts a scope in between
 }
 

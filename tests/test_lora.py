@@ -61,7 +61,7 @@ def train(module, steps=20):
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("alpha", [None, 1, 8.0])
 def test_the_formula_of_the_paper(with_bias, alpha):
-    layer = moved(LoRA(Linear(5, with_bias).init(X), rank=2, alpha=alpha))
+    layer = moved(LoRA(Linear(5, with_bias=with_bias).init(X), rank=2, alpha=alpha))
     w, a, b = (np.asarray(value, np.float64) for value in (layer.w, layer.lora_a, layer.lora_b))
     delta = (2 if alpha is None else alpha) / 2 * a @ b
     expected = np.asarray(X, np.float64) @ (w + delta) + (np.asarray(layer.b) if with_bias else 0)
@@ -140,7 +140,7 @@ def test_a_layer_is_wrapped_once():
 
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_merged(with_bias):
-    layer = moved(LoRA(Linear(5, with_bias, name="head").init(X), rank=2, alpha=3))
+    layer = moved(LoRA(Linear(5, with_bias=with_bias, name="head").init(X), rank=2, alpha=3))
     linear = layer.merge()
     assert type(linear) is Linear and linear.name == "head"
     assert_close(linear(X), layer(X))

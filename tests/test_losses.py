@@ -220,6 +220,59 @@ def test_a_loss_of_the_outside_in_a_jax_transform() -> None:
         assert loss(Y_TRUE, Y_PRED) == expected
 
 
+def test_a_call_that_is_replaced() -> None:
+    class Own(elegy.Loss):
+        def call(self, y_true: Any, y_pred: Any) -> Any:
+            return jnp.abs(y_true - y_pred)
+
+    def call(self: Any, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        return jnp.full([2], 3.0) if sample_weight is not None else jnp.zeros([2])
+
+    ones = jnp.ones([2])
+    assert Own()(0 * ones, ones, sample_weight=ones) == 1
+    Own.call = call
+    assert Own()(0 * ones, ones, sample_weight=ones) == 3
+
+
+@pytest.mark.parametrize("where", ["elegy.losses.loss", "elegy.metrics.average"])
+def test_a_path_is_computed_for_an_error_only(where: str, monkeypatch: Any) -> None:
+    paths: list[Any] = []
+    monkeypatch.setattr(f"{where}.path_of", lambda module: paths.append(module) or "path")
+    called = MeanSquaredError() if "losses" in where else elegy.metrics.Mean()
+    inputs = (Y_TRUE, Y_PRED) if "losses" in where else (Y_TRUE,)
+    called(*inputs, sample_weight=WEIGHTS)
+    assert not paths
+    with pytest.raises(ValueError, match="path: sample_weight"):
+        called(*inputs, sample_weight=jnp.ones([5]))
+    assert len(paths) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("shape", "other", "hint"),
+    [((3,), (3, 1), "y_true"), ((3, 1), (3,), "y_pred"), ((3, 1), (3, 8, 1), None), ((3, 1), (3, 2), None)],
+)
+def test_the_hint_that_fits(shape: Any, other: Any, hint: Any) -> None:
+    with pytest.raises(ValueError, match="they must be equal") as raised:
+        MeanSquaredError()(jnp.ones(shape), jnp.ones(other))
+    assert ("None]" in str(raised.value)) == (hint is not None)
+    if hint is not None:
+        assert f"The missing last axis of {hint} is added by {hint}[..., None]." in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "construct",
+    [
+        lambda: MeanSquaredError("sum", "name"),
+        lambda: SparseCategoricalCrossentropy(True, "sum"),
+        lambda: elegy.Loss("sum", 0.5),
+    ],
+)
+def test_options_are_given_by_keyword(construct: Any) -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        construct()
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "error", "message"),

@@ -119,3 +119,10 @@ def test_on(on: Any, wrap: Any) -> None:
 def test_weights_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"sparse_categorical_accuracy: sample_weight has shape \(3,\)"):
         SparseCategoricalAccuracy()(LABELS[0], SCORES[0], jnp.ones([3]))
+
+
+def test_a_name_is_given_by_keyword() -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        Mean(*["loss"])  # as in Keras; here the first option is `on`
+    with pytest.raises(ValueError, match="mean: on='loss' selects a part of y_true and y_pred.*neither.*\n.*name="):
+        Mean(on="loss")(jnp.ones([2]))

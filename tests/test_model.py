@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import io
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import typing as tp
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -240,6 +242,19 @@ def test_names_of_losses_and_metrics():
     np.testing.assert_allclose(logs["loss"], 5 * logs["mse"], rtol=1e-5)
 
 
+def test_names_of_losses_follow_the_rule_of_add_loss():
+    x, y = data()
+
+    def closs(y_true, y_pred):
+        return mse(y_true, y_pred)
+
+    def loss(y_true, y_pred):
+        return mse(y_true, y_pred)
+
+    logs = make_model(loss=[closs, loss, mse]).evaluate(x, y)
+    assert list(logs) == ["loss", "closs", "loss_1", "mse_loss"]  # the total has the name "loss"
+
+
 @pytest.mark.parametrize(
     "loss",
     [optax.sigmoid_binary_cross_entropy, optax.squared_error, optax.huber_loss, optax.safe_softmax_cross_entropy],
@@ -255,6 +270,79 @@ def test_losses_of_optax_get_predictions_and_targets_by_their_names(loss):
     np.testing.assert_allclose(logs[loss.__name__], expected.mean(), rtol=1e-5)
     logs = elegy.Model(module, loss=loss).evaluate(x, y, sample_weight=weight)
     np.testing.assert_allclose(logs["loss"], np.mean(weight * expected), rtol=1e-5)
+
+
+def scalar_mse(y_true, y_pred):
+    return ((y_pred - y_true) ** 2).mean()
+
+
+@pytest.mark.usefixtures("default_promotion")
+@pytest.mark.parametrize("eagerly", [False, True], ids=["compiled", "eager"])
+@pytest.mark.parametrize(
+    ("function", "flat", "message"),
+    [
+        (optax.sigmoid_binary_cross_entropy, "y", r"labels of shape \(8,\) and logits of shape \(8, 1\) to \(8, 8\)"),
+        (scalar_mse, "y", r"y_true of shape \(8,\) and y_pred of .*\n.* last axis of y_true .* y_true\[..., None\]"),
+        (scalar_mse, "prediction", r"y_true of shape \(8, 1\) and y_pred of shape \(8,\) .*\n.*y_pred\[..., None\]"),
+        (jax.jit(scalar_mse), "y", "would compare each sample with every other one"),
+    ],
+)
+def test_functions_that_broadcast_samples_against_samples_are_refused(function, flat, message, eagerly):
+    x, y = data(8)
+    module = elegy.nn.Linear(1).init(x)
+    if flat == "prediction":
+        module = elegy.to_module(lambda x: elegy.nn.Linear(1)(x)[:, 0])()
+    y = y[:, 0] if flat == "y" else y
+    for kind in ("loss", "metrics"):
+        model = make_model(module, **{"loss": None, kind: function}, run_eagerly=eagerly)
+        with pytest.raises(ValueError, match=message):
+            model.evaluate(x, y)
+
+
+@pytest.mark.usefixtures("default_promotion")
+def test_a_function_that_broadcasts_the_weights_is_refused():
+    def weighted(y_true, y_pred, sample_weight):
+        return (y_true - y_pred) ** 2 * sample_weight
+
+    x, y = data(8)
+    with pytest.raises(ValueError, match=r"sample_weight of shape \(8,\).*\n.* added by sample_weight\[..., None\]"):
+        make_model(loss=weighted).evaluate(x, y, sample_weight=np.ones(8, np.float32))
+
+
+@pytest.mark.usefixtures("default_promotion")
+def test_functions_that_bring_samples_together_are_called():
+    x, y = data(8)
+    labels = (y[:, 0] > 0).astype(np.int32)
+    module = elegy.nn.Linear(1).init(x)
+    scores = np.asarray(module(x))[:, 0]
+    calls = []
+
+    def without_the_axis(y_true, y_pred):
+        return (y_true - y_pred[:, 0]) ** 2
+
+    def of_all_pairs(y_true, y_pred):
+        calls.append(None)
+        return jax.nn.relu(y_pred - y_pred.T) * (y_true[:, None] - y_true[None])
+
+    def scaled(y_true, y_pred):  # broadcasts something else
+        return (y_pred * jnp.ones([1, 1, 1]))[0, :, 0] - y_true
+
+    def declaring(y_true, y_pred):
+        elegy.add_metric("seen", y_true.mean())
+        return scaled(y_true, y_pred)
+
+    functions = [without_the_axis, of_all_pairs, scaled, declaring]
+    logs = make_model(module, loss=None, metrics=functions).evaluate(x, labels)
+    np.testing.assert_allclose(logs["without_the_axis"], np.mean((labels - scores) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(logs["scaled"], np.mean(scores - labels), rtol=1e-5)
+    pairs = np.maximum(scores[:, None] - scores[None], 0) * (labels[:, None] - labels[None])
+    np.testing.assert_allclose(logs["of_all_pairs"], pairs.mean(), rtol=1e-4, atol=1e-7)
+    assert len(calls) == 2  # the init pass, and the trace
+    # As many samples as classes, and a single sample.
+    ten = elegy.nn.Linear(8).init(x)
+    one_hot = lambda y_true, y_pred: jax.nn.one_hot(y_true, 8) * y_pred  # noqa: E731
+    assert make_model(ten, loss=one_hot).evaluate(x, labels)
+    assert make_model(module, loss=scalar_mse).evaluate(x[:1], y[:1, 0])
 
 
 @pytest.mark.parametrize("function", [lambda a, b: a - b, lambda *args: args[0], lambda sample_weight: 0.0, max])
@@ -373,6 +461,9 @@ def test_arrays_of_jax_and_of_double_precision():
         ({"batch_size": 2.5}, ValueError, "batch_size must be a positive integer"),
         ({"validation_split": 1.0}, ValueError, "must be between 0 and 1"),
         ({"validation_split": 0.99}, ValueError, "leaves none to train on"),
+        ({"validation_split": 1e-20}, ValueError, "leaves none to validate on.*\n.*a larger fraction"),
+        ({"x": np.ma.masked_array(np.ones([20, 3]), mask=np.ones([20, 3]))}, TypeError, "x is a masked array"),
+        ({"y": {"a": np.ma.masked_array(np.ones(20), mask=True)}}, TypeError, r"y\['a'\] is a masked array"),
         ({"validation_split": 0.1, "validation_data": (1, 2)}, ValueError, "both given"),
         ({"validation_data": 1}, ValueError, r"must be a tuple \(x, y\)"),
         ({"callbacks": [Callback]}, TypeError, r"callbacks must be instances.*\n*.*Construct it"),
@@ -400,6 +491,25 @@ def test_bad_arguments_of_a_model(unchecked):
         make_model(optimizer=0.1)
     with pytest.raises(ValueError, match="seed must be"):
         make_model(seed=-1)
+
+
+@pytest.mark.parametrize("name", ["module", "loss", "metrics", "optimizer", "seed", "stop_trainig", "history"])
+def test_what_a_model_is_constructed_with_is_fixed(name):
+    model = make_model()
+    with pytest.raises(AttributeError, match=f"{name} of a Model cannot be assigned.*run_eagerly.*\n.*Construct"):
+        setattr(model, name, None)
+    model.run_eagerly, model.stop_training = True, True
+
+    class Own(elegy.Model):
+        def __init__(self):
+            super().__init__(mlp())
+            self.extra = 1
+
+    own = Own()
+    own.extra = 2
+    if name != "stop_trainig" and name != "history":
+        with pytest.raises(AttributeError, match=f"{name} of a Own cannot be assigned"):
+            setattr(own, name, None)
 
 
 def test_nothing_to_minimise():
@@ -460,6 +570,17 @@ def test_validation_data_is_evaluated_after_each_epoch():
     assert set(a) == {prefix + name for prefix in ("", "val_") for name in ("loss", "mean_squared_error_loss", "mse")}
 
 
+def test_names_that_begin_as_those_of_validation_data_do():
+    x, y = data()
+
+    def val_loss(y_true, y_pred):
+        return jnp.float32(7)
+
+    logs = make_model(metrics=val_loss).fit(x, y, validation_data=(x, y), epochs=2, verbose=0).history
+    assert logs["val_loss"] == [7, 7] == logs["val_val_loss"]
+    assert logs["val_loss_1"] == logs["val_mean_squared_error_loss"]
+
+
 def test_initial_epoch_and_the_numbers_of_epochs():
     x, y = data()
     model = make_model()
@@ -517,6 +638,106 @@ def test_batch_callbacks_change_nothing_by_looking():
     watched = make_model(module).fit(x, y, batch_size=4, epochs=2, callbacks=[Look()], verbose=0).history
     assert len({weight.tobytes() for weight in Look.weights}) == 10
     assert watched == make_model().fit(x, y, batch_size=4, epochs=2, verbose=0).history
+
+
+def test_logs_of_a_batch_stay_what_they_were():
+    x, y = data()
+    kept, seen = [], []
+
+    class Keep(Callback):
+        def on_train_batch_end(self, batch, logs):
+            kept.append(logs)
+
+    class Look(Callback):
+        def on_train_batch_end(self, batch, logs):
+            seen.append(dict(logs))
+
+    make_model().fit(x, y, batch_size=4, callbacks=[Keep()], verbose=0)
+    make_model().fit(x, y, batch_size=4, callbacks=[Look()], verbose=0)
+    assert [dict(logs) for logs in kept] == seen
+    assert len({logs["loss"] for logs in kept}) == 5
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end"])
+def test_a_callback_that_trains_too(hook):
+    x, y = data()
+
+    class Stop(Callback):
+        def on_epoch_end(self, epoch, logs):
+            self.model.stop_training = True
+
+    class Train(Callback):
+        inner = []
+
+    def train(self, number, logs):
+        if number == 1:
+            history = self.model.fit(x, y, epochs=3, callbacks=[Stop()], verbose=0)
+            self.inner.append((history, self.model.module.get_parameters()))
+
+    setattr(Train, hook, train)
+    model = make_model()
+    history = model.fit(x, y, batch_size=20, epochs=4, callbacks=[Train()], verbose=0)
+    if hook == "on_epoch_end":
+        assert [inner.epoch for inner, _ in Train.inner] == [[0]]
+    assert history.epoch == [0, 1, 2, 3]  # what stops the inner training does not stop the outer one
+    assert model.history is history
+    # What a callback does at the last batch stays.
+    history = model.fit(x, y, batch_size=10, callbacks=[Train()], verbose=0)
+    if hook == "on_train_batch_end":
+        (_, trained), found = Train.inner[-1], model.module.get_parameters()
+        jax.tree.map(np.testing.assert_array_equal, found, trained)
+
+
+def test_an_exception_keeps_what_a_callback_has_changed():
+    x, y = data()
+
+    class Change(Callback):
+        def on_train_batch_begin(self, batch):
+            if batch == 1:
+                raise KeyboardInterrupt
+
+        def on_train_batch_end(self, batch, logs):
+            self.model.module.set_parameters({"b": jnp.full([1], 7.0)})
+
+    module = elegy.nn.Linear(1)
+    with pytest.raises(KeyboardInterrupt):
+        make_model(module).fit(x, y, batch_size=4, callbacks=[Change()], verbose=0)
+    assert module.b == 7
+
+
+def test_with_a_batch_callback_a_state_is_taken_apart_once_for_each_batch(monkeypatch):
+    x, y = data(20)
+    taken = []
+    flatten = steps._flatten
+    monkeypatch.setattr(steps, "_flatten", lambda state: taken.append(None) or flatten(state))
+
+    class Watch(Callback):
+        def on_train_batch_end(self, batch, logs):
+            pass
+
+    model = make_model()
+    model.fit(x, y, batch_size=4, verbose=0)
+    taken.clear()
+    model.fit(x, y, batch_size=4, callbacks=[Watch()], verbose=0)
+    assert len(taken) == 1 + 5
+
+
+def test_a_model_is_freed_without_the_garbage_collector():
+    x, y = data()
+    model = make_model(mlp())
+    model.fit(x, y, validation_data=(x, y), verbose=0)
+    model.predict(x)
+    history = model.history
+    references = [weakref.ref(part) for part in (model, model.module, model._train, model._predict)]
+    references.append(weakref.ref(model.module.layers[0].w))
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert [reference() for reference in references] == [None] * 5
+    finally:
+        gc.enable()
+    assert history is not None and history.history["loss"]
 
 
 def test_callbacks_may_change_and_freeze_the_module():
@@ -669,6 +890,50 @@ def test_how_often_things_are_traced():
     assert model._train.compiled.traces == 4
 
 
+def test_targets_of_another_structure():
+    x, y = data()
+
+    def each(y_true, y_pred):
+        return {name: mse(part, y_pred) for name, part in y_true.items()}
+
+    model = make_model(loss=each, metrics=each)
+    assert {"each_loss/a", "each/a"} <= set(model.evaluate(x, {"a": y}))
+    assert {"each_loss/a", "each_loss/b", "each/a", "each/b"} <= set(model.evaluate(x, {"a": y, "b": y}))
+    assert "each/a" not in model.evaluate(x, {"b": y})
+    assert model._test.compiled.traces == 3
+    assert set(model.evaluate(x, {"a": y})) == {"loss", "each_loss/a", "each/a"}
+    assert model._test.compiled.traces == 3
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "ab")])
+def test_batches_that_log_different_values(names):
+    x, y = data(20)
+
+    def by_size(y_pred):
+        return dict.fromkeys(names[y_pred.shape[0] == 8], y_pred.mean())
+
+    with pytest.raises(ValueError, match="batches of one epoch log different values: .*function/a.*"):
+        make_model(metrics=lambda y_pred: by_size(y_pred)).evaluate(x, y, batch_size=8)
+
+
+@pytest.mark.parametrize("eagerly", [False, True], ids=["compiled", "eager"])
+def test_a_module_that_changes_its_structure(eagerly):
+    class Freezing(elegy.Module):
+        def call(self, x):
+            linear = elegy.nn.Linear(1)
+            y = linear(x)
+            linear.trainable = False
+            return y
+
+    x, y = data(8)
+    model = make_model(elegy.nn.Sequential(lambda: [elegy.nn.Linear(2), Freezing()]), run_eagerly=eagerly)
+    for run in (lambda: model.predict(x), lambda: model.evaluate(x, y)):
+        with pytest.raises(elegy.errors.StructureError, match="sequential/layers/1/linear: the structure of "):
+            run()
+    with pytest.raises(elegy.errors.StructureError, match="sequential/layers/1/linear: "):
+        model.fit(x, y, verbose=0)
+
+
 def test_state_of_the_module_is_kept_in_training_only():
     class Count(elegy.Module):
         def call(self, x):
@@ -732,6 +997,43 @@ def test_training_in_two_calls_is_training_in_one():
     parts += twice.fit(x, y, batch_size=8, epochs=4, initial_epoch=2, verbose=0).history["loss"]
     assert whole == parts
     assert_equal_parameters(once.module, twice.module)
+
+
+def test_training_goes_on_in_another_process(tmp_path):
+    x, y = data(20)
+    path = tmp_path / "training.safetensors"
+
+    def fit(model, epochs, initial_epoch=0):
+        return model.fit(
+            x,
+            y,
+            batch_size=8,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            validation_split=0.1,
+            verbose=0,
+        ).history
+
+    def construct():
+        return make_model(random_net(), optimizer=optax.adam(0.01), metrics=mse)
+
+    def parts(model):
+        return {"module": model.module, "optimizer": model.optimizer}
+
+    once, first, second = construct(), construct(), construct()
+    whole = fit(once, 4)
+    begun = fit(first, 2)
+    elegy.save(path, parts(first))
+    second.module.init(x)
+    second.optimizer.adapt(second.module)
+    for name, saved in elegy.load(path, like=parts(second)).items():
+        parts(second)[name].set_parameters(saved.get_parameters())
+    rest = fit(second, 4, initial_epoch=2)
+    assert {name: begun[name] + rest[name] for name in rest} == whole
+    assert_equal_parameters(once.module, second.module)
+    # Both go on in the same way, with numbers that have not been drawn before.
+    assert fit(once, 2) == fit(second, 2)
+    assert once._reference.steps == second._reference.steps == 6 * 3
 
 
 def test_each_epoch_has_its_own_order_and_every_sample_once():
@@ -953,6 +1255,39 @@ def test_losses_with_arrays_and_state():
     assert loss.calls == 0
     model.fit(x, y, batch_size=4, verbose=0)
     assert loss.calls == 5
+
+
+def test_losses_with_trainable_parameters_are_refused():
+    class Uncertain(elegy.losses.Loss):
+        def call(self, y_true, y_pred):
+            logvar = self.add_parameter("logvar", [])
+            return ((y_true - y_pred) ** 2).mean(axis=-1) * jnp.exp(-logvar) + logvar
+
+    x, y = data(8)
+    loss = Uncertain()
+    model = make_model(mlp(), loss={"a": [mse, loss]})
+    message = "losses have trainable parameters.* a_loss/uncertain/logvar.\n.*elegy.add_loss.*loss.trainable = False"
+    for _ in range(2):
+        with pytest.raises(elegy.errors.ParameterError, match=message):
+            model.fit(x, y, verbose=0)
+        assert not model.module.initialized
+        loss = loss.init(y, y)
+    assert model.evaluate(x, y)
+    loss.trainable = False
+    assert model.fit(x, y, verbose=0)
+
+
+def test_what_is_learnt_of_a_loss_is_in_the_module():
+    class Uncertain(elegy.Module):
+        def call(self, x):
+            self.add_parameter("logvar", [])
+            elegy.add_loss("size", self.logvar)
+            return elegy.nn.Linear(1)(x)
+
+    x, y = data(8)
+    model = make_model(Uncertain())
+    model.fit(x, y, verbose=0)
+    assert model.module.logvar < 0
 
 
 def test_a_loss_that_shares_the_module():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import elegy
+from elegy.errors import ParameterError
 from elegy.nn import (
     BatchNormalization,
     Conv1D,
@@ -56,6 +57,14 @@ def test_linear(shape: tuple[int, ...]) -> None:
 def test_linear_without_bias() -> None:
     linear = Linear(4, with_bias=False)
     assert set(linear.init(floats(3, 5)).get_parameters()) == {"w"}
+
+
+def test_bools_may_be_those_of_numpy() -> None:
+    assert Linear(4, with_bias=np.False_).with_bias is False
+    norm = BatchNormalization(create_scale=np.True_, create_offset=np.False_)
+    assert norm.create_scale is True and norm.create_offset is False
+    x = floats(3, 5)
+    assert_same(Dropout(0.5)(x, np.False_), jnp.asarray(x))
 
 
 def test_default_initialisation() -> None:
@@ -244,6 +253,25 @@ def test_statistics_of_half_precision_are_single() -> None:
     norm(x)
     assert norm.mean.dtype == norm.var.dtype == jnp.float32
     np.testing.assert_allclose(norm.mean, 0.01 * np.asarray(x, np.float64).mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_statistics_that_were_cast_to_half_precision_are_refused_in_training(dtype: Any) -> None:
+    model: Any = Sequential(lambda: [BatchNormalization()]).init(floats(4, 2))
+    half = jax.tree.map(lambda leaf: leaf.astype(dtype), model)
+    assert half.apply(floats(4, 2), training=False)[0].dtype == dtype
+    with pytest.raises(ParameterError, match=f"sequential/layers/0/mean is {jnp.dtype(dtype)}") as raised:
+        half(floats(4, 2))
+    assert half.layers[0].mean.dtype == dtype and not half.layers[0].mean.any()
+
+    names = {"elegy": elegy, "jax": jax, "jnp": jnp, "module": model}
+    exec("\n".join(line.strip() for line in str(raised.value).splitlines()[2:4]), names)
+    mended: Any = names["module"]
+    x = jnp.full([4, 2], 10.0)
+    for _ in range(500):
+        y = mended(x)
+    assert y.dtype == mended.layers[0].scale.dtype == dtype
+    np.testing.assert_allclose(mended.layers[0].mean, 10, rtol=0.01)
 
 
 def test_statistics_over_replicas() -> None:
@@ -463,10 +491,24 @@ def test_layers_without_parameters_of_the_outside_in_a_jax_transform() -> None:
     [
         (lambda: Linear(0), ValueError, "nn.Linear: output_size must be a positive integer, got 0"),
         (lambda: Linear(cast(Any, 2.5)), ValueError, "nn.Linear: output_size must be a positive integer, got 2.5"),
+        (
+            lambda: Linear(3, cast(Any, 8)),
+            TypeError,
+            r"Linear: by position .*output_size only, got \(3, 8\).\n.*Linear\(8\)",
+        ),
+        (lambda: Linear(4, cast(Any, False)), TypeError, r"got \(4, False\).\n  Give the others by name: Linear\("),
+        (lambda: Linear(4, with_bias=cast(Any, 8)), TypeError, "nn.Linear: with_bias must be True or False, got 8"),
         (lambda: Linear(2)(1.0), ValueError, "linear: the input of Linear must have at least one axis"),
         (lambda: Linear(2, name="head")(jnp.ones([3], jnp.complex64)), TypeError, r"head: .*\n.*dtype=jnp.complex64"),
         (lambda: ConvND(2, 3), TypeError, "base class of Conv1D, Conv2D and Conv3D"),
         (lambda: Conv2D(0, 3), ValueError, "nn.Conv2D: output_channels must be a positive integer"),
+        (
+            lambda: Conv2D(1, 8, cast(Any, 3)),
+            TypeError,
+            r"got \(1, 8, 3\).\n.*channels .* are inferred: Conv2D\(8, 3\)",
+        ),
+        (lambda: Conv2D(8, 3, cast(Any, "SAME")), TypeError, r"\(8, 3, 'SAME'\).\n  Give the others by name: Conv2D\("),
+        (lambda: Conv2D(8, 3, with_bias=cast(Any, None)), TypeError, "nn.Conv2D: with_bias must be True or False"),
         (lambda: Conv2D(2, [3]), ValueError, "nn.Conv2D: kernel_shape must be an integer or 2 of them"),
         (lambda: Conv2D(2, 3, stride=0), ValueError, "nn.Conv2D: stride must be a positive integer, got 0"),
         (lambda: Conv2D(2, 3, rate=[1, 2, 3]), ValueError, "nn.Conv2D: rate must be an integer or 2"),
@@ -478,6 +520,19 @@ def test_layers_without_parameters_of_the_outside_in_a_jax_transform() -> None:
         (lambda: Conv2D(2, 3)(jnp.ones([4])), ValueError, r"conv2d: .* got shape \(4,\)"),
         (lambda: Conv2D(2, 3, groups=2)(jnp.ones([1, 4, 4, 3])), ValueError, "conv2d: the 3 channels"),
         (lambda: Conv2D(2, 3, mask=jnp.ones([3]))(jnp.ones([1, 4, 4, 3])), ValueError, "conv2d: mask has shape"),
+        (lambda: cast(Any, BatchNormalization)(1), TypeError, "positional argument"),
+        (lambda: BatchNormalization(create_scale=cast(Any, 1)), TypeError, "create_scale must be True or False, got 1"),
+        (lambda: BatchNormalization(create_offset=cast(Any, 1)), TypeError, "create_offset must be True or False"),
+        (
+            lambda: BatchNormalization()(jnp.ones([2, 3]), cast(Any, 1)),
+            TypeError,
+            "batch_normalization: training must be True or",
+        ),
+        (
+            lambda: BatchNormalization()(jnp.ones([2, 3]), test_local_stats=cast(Any, jnp.array(True))),
+            TypeError,
+            r"test_local_stats must be True or False, got bool\[\]",
+        ),
         (lambda: BatchNormalization(decay_rate=1.5), ValueError, r"decay_rate must be in \[0, 1\]"),
         (lambda: BatchNormalization(eps=-1), ValueError, "eps must not be negative"),
         (lambda: BatchNormalization(data_format="CN"), ValueError, "data_format must be one of"),
@@ -490,12 +545,22 @@ def test_layers_without_parameters_of_the_outside_in_a_jax_transform() -> None:
             TypeError,
             "batch_normalization: .* real numbers",
         ),
+        (lambda: cast(Any, Dropout)(0.5, 0), TypeError, "positional argument"),
+        (
+            lambda: Dropout(0.5)(jnp.ones(3), cast(Any, jax.random.key(0))),
+            TypeError,
+            "dropout: training must be True or",
+        ),
         (lambda: Dropout(1), ValueError, r"nn.Dropout: rate .* must be in \[0, 1\), got 1"),
         (lambda: Dropout(-0.1), ValueError, "nn.Dropout: rate"),
         (lambda: Dropout(float("nan")), ValueError, "nn.Dropout: rate"),
+        (lambda: cast(Any, Flatten)(1, 2), TypeError, "positional argument"),
         (lambda: Flatten(-1), ValueError, "nn.Flatten: preserve_dims must not be negative"),
         (lambda: Flatten(2)(jnp.ones([3])), ValueError, "flatten: Flatten keeps the first 2 axes"),
         (lambda: Sequential(Linear(2)), TypeError, "Sequential takes a function that returns the layers"),
+        (lambda: Sequential(Linear(2), cast(Any, jax.nn.relu)), TypeError, r"Sequential\(lambda: \[layer, ...\]\)"),
+        (lambda: Sequential([Linear(2)], cast(Any, "mlp")), TypeError, "Sequential takes a function that returns"),
+        (lambda: cast(Any, Sequential)(lambda: [], dtype=jnp.bfloat16), TypeError, "unexpected .* argument 'dtype'"),
         (
             lambda: Sequential(cast(Any, lambda: Linear(2))),
             TypeError,

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 import typing as tp
 
 import jax
@@ -263,6 +264,71 @@ def test_gradients_of_other_parameters_are_refused():
     assert not optimizer.initialized
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda g: jnp.stack([g, g]), lambda g: g.mean(), lambda g: g[:1], lambda g: g[..., None]],
+    ids=["of two samples", "scalars", "shorter", "one axis more"],
+)
+@pytest.mark.parametrize("transformation", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
+@pytest.mark.usefixtures("default_promotion")
+def test_gradients_of_other_shapes_are_refused(change, transformation):
+    x, y = data()
+    module, optimizer = MLP().init(x), elegy.Optimizer(transformation)
+    make_update(module, optimizer)(x, y)
+    _, gradients = elegy.value_and_grad(lambda x, y: loss_of(module, x, y), modules=module)(x, y)
+    wrong = {**gradients, "linear": jax.tree.map(change, gradients["linear"])}
+    before = jax.tree.leaves((module, optimizer))
+    given, wanted = wrong["linear"]["w"].shape, gradients["linear"]["w"].shape
+    line = re.escape(f"  linear/w: the gradient has shape {given}, the parameter {wanted}\n")
+    for misfit in (wrong, jax.tree.map(change, gradients)):
+        for update in (
+            lambda misfit=misfit: optimizer.update(module, misfit),
+            lambda misfit=misfit: optimizer(misfit, module.get_parameters(trainable=True)),
+        ):
+            with pytest.raises(ParameterError, match=f"(?s)other shapes than the parameters:\n.*{line}"):
+                update()
+    assert all(a is b for a, b in zip(jax.tree.leaves((module, optimizer)), before, strict=True))
+
+
+def test_gradients_of_single_samples_for_a_transformation_that_takes_them():
+    x, y = data()
+    module = MLP().init(x)
+    private = optax.contrib.differentially_private_aggregate(1e6, 0.0, 0)
+    optimizer = elegy.Optimizer(optax.chain(private, optax.sgd(0.1)))
+    parameters = module.get_parameters()
+    of_samples = jax.vmap(lambda x, y: jax.grad(loss_by_hand)(parameters, x[None], y[None]))(x, y)
+    optimizer.update(module, of_samples)
+    gradients = jax.grad(loss_by_hand)(parameters, x, y)
+    assert_close(module.get_parameters(), jax.tree.map(lambda p, g: p - 0.1 * g, parameters, gradients))
+
+
+@pytest.mark.parametrize("method", ["update", "adapt"])
+def test_an_exception_leaves_the_module_and_the_state(method, monkeypatch):
+    x, y = data()
+    modules = [MLP().init(x), MLP().init(x, rng=1)]
+    optimizer = elegy.Optimizer(optax.adam(0.1))
+    gradients = [module.get_parameters() for module in modules]
+    modules[1].trainable = False
+    optimizer.update(modules, [gradients[0], optimizer.parameters(modules[1])])
+    modules[1].trainable = True
+    if method == "update":
+        optimizer.adapt(modules)
+    before, structure = jax.tree.flatten([modules, optimizer])
+    set_parameters = elegy.Module.set_parameters
+
+    def interrupted(self, values):
+        set_parameters(self, values)
+        if self is modules[1] or self is optimizer:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(elegy.Module, "set_parameters", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.update(modules, gradients) if method == "update" else optimizer.adapt(modules)
+    after, found = jax.tree.flatten([modules, optimizer])
+    assert found == structure
+    assert all(a is b for a, b in zip(after, before, strict=True))
+
+
 def test_a_state_of_other_shapes_is_refused():
     optimizer = elegy.Optimizer(optax.adam(0.1))
     optimizer({"w": jnp.ones(2)}, {"w": jnp.ones(2)})
@@ -295,6 +361,15 @@ def test_extra_arguments():
 def test_what_is_no_transformation_is_refused(given):
     with pytest.raises(TypeError, match="takes an Optax transformation"):
         elegy.Optimizer(given)
+
+
+def test_arguments_in_another_order_are_refused():
+    linear: tp.Any = elegy.nn.Linear(1)
+    for given in ((linear, optax.sgd(0.1)), (linear,)):
+        with pytest.raises(TypeError, match=r"got a module, Linear; parameters come with update\(module, gradients\)"):
+            elegy.Optimizer(*given)
+    with pytest.raises(TypeError, match="got 2 positional arguments; where= and name= are given by keyword"):
+        elegy.Optimizer(optax.sgd(0.1), "encoder")
 
 
 def test_half_precision_parameters_keep_their_dtype():

@@ -1,6 +1,8 @@
 """Shapes and dtypes of parameters that are read off annotations."""
 
+import contextlib
 import re
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +163,141 @@ def test_a_shape_is_that_of_the_call_whether_a_checker_is_on_or_not():
     net = Net()
     assert net(ones(3)).shape == (3,)
     with checked(), mismatch("net (Net.other): the parameter w is float32[3]"):
+        Net()(ones(3))
+
+
+DECORATORS = {
+    "remat": elegy.remat,
+    "jit": elegy.jit,
+    "jit of remat": lambda function: elegy.jit(elegy.remat(function)),
+    "compact": elegy.compact,
+    "compact remat": lambda function: elegy.compact(elegy.remat(function)),
+    "remat of compact": lambda function: elegy.remat(elegy.compact(function)),
+}
+
+
+@pytest.mark.parametrize("decorate", DECORATORS.values(), ids=DECORATORS)
+def test_shapes_in_a_method_with_a_decorator(decorate):
+    class Net(elegy.Module):
+        w: Float[Array, "n"]
+
+        @decorate
+        def call(self, x: Float[Array, "*batch n"]):
+            return x * jnp.broadcast_to(self.add_parameter("w", initializer=jnp.ones), x.shape)
+
+    net = Net()
+    assert net(X).shape == X.shape and net.w.shape == (3,)
+    with checked():
+        assert Net()(X).shape == X.shape
+        with mismatch("(Net.call): the argument x is float32[4,5]", "n=3 (from w)"):
+            net(ones(4, 5))
+
+
+def test_shapes_in_a_mapped_method_are_those_of_a_lane():
+    class Net(elegy.Module):
+        w: Float[Array, "n m"]
+
+        @elegy.vmap
+        def call(self, x: Float[Array, "n"], y: Float[Array, "m"]) -> Float[Array, "m"]:
+            return x @ self.add_parameter("w", initializer=jnp.ones) + y
+
+    net = Net()
+    assert net(ones(5, 3), ones(5, 2)).shape == (5, 2) and net.w.shape == (3, 2)
+    with checked():
+        assert Net()(ones(5, 3), ones(5, 2)).shape == (5, 2)
+
+
+def test_shapes_in_a_differentiated_method():
+    class Net(elegy.Module):
+        w: Float[Array, "n"]
+
+        @elegy.value_and_grad
+        def call(self, x: Float[Array, "n"]) -> Float[Array, ""]:
+            return jnp.sum(x * self.add_parameter("w", initializer=jnp.ones))
+
+    for context in (contextlib.nullcontext(), checked()):
+        with context:
+            loss, grads = Net()(ones(3))
+            assert loss == 3 and grads["w"].shape == (3,)
+
+
+def test_a_method_that_call_uses_has_no_part_in_shapes_with_or_without_a_decorator():
+    class Net(elegy.Module):
+        w: Float[Array, "n"]
+
+        def call(self, x: Float[Array, "n"]):
+            return self.other(x[:1])
+
+        @elegy.remat
+        def other(self, x: Float[Array, "n"]):  # its n is another one
+            return self.add_parameter("w")
+
+    assert Net()(ones(3)).shape == (3,)
+
+
+def test_a_shape_whose_annotation_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    source = """
+        from __future__ import annotations
+
+        import typing
+
+        import elegy
+        import jax.numpy as jnp
+
+        if typing.TYPE_CHECKING:
+            from jaxtyping import Array, Float
+
+
+        class Scale(elegy.Module):
+            w: Float[Array, "features"]
+
+            def __init__(self, **options):
+                self.options = options
+
+            def call(self, x: Float[Array, "*batch features"]):
+                return x * self.add_parameter("w", **self.options)
+    """
+    (tmp_path / "unread.py").write_text(textwrap.dedent(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    Scale = __import__("unread").Scale
+    with pytest.raises(ParameterError) as raised:
+        Scale(initializer=jnp.ones)(ones(3))
+    assert str(raised.value).startswith(
+        "scale/w: its shape is to be read off its annotation, Float[Array, 'features'], which cannot be read: "
+        "NameError: name 'Float' is not defined.\n"
+        "  Define the names in it in the module of the class, and not in a function or under `if TYPE_CHECKING:` only, "
+        "or give the shape: self.add_parameter('w', [...])."
+    )
+    assert Scale(initializer=jnp.ones, shape=[3])(ones(3)).shape == (3,)
+    assert Scale(initializer=ones(3))(ones(3)).shape == (3,)
+
+
+def test_an_annotation_may_be_defined_after_its_first_use(monkeypatch):
+    class Net(elegy.Module):
+        w: "Vector"  # type: ignore[name-defined]  # noqa: F821
+
+        def call(self, x: "Vector") -> "Vector":  # type: ignore[name-defined]  # noqa: F821
+            return x * self.add_parameter("w", initializer=jnp.ones)
+
+    with pytest.raises(ParameterError, match="net/w: .* annotation, Vector, .*name 'Vector' is not defined"):
+        Net()(ones(3))
+    monkeypatch.setitem(globals(), "Vector", Float[Array, "n"])
+    net = Net()
+    assert net(ones(3)).shape == net.w.shape == (3,)
+    with checked(), mismatch("the argument x is float32[4]", "n=3 (from w)"):
+        net(ones(4))
+
+
+def test_an_argument_whose_annotation_cannot_be_read_is_named():
+    class Net(elegy.Module):
+        w: Float[Array, "n"]
+
+        def call(self, x: "Absent[Array, 'n']"):  # type: ignore[name-defined]  # noqa: F821
+            return self.add_parameter("w")
+
+    with pytest.raises(
+        ParameterError, match="'n' is not bound yet(.|\n)*The annotation of x cannot be read: NameError"
+    ):
         Net()(ones(3))
 
 

@@ -267,9 +267,59 @@ def test_what_cannot_be_stacked_is_refused():
     with pytest.raises(ValueError, match="n is the number of modules, at least 1; got 0"):
         Stack(Block, 0)
     with pytest.raises(
-        elegy.errors.StructureError, match=r"w has shape \(3, 3\) in number 0, and \(2, 3\) in number 1"
+        elegy.errors.StructureError, match=r"w is float32\[3,3\] in number 0, and float32\[2,3\] in number 1"
     ):
         Stack.from_blocks([Linear(3).init(X), Linear(3).init(X[:, :2])])
+    first, half = Linear(3).init(X), Linear(3).init(X)
+    half = eqx.tree_at(lambda linear: linear.b, half, half.b.astype(jnp.bfloat16))
+    for make in (Stack.from_blocks, Ensemble.from_members):
+        with pytest.raises(
+            elegy.errors.StructureError, match=r"b is float32\[3\] in number 0, and bfloat16\[3\] in number 1"
+        ):
+            make([first, half])
+
+
+@pytest.mark.parametrize("make", [Stack, Ensemble])
+def test_a_module_in_the_place_of_the_factory_is_refused(make):
+    with pytest.raises(TypeError, match=rf"{make.__name__}: expected a factory.*got a module, Linear.\n.*lambda: "):
+        make(Linear(3), 2)
+    with elegy.typechecker(None), pytest.raises(TypeError, match=r"got 5.\n.*lambda: "):
+        make(5, 2)
+
+
+@pytest.mark.parametrize("option", ["outputs", "remat"])
+def test_options_of_a_stack_that_are_no_bools_are_refused(option):
+    with elegy.typechecker(None), pytest.raises(TypeError, match=f"Stack: {option} must be True or False, got 1"):
+        Stack(Block, 2, **{option: 1})
+    assert getattr(Stack(Block, 2, **{option: np.True_}), option) is True
+
+
+def test_an_index_is_one_integer_in_range():
+    stack = Stack(Block, 3, name="encoder").init(X)
+    for index in (2, -1, np.int32(2), np.array(2), jnp.array(2), jnp.array(-1)):
+        assert_same(stack[index].get_parameters(), stack[2].get_parameters())
+    for index in (3, -4, np.int32(3), jnp.array(3), jnp.array(-4)):
+        with pytest.raises(IndexError, match=r"encoder\[(3|-4)\]: there are 3"):
+            stack[index]
+    for index in (
+        jnp.array([0, 1]),
+        jnp.array(True),
+        True,
+        np.True_,
+        np.array([1]),
+        jnp.array(1.0),
+        1.0,
+        [1],
+        "1",
+        None,
+    ):
+        with pytest.raises(TypeError, match=r"encoder\[.*\]: the index must be one integer, or a slice.\n.*for i in"):
+            stack[index]
+    for index in (jnp.array([0, 1]), jnp.array(True), jnp.array(1.0)):
+        with pytest.raises(TypeError, match="the index must be one integer"):
+            jax.jit(lambda index: stack[index].linear.w)(index)
+    beyond = jax.jit(lambda index: stack[index])(7)  # of a traced one the value is not known
+    assert_same(beyond.get_parameters(), stack[2].get_parameters())
 
 
 def test_layer_inputs_of_the_wrong_size_are_refused():

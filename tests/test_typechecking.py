@@ -1,6 +1,7 @@
 """Typed arrays: when annotations are checked, in which scope, and what the errors say."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import gc
@@ -243,6 +244,38 @@ def test_a_plain_call_holds_until_another_one():
         with on:
             pass
     twice(WRONG)
+
+
+def test_a_plain_call_takes_the_place_of_the_one_before():
+    twice = Twice()
+    for _ in range(3):
+        elegy.typechecker(beartype.beartype)
+        with elegy.typechecker(None):
+            twice(WRONG)
+        with mismatch():
+            twice(WRONG)
+        with checked():  # a plain call in a block holds longer than the block
+            elegy.typechecker(None)
+        twice(WRONG)
+        gc.collect()  # an error that is kept holds what it came through
+        assert len(switch._switched) == 1
+    switch._switched.clear()
+    switch._switch()
+
+
+def test_a_context_that_is_kept_can_be_left_after_a_plain_call():
+    twice = Twice()
+    with elegy.typechecker(None):
+        kept = checked()
+        elegy.typechecker(None)
+        gc.collect()
+        assert len(switch._switched) == 3
+        with kept:
+            twice(WRONG)  # the plain call is newer
+        assert len(switch._switched) == 2
+    twice(WRONG)
+    switch._switched.clear()
+    switch._switch()
 
 
 def test_a_context_can_be_entered_again():
@@ -1068,6 +1101,201 @@ def test_decorated_methods():
     assert set(calls) == {"call"}
 
 
+def logged_by_name(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+DECORATED = {
+    "remat": elegy.remat,
+    "jit": elegy.jit,
+    "jit of remat": lambda function: elegy.jit(elegy.remat(function)),
+    "remat of a decorator": lambda function: elegy.remat(logged_by_name(function)),
+    "compact remat": lambda function: elegy.compact(elegy.remat(function)),
+    "remat of compact": lambda function: elegy.remat(elegy.compact(function)),
+}
+
+
+@pytest.mark.parametrize("decorate", DECORATED.values(), ids=DECORATED)
+@pytest.mark.parametrize("inside", [True, False], ids=["class made inside", "class made before"])
+def test_methods_with_a_transform(decorate, inside):
+    def make():
+        class Net(elegy.Module):
+            w: Float[Array, "n"]
+
+            def __init__(self):
+                self.w = ones(3)
+
+            @decorate
+            def same(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+                return x
+
+            @decorate
+            def call(self, x):
+                return self.same(x)
+
+        return Net
+
+    cls = None if inside else make()
+    with checked():
+        net = (cls or make())()
+        net.same(ones(3))
+        net(ones(3))
+        for run in (net, net.same):
+            with mismatch("(Net.same): the argument x is float32[4]", "n=3 (from w)"):
+                run(ones(4))
+    net.same(ones(5))
+
+
+def test_outputs_of_methods_with_a_transform():
+    class Net(elegy.Module):
+        @elegy.remat
+        def one(self, x: Float[Array, "n"]) -> Float[Array, "n n"]:
+            return x
+
+        @elegy.value_and_grad
+        def slope(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+            return jnp.sum(x) * self.add_parameter("w", initializer=jnp.ones)
+
+        @elegy.vmap
+        def lanes(self, x: Float[Array, "n"]) -> Float[Array, ""]:
+            return x.sum()
+
+        @property
+        @elegy.jit
+        def width(self) -> Int[Array, ""]:
+            return ones()
+
+        @staticmethod
+        @elegy.vmap
+        def total(x: Float[Array, "n"]) -> Float[Array, ""]:
+            return x.sum()
+
+    net = Net()
+    with checked():
+        with mismatch("net (Net.one): the return value is float32[3]"):
+            net.one(ones(3))
+        with mismatch("net (Net.lanes): the argument x is float32[2,2]"):
+            net.lanes(ones(5, 2, 2))
+        with mismatch("net (Net.width): the return value is float32[]"):
+            _ = net.width
+        with mismatch("Net.total: the argument x is float32[]"):
+            Net.total(ones(3))
+        assert net.lanes(ones(5, 2)).shape == Net.total(ones(5, 2)).shape == (5,)
+    assert net.one(ones(3)).shape == (3,) and net.width == 1
+
+
+def test_functions_with_a_transform_that_became_modules():
+    @elegy.to_module
+    @elegy.vmap
+    def total(x: Float[Array, "n"]) -> Float[Array, ""]:
+        return x.sum()
+
+    with checked():
+        assert total()(ones(3, 2)).shape == (3,)
+        with mismatch("total: the argument x is float32[]"):
+            total()(ones(3))
+
+
+def test_methods_with_a_transform_are_not_compiled_again_by_switching():
+    class Net(elegy.Module):
+        @elegy.jit
+        def same(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+            traces.append(x.shape)
+            return x
+
+    traces, net, written = [], Net(), Net.same
+    net.same(ones(3))
+    traces.clear()
+    for _ in range(3):
+        with checked():
+            net.same(ones(3))
+            with mismatch("the argument x is float32[2,2]"):
+                net.same(WRONG)
+    assert traces == [] and Net.same is written
+    copy = cloudpickle.loads(cloudpickle.dumps(net))
+    with checked(), mismatch("the argument x is float32[2,2]"):
+        copy.same(WRONG)
+
+
+def test_methods_with_a_transform_that_are_marked_as_no_type_check():
+    class Net(elegy.Module):
+        @elegy.remat
+        @tp.no_type_check
+        def same(self, x: Float[Array, "n"]):
+            return x
+
+    with checked():
+        Net().same(WRONG)
+
+
+def test_a_note_on_a_mapped_method_is_about_a_lane():
+    class Net(elegy.Module):
+        @elegy.vmap
+        def call(self, x: Float[Array, "n"], y: Float[Array, "n"]):
+            return jnp.dot(x, y)
+
+    net = Net()
+    assert net(ones(5, 3), ones(5, 3)).shape == (5,)
+    notes = notes_of(net, ones(5, 3), ones(5, 2))
+    assert notes[0].startswith('in net (Net.call): the argument y is float32[2], which is not Float[Array, "n"]')
+    assert notes[1] == "in net (Net.call); parameters: none; inputs: float32[5,3], float32[5,2]"
+
+
+def test_operators():
+    class Vector(elegy.Module):
+        w: Float[Array, "n"]
+
+        def __init__(self, w):
+            self.w = w
+
+        def __add__(self, other: Float[Array, "n"]) -> Float[Array, "n"]:
+            return self.w + other
+
+        def __getitem__(self, index: int) -> Float[Array, ""]:
+            return self.w[index]
+
+        def __call__(self, x: Float[Array, "n"]) -> Any:
+            return super().__call__(x)
+
+        def call(self, x):
+            return x
+
+        def __repr__(self) -> int:  # type: ignore[override]
+            return "vector"  # type: ignore[return-value]
+
+    vector = Vector(ones(3))
+    with checked():
+        assert (vector + ones(3)).shape == vector(ones(3)).shape == (3,) and vector[0] == 1
+        with mismatch("vector (Vector.__add__): the argument other is float32[4]", "n=3 (from w)"):
+            vector + ones(4)
+        with mismatch("vector (Vector.__getitem__): the argument index is 'a'"):
+            vector["a"]
+        with mismatch("vector (Vector.__call__): the argument x is float32[4]"):
+            vector(ones(4))
+        assert repr(vector) == "vector"  # showing a module checks nothing
+        copy.deepcopy(vector)
+    vector + ones(1)
+
+
+def test_post_init():
+    @dataclasses.dataclass
+    class Net(elegy.Module):
+        w: Float[Array, "n"]
+        scale: dataclasses.InitVar[Float[Array, "n"]]
+
+        def __post_init__(self, scale: Float[Array, "n"]) -> None:
+            self.scaled = self.w * scale
+
+    with checked():
+        assert Net(ones(3), ones(3)).scaled.shape == (3,)
+        with mismatch("scale is float32[2]"):
+            Net(ones(3), ones(2))
+
+
 def test_a_method_of_a_function_that_is_not_there_yet():
     class Net(elegy.Module):
         def call(self, x: Float[Array, "n"]):
@@ -1334,7 +1562,7 @@ def test_an_annotation_that_cannot_be_read_has_no_part_in_shapes_and_notes():
         w: "Missing[Array, 'n']"  # type: ignore[name-defined]
 
         def call(self, x: "Absent[Array, 'n']", y: Float[Array, "n"]):  # type: ignore[name-defined]
-            self.add_parameter("w")
+            self.add_parameter("w", [])
             raise ZeroDivisionError
 
     [note] = notes_of(Net(), 1, WRONG)

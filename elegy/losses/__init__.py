@@ -9,3 +9,12 @@ from elegy.losses.sparse_categorical_crossentropy import (
     SparseCategoricalCrossentropy as SparseCategoricalCrossentropy,
     sparse_categorical_crossentropy as sparse_categorical_crossentropy,
 )
+
+__all__ = [
+    "Loss",
+    "mean_squared_error",
+    "MeanSquaredError",
+    "Reduction",
+    "sparse_categorical_crossentropy",
+    "SparseCategoricalCrossentropy",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing as tp
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
@@ -17,19 +17,18 @@ from elegy.precision import at_least_float32
 On = str | int | Sequence[str | int] | None
 
 
-@functools.cache
-def _signature(cls: type[Module]) -> inspect.Signature:
-    return inspect.signature(cls.call)
+# By the function, since the `call` of a class may be replaced.
+_signature = functools.lru_cache(maxsize=256)(inspect.signature)
 
 
 def takes(module: Module, name: str) -> bool:
     """Whether `call` of this module has a parameter of that name."""
-    return name in _signature(type(module)).parameters
+    return name in _signature(type(module).call).parameters
 
 
 def positional_count(module: Module) -> int | None:
     """How many positional arguments `call` takes besides `self`; None if any number."""
-    parameters = list(_signature(type(module)).parameters.values())[1:]
+    parameters = list(_signature(type(module).call).parameters.values())[1:]
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return None
     return sum(
@@ -39,7 +38,7 @@ def positional_count(module: Module) -> int | None:
 
 def bind(module: Module, args: tp.Any, kwargs: tp.Any) -> inspect.BoundArguments:
     """The arguments of `call` by name."""
-    return _signature(type(module)).bind(module, *args, **kwargs)
+    return _signature(type(module).call).bind(module, *args, **kwargs)
 
 
 def select(module: Module, on: On, args: tp.Any, kwargs: tp.Any) -> tuple[tp.Any, tp.Any]:
@@ -47,9 +46,14 @@ def select(module: Module, on: On, args: tp.Any, kwargs: tp.Any) -> tuple[tp.Any
     if on is None:
         return args, kwargs
     bound = bind(module, args, kwargs)
-    for name in ("y_true", "y_pred"):
-        if name in bound.arguments:
-            bound.arguments[name] = _part(module, name, on, bound.arguments[name])
+    found = [name for name in ("y_true", "y_pred") if name in bound.arguments]
+    if not found:
+        raise ValueError(
+            f"{path_of(module)}: on={on!r} selects a part of y_true and y_pred, and this call has neither.\n"
+            "  Leave on= out. If a name was meant, give it by keyword: name=..."
+        )
+    for name in found:
+        bound.arguments[name] = _part(module, name, on, bound.arguments[name])
     return bound.args[1:], bound.kwargs
 
 
@@ -73,13 +77,21 @@ def comparable(owner: str, y_true: Num[ArrayLike, "..."], y_pred: Num[ArrayLike,
     y_true, y_pred = jnp.asarray(y_true), jnp.asarray(y_pred)
     if y_true.shape != y_pred.shape:
         raise ValueError(
-            f"{owner}: y_true has shape {y_true.shape} and y_pred {y_pred.shape}; they must be equal.\n"
-            "  A missing last axis of size 1 is added by y_true[..., None]."
+            f"{owner}: y_true has shape {y_true.shape} and y_pred {y_pred.shape}; they must be equal."
+            + missing_axis({"y_true": y_true.shape, "y_pred": y_pred.shape})
         )
     if jnp.iscomplexobj(y_true) or jnp.iscomplexobj(y_pred):
         raise TypeError(f"{owner}: expected real numbers, got {y_true.dtype} and {y_pred.dtype}.")
     dtype = at_least_float32(y_pred.dtype)
     return y_true.astype(dtype), y_pred.astype(dtype)
+
+
+def missing_axis(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The line of an error message that says how the first of two arrays, or the second, gets the shape of the other;
+    nothing if it lacks something else than a last axis of size 1."""
+    (first, a), (second, b) = shapes.items()
+    name = first if (*a, 1) == b else second if (*b, 1) == a else None
+    return "" if name is None else f"\n  The missing last axis of {name} is added by {name}[..., None]."
 
 
 def class_labels(
@@ -110,12 +122,12 @@ def class_labels(
 
 
 def weights_for(
-    owner: str, values: Float[Array, "*shape"], sample_weight: Num[ArrayLike, "..."]
+    owner: str | Callable[[], str], values: Float[Array, "*shape"], sample_weight: Num[ArrayLike, "..."]
 ) -> Float[Array, "*shape"]:
-    """`sample_weight` in the shape and dtype of `values`.
+    """`sample_weight` in the shape and dtype of `values`; a name of the owner that costs something is a function.
 
-    It may have the leading axes of the values only, as one number for each example has, axes of size 1, and further
-    last axes of size 1.
+    The weight may have the leading axes of the values only, as one number for each example has, axes of size 1, and
+    further last axes of size 1.
     """
     weight = jnp.asarray(sample_weight)
     shape = weight.shape
@@ -125,6 +137,7 @@ def weights_for(
     if len(shape) > values.ndim or any(
         size not in (1, wanted) for size, wanted in zip(shape, values.shape, strict=True)
     ):
+        owner = owner() if callable(owner) else owner
         raise ValueError(
             f"{owner}: sample_weight has shape {weight.shape}, and the values that it weights {values.shape}.\n"
             "  Its axes must be the first ones of the values, for example (batch,)."

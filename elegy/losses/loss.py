@@ -38,6 +38,8 @@ class Loss(Module):
       index, or a sequence of them for nested ones. The default is all.
     - `name`, `dtype`: those of `elegy.Module`.
 
+    All but `reduction` are given by keyword.
+
     A loss is called with the arguments of its `call` and, by keyword or as one more positional argument, a
     `sample_weight`: one number for each example, or for each value. It multiplies the values before they are reduced,
     whether `call` has a parameter of this name or not. `call` may return a dict, of which each entry is reduced.
@@ -61,6 +63,7 @@ class Loss(Module):
     def __init__(
         self,
         reduction: Reduction | str | None = None,
+        *,
         weight: float | int = 1.0,
         on: On = None,
         name: str | None = None,
@@ -95,7 +98,7 @@ class Loss(Module):
         values = jnp.asarray(values)
         values = values.astype(at_least_float32(values.dtype))
         if sample_weight is not None:
-            values = values * weights_for(path_of(self), values, sample_weight)
+            values = values * weights_for(lambda: path_of(self), values, sample_weight)
         if self.reduction is Reduction.SUM:
             values = jnp.sum(values)
         elif self.reduction is Reduction.SUM_OVER_BATCH_SIZE:

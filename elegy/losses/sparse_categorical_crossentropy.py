@@ -58,6 +58,8 @@ class SparseCategoricalCrossentropy(Loss):
       *probabilities* unless `from_logits=True`.
     - `reduction`, `weight`, `on`, `name`, `dtype`: those of `elegy.losses.Loss`.
 
+    All but `from_logits` are given by keyword.
+
     ```python
     import elegy
     import jax.numpy as jnp
@@ -71,6 +73,7 @@ class SparseCategoricalCrossentropy(Loss):
     def __init__(
         self,
         from_logits: bool = False,
+        *,
         check_bounds: bool = True,
         reduction: Reduction | str | None = None,
         weight: float | int = 1.0,

@@ -7,3 +7,5 @@ from elegy.metrics.sparse_categorical_accuracy import (
     SparseCategoricalAccuracy as SparseCategoricalAccuracy,
     sparse_categorical_accuracy as sparse_categorical_accuracy,
 )
+
+__all__ = ["Average", "Mean", "Metric", "sparse_categorical_accuracy", "SparseCategoricalAccuracy"]

@@ -57,7 +57,7 @@ class Average(Metric):
         if sample_weight is None:
             total, count = total + jnp.sum(values), count + values.size
         else:
-            weights = weights_for(path_of(self), values, sample_weight)
+            weights = weights_for(lambda: path_of(self), values, sample_weight)
             total, count = total + jnp.sum(weights * values), count + jnp.sum(weights)
         self.update_parameter("total", total)
         self.update_parameter("count", count)

@@ -15,6 +15,8 @@ class Metric(Module):
       index, or a sequence of them for nested ones. The default is all.
     - `name`, `dtype`: those of `elegy.Module`.
 
+    All are given by keyword.
+
     State is made by `add_parameter(..., trainable=False)` and changed by `update_parameter`, so a metric counts inside
     `elegy.jit` as outside of it. `reset` starts again.
 
@@ -37,7 +39,7 @@ class Metric(Module):
     ```
     """
 
-    def __init__(self, on: On = None, name: str | None = None, dtype: tp.Any = None):
+    def __init__(self, *, on: On = None, name: str | None = None, dtype: tp.Any = None):
         super().__init__(name=name, dtype=dtype)
         self.on = on if on is None or isinstance(on, (str, int)) else tuple(on)
 

@@ -66,7 +66,7 @@ class Callback:
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """**Arguments:** `batch`, counted from 0 in each epoch, and `logs`, the means of the epoch so far.
 
-        To look into `logs` waits for the device.
+        Reading a value of `logs` blocks until it is computed.
         """
 
 
@@ -103,6 +103,17 @@ class History(Callback):
 
     - `history`: a list of floats for each name. Where an epoch has no such value, its list has `nan`.
     - `epoch`: the numbers of the epochs, counted from 0.
+
+    ```python
+    import elegy
+    import numpy as np
+
+    x = np.linspace(0, 1, 32, dtype=np.float32)[:, None]
+    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+    history = model.fit(x, 2 * x, epochs=3, verbose=0)
+    assert history.epoch == [0, 1, 2]
+    assert len(history.history["loss"]) == 3
+    ```
     """
 
     def __init__(self) -> None:
@@ -176,7 +187,9 @@ class Callbacks:
             if not isinstance(callback, Callback):
                 hint = " Construct it." if isinstance(callback, type) else ""
                 raise TypeError(f"callbacks must be instances of elegy.model.Callback, got {callback!r}.{hint}")
-            callback.model = model
+            # A model keeps its history: a way back would make a cycle, which only the garbage collector frees.
+            if not isinstance(callback, History):
+                callback.model = model
             callback.params = params
         hooks = ("on_train_batch_begin", "on_train_batch_end")
         # Callbacks without batch hooks cost nothing in the inner loop.

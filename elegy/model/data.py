@@ -48,6 +48,11 @@ def _as_arrays(name: str, tree: tp.Any) -> tp.Any:
         where = name + jax.tree_util.keystr(path)
         if not hasattr(leaf, "__array__"):
             raise TypeError(f"{where} is a {type(leaf).__name__}: give an array, or a tuple or dict of arrays.")
+        if isinstance(leaf, np.ma.MaskedArray):
+            raise TypeError(
+                f"{where} is a masked array, and would lose its mask.\n  Give its data, {where}.data, and say by "
+                "sample_weight, or by one more input, what is masked."
+            )
         array = np.asarray(leaf)
         if array.ndim == 0:
             raise ValueError(f"{where} is a scalar: its first axis must be that of the samples.")
@@ -67,10 +72,11 @@ def split(data: Data, fraction: float) -> tuple[Data, Data]:
     if not 0 < fraction < 1:
         raise ValueError(f"validation_split must be between 0 and 1, got {fraction}.")
     at = int(data.size * (1 - fraction))
-    if at == 0:
+    if at in (0, data.size):
+        purpose, change = ("train", "smaller") if at == 0 else ("validate", "larger")
         raise ValueError(
-            f"validation_split={fraction} of {data.size} samples leaves none to train on.\n"
-            "  Give more samples, a smaller fraction, or validation_data=(x, y)."
+            f"validation_split={fraction} of {data.size} samples leaves none to {purpose} on.\n"
+            f"  Give more samples, a {change} fraction, or validation_data=(x, y)."
         )
     return jax.tree.map(lambda array: array[:at], data), jax.tree.map(lambda array: array[at:], data)
 

@@ -7,13 +7,14 @@ import typing as tp
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from elegy.model.callbacks import Callbacks, LazyLogs
 from elegy.model.data import Data
 from elegy.model.objectives import Losses, Metrics
 from elegy.model.optimizer import Optimizer
-from elegy.model.steps import Parts, State, Step
+from elegy.model.steps import Parts, State, Step, Totals
 from elegy.module import Module
 from elegy.threads import lock
 
@@ -21,7 +22,7 @@ from elegy.threads import lock
 class Reference:
     """The objects of a model, of which a `State` is a value. Metrics stay as they are: each pass starts from them.
 
-    - `steps`: how many training steps the module has made.
+    - `steps`: how many training steps came before the next one.
     """
 
     def __init__(self, module: Module, losses: Losses, metrics: Metrics, optimizer: Optimizer):
@@ -57,8 +58,9 @@ class Pass:
         self._step = step
         self._run: Callable[..., tp.Any] = step.eager if eager else step.compiled
         self._examples = examples
-        self._structure, leaves = step.flatten(state, examples)
-        self._now = (leaves, self._structure.zeros)
+        self._structure, leaves, outputs = step.flatten(state, examples)
+        self._now = (leaves, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs))
+        self._written = self._now
 
     def advance(self, batch: Data) -> None:
         # One assignment: an interrupt comes either before it or after it, so a step is done or it is not.
@@ -71,12 +73,20 @@ class Pass:
     def go_on_from(self, reference: Reference) -> None:
         """Takes what the objects hold now, which may have changed; metrics go on counting."""
         state = reference.to_train(self.state.parts.metrics)
-        self._structure, leaves = self._step.flatten(state, self._examples)
-        self._now = (leaves, self._now[1])
+        self._structure, leaves, _ = self._step.flatten(state, self._examples)
+        self._now = self._written = (leaves, self._now[1])
 
-    def logs(self) -> dict[str, float]:
-        """The means since the first batch. Waits for the device."""
-        return self._now[1].logs()
+    def write(self, reference: Reference) -> None:
+        """Gives the objects the state, unless they have had it: then what they hold now is newer."""
+        now = self._now
+        if now is not self._written:
+            reference.write(self.state)
+            self._written = now
+
+    @property
+    def totals(self) -> Totals:
+        """What has added up since the first batch."""
+        return self._now[1]
 
 
 def train(
@@ -98,13 +108,13 @@ def train(
         else:
             for batch in batches:
                 passing.advance(batch)
-        logs = passing.logs()
-        reference.write(passing.state)
+        logs = passing.totals.logs()
+        passing.write(reference)
         return logs
     except BaseException:
         # If it is the computation that failed there is nothing to write, and the module keeps what it had before.
         with contextlib.suppress(Exception):
-            reference.write(passing.state)
+            passing.write(reference)
         raise
 
 
@@ -115,10 +125,8 @@ def _with_callbacks(passing: Pass, reference: Reference, batches: Iterable[Data]
             passing.go_on_from(reference)
         passing.advance(batch)
         if callbacks.see_module:
-            reference.write(passing.state)
-        callbacks.batch_end(number, LazyLogs(passing.logs))
-        if callbacks.see_module:
-            passing.go_on_from(reference)
+            passing.write(reference)
+        callbacks.batch_end(number, LazyLogs(passing.totals.logs))
         if callbacks.stop():
             return
 
@@ -130,13 +138,13 @@ def test(
     passing = Pass(step, reference.to_test(), examples, eager)
     for batch in batches:
         passing.advance(batch)
-    return passing.logs()
+    return passing.totals.logs()
 
 
 def predict(step: Step, reference: Reference, batches: Iterable[Data], examples: Sequence[Data], eager: bool) -> tp.Any:
     """The outputs for all batches, as NumPy arrays. The objects stay as they are."""
     run = step.eager if eager else step.compiled
-    structure, leaves = step.flatten(reference.to_predict(), examples)
+    structure, leaves, _ = step.flatten(reference.to_predict(), examples)
     done: list[tp.Any] = []
     running: tp.Any = None
     for batch in batches:

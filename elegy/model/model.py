@@ -13,13 +13,16 @@ from elegy.metrics import Metric
 from elegy.model import loop
 from elegy.model.callbacks import Callback, Callbacks, History, progress
 from elegy.model.data import Data, as_data, batches, split
-from elegy.model.objectives import Losses, Metrics
+from elegy.model.objectives import Losses, Metrics, numbered
 from elegy.model.optimizer import Optimizer
 from elegy.model.steps import Step, predict, test, train
 from elegy.module import Module
 from elegy.random import RNG
 
 Arrays = tp.Any  # an array, or a tuple or dict of arrays
+
+_ARGUMENTS = ("module", "loss", "metrics", "optimizer", "seed")
+_ASSIGNABLE = ("run_eagerly", "stop_training")
 
 
 class Model:
@@ -32,21 +35,27 @@ class Model:
       `elegy.add_loss`. A loss is an `elegy.losses.Loss` or any function; it is called with those of `x`, `y_true`,
       `y_pred` and `sample_weight` that its parameters name. Those of Optax say `labels` or `targets`, and `logits` or
       `predictions`: they can be given as they are. It returns a scalar, or values of which the mean is taken.
+      Parameters of a loss are not trained, and are refused unless they are frozen or those of the module too: what is
+      to be learnt, such as the weights of several losses, belongs into the module.
     - `metrics`: a metric, or a list or dict of them. An `elegy.metrics.Metric` starts anew with each epoch; the values
       of any other function are averaged over samples. The model works on copies.
     - `optimizer`: an Optax transformation or an `elegy.Optimizer`. The default is `optax.adam(1e-3)`.
-    - `run_eagerly`: whether to do without compilation, for debugging. It can be assigned at any time.
+    - `run_eagerly`: whether to do without compilation, for debugging. It can be assigned at any time. The first batch
+      of each shape is traced all the same, to create parameters: there `np.asarray` or `float` of an array fails, as
+      under `jax.jit`; put such code under `if not elegy.is_initializing():`.
     - `seed`: what is random derives from it: the initial parameters of a module that is not initialised, the order of
       the samples, dropout.
 
     The same seed and data give the same history, bit for bit, on the same machine.
 
     **Attributes:** `module`, `optimizer`, `run_eagerly`, `history` (of the last `fit`), and `stop_training`, which a
-    callback may set.
+    callback may set. Of these `run_eagerly` and `stop_training` can be assigned; for another module, loss, metric or
+    optimiser, construct another model.
 
-    **Names of logs:** `loss`, the total; the name of each loss, as `mean_squared_error_loss`; the name of each metric;
-    the names given to `add_loss` and `add_metric`. Under a key of a dict they are `key_loss/mean_squared_error` and
-    `key/accuracy`. Equal names are numbered. Those of validation data begin with `val_`.
+    **Names of logs:** `loss`, the total; the name of each loss, to which `_loss` is appended unless it ends in
+    `loss`; the name of each metric; the names given to `add_loss` and `add_metric`. Under a key of a dict they are
+    `key_loss/mean_squared_error` and `key/accuracy`. Equal names are numbered. Those of validation data begin with
+    `val_`.
 
     ```python
     import elegy
@@ -63,6 +72,8 @@ class Model:
     assert model.predict(x).shape == (64, 1)
     ```
     """
+
+    _constructed = False
 
     def __init__(
         self,
@@ -84,13 +95,29 @@ class Model:
         self.optimizer = optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer)
         self.run_eagerly = run_eagerly
         self.stop_training = False
-        self.history: History | None = None
+        self._history: History | None = None
         self._seed = int(seed)
         self._reference = loop.Reference(module, Losses(loss), Metrics(metrics), self.optimizer)
         initial = RNG(self._seed)
         self._train = Step(train, True, self._seed, initial)
         self._test = Step(test, False, self._seed, initial)
         self._predict = Step(predict, False, self._seed, initial)
+        self._constructed = True
+
+    def __setattr__(self, name: str, value: tp.Any) -> None:
+        is_own = type(self) is not Model and name not in _ARGUMENTS  # a subclass may have attributes besides
+        if self._constructed and not (name in _ASSIGNABLE or name.startswith("_") or is_own):
+            raise AttributeError(
+                f"{name} of a {type(self).__name__} cannot be assigned: the model goes on with what it was constructed "
+                f"with. What can be assigned: {', '.join(_ASSIGNABLE)}.\n"
+                "  Construct a new one: elegy.Model(module, loss=..., metrics=..., optimizer=...)."
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def history(self) -> History | None:
+        """What the last `fit` returned, or has noted before an exception; None before the first."""
+        return self._history
 
     def fit(
         self,
@@ -114,7 +141,7 @@ class Model:
           several arguments; a dict for one that takes them by keyword.
         - `y`: the targets, an array, tuple or dict as losses and metrics take it.
         - `batch_size`: the last batch of an epoch has what remains. It has another shape, so it is compiled on its own.
-        - `epochs`: the number of the last epoch: training makes `epochs - initial_epoch` of them.
+        - `epochs`: how many epochs there are, counted from 0: training makes those from `initial_epoch` on.
         - `verbose`: 0 shows nothing; 1 a line that is kept up to date if the output is a terminal, and otherwise, as
           2, a line for each epoch.
         - `callbacks`: instances of `elegy.model.Callback`.
@@ -125,13 +152,49 @@ class Model:
         - `sample_weight`: an array with a weight for each sample, or for each value. Losses of Elegy divide by the
           number of samples, not by the sum of weights. A metric that takes no `sample_weight` counts all samples
           alike.
-        - `initial_epoch`: the number of the first epoch.
+        - `initial_epoch`: how many epochs were made before. Of a model that has not trained yet these are taken to be
+          epochs of another process, on the same number of samples with the same `batch_size`: it goes on with the
+          order of samples and the random numbers that come next.
 
         **Returns:** the `History`: `history.history["loss"]` is a list with a float for each epoch. The values of an
         epoch are means over samples, taken while the parameters change; those of a `Metric` are its own.
 
         After an exception, `KeyboardInterrupt` included, the module holds the parameters of the last completed step.
         Calling `fit` again goes on from there, with the state of the optimiser.
+
+        To go on in another process, save the module and the optimiser, and give `initial_epoch` there. The history is
+        that of a run which was not interrupted, bit for bit:
+
+        ```python
+        import elegy
+        import numpy as np
+        import optax
+
+        x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+
+
+        def construct():
+            module = elegy.nn.Sequential(lambda: [elegy.nn.Linear(8), elegy.nn.Dropout(0.1), elegy.nn.Linear(1)])
+            optimizer = elegy.Optimizer(optax.adam(1e-2))
+            return elegy.Model(module, loss=elegy.losses.MeanSquaredError(), optimizer=optimizer)
+
+
+        model = construct()
+        model.fit(x, x**2, epochs=2, verbose=0)
+        elegy.save("training.safetensors", {"module": model.module, "optimizer": model.optimizer})
+
+        # In another process.
+        model = construct()
+        model.module.init(x)
+        model.optimizer.adapt(model.module)
+        saved = elegy.load("training.safetensors", like={"module": model.module, "optimizer": model.optimizer})
+        model.module.set_parameters(saved["module"].get_parameters())
+        model.optimizer.set_parameters(saved["optimizer"].get_parameters())
+        history = model.fit(x, x**2, epochs=4, initial_epoch=2, verbose=0)
+
+        whole = construct().fit(x, x**2, epochs=4, verbose=0)
+        assert history.history["loss"] == whole.history["loss"][2:]
+        ```
 
         **Raises:** `ValueError` or `TypeError` for arguments that do not fit together.
         """
@@ -149,31 +212,44 @@ class Model:
             validation = _validation(validation_data)
         elif validation_split:
             data, validation = split(data, validation_split)
-        self.history = History()
         steps = -(-data.size // batch_size)
+        if self._reference.steps == 0:
+            self._reference.steps = initial_epoch * steps
         params = {"epochs": epochs, "batch_size": batch_size, "samples": data.size, "steps": steps}
-        everything = Callbacks([self.history, *callbacks, *shown], self, params)
-        self.stop_training = False
-        everything.train_begin()
-        for epoch in range(initial_epoch, epochs):
-            everything.epoch_begin(epoch)
-            order = self._order(data.size) if shuffle else None
-            logs = loop.train(
-                self._train, self._reference, *_batched(data, batch_size, order), everything, self.run_eagerly
-            )
-            if validation is not None:
-                tested = loop.test(self._test, self._reference, *_batched(validation, batch_size), self.run_eagerly)
-                logs.update((f"val_{name}", value) for name, value in tested.items())
-            everything.epoch_end(epoch, logs)
-            if self.stop_training:
-                break
-        everything.train_end()
-        return self.history
+        history, before = History(), self.stop_training
+        everything = Callbacks([history, *callbacks, *shown], self, params)
+        self._history, self.stop_training = history, False
+        try:
+            everything.train_begin()
+            for epoch in range(initial_epoch, epochs):
+                everything.epoch_begin(epoch)
+                order = self._order(data.size) if shuffle else None
+                logs = self._epoch(data, order, validation, batch_size, everything)
+                everything.epoch_end(epoch, logs)
+                if self.stop_training:
+                    break
+            everything.train_end()
+        finally:  # a callback may have called `fit` in between, or itself be called by a `fit`
+            self._history, self.stop_training = history, before
+        return history
+
+    def _epoch(
+        self, data: Data, order: np.ndarray | None, validation: Data | None, batch_size: int, callbacks: Callbacks
+    ) -> dict[str, float]:
+        """Trains and validates once. **Returns:** the logs of both."""
+        eagerly = self.run_eagerly
+        logs = loop.train(self._train, self._reference, *_batched(data, batch_size, order), callbacks, eagerly)
+        if validation is not None:
+            tested = loop.test(self._test, self._reference, *_batched(validation, batch_size), eagerly)
+            for name, value in tested.items():
+                logs[numbered(f"val_{name}", logs)] = value
+        return logs
 
     def evaluate(
         self, x: Arrays, y: Arrays | None = None, batch_size: int = 32, sample_weight: tp.Any = None
     ) -> dict[str, float]:
-        """The losses and metrics of data, with `elegy.training()` false. The model stays as it is.
+        """The losses and metrics of data, with `elegy.training()` false. The model stays as it is, but a module that is
+        not initialised yet gets its parameters.
 
         **Arguments:** as for `fit`.
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import math
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from elegy.frames import name_of
+from elegy.hooks import _numbered as numbered
+from elegy.leaves import is_array
 from elegy.losses import Loss
-from elegy.losses.arguments import weights_for
+from elegy.losses.arguments import missing_axis, weights_for
 from elegy.metrics import Metric
 from elegy.module import Module
+from elegy.state import undoing
 
 Scalars = dict[str, Float[Array, ""]]
 
@@ -92,7 +98,8 @@ def _name(function: tp.Any) -> str:
 
 
 def _as_loss(name: str) -> str:
-    return name if name.endswith("_loss") else f"{name}_loss"
+    """The rule of `elegy.add_loss`."""
+    return name if name.endswith("loss") else f"{name}_loss"
 
 
 def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
@@ -104,18 +111,51 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
             f"{name} compares predictions with targets, and there are none.\n"
             "  Give y, as in fit(x, y) or validation_data=(x, y)."
         )
-    value = function(
-        **{
-            parameter.name: inputs[key]
-            for key, parameter in taken.items()
-            if key != "sample_weight" or weight is not None
-        }
-    )
+    arguments = {
+        parameter.name: inputs[key] for key, parameter in taken.items() if key != "sample_weight" or weight is not None
+    }
     if isinstance(function, Metric):
-        return value
+        return function(**arguments)
+    value = function(**arguments) if isinstance(function, Loss) else _sample_by_sample(name, function, arguments)
     if weight is None or "sample_weight" in taken:
         return jax.tree.map(lambda value: jnp.mean(jnp.asarray(value, dtype=jnp.result_type(float))), value)
     return jax.tree.map(lambda value: _weighted(name, jnp.asarray(value), weight), value)
+
+
+def _sample_by_sample(name: str, function: Callable[..., tp.Any], arguments: dict[str, tp.Any]) -> tp.Any:
+    """Calls a function, unless it would broadcast the samples of one argument against those of another.
+
+    For labels of shape (256,) and logits of shape (256, 1) NumPy's rules give (256, 256) values, and the mean of them
+    teaches a module nothing. Whether a function applies these rules to its arguments JAX says, told to raise; only in
+    `jnp.where` it does not look.
+    """
+    shapes = {key: jnp.shape(value) for key, value in arguments.items() if is_array(value)}
+    crossing = [pair for pair in itertools.combinations(shapes, 2) if _would_cross(*(shapes[key] for key in pair))]
+    if not crossing:
+        return function(**arguments)
+    try:
+        with undoing(), jax.numpy_rank_promotion("raise"):
+            return function(**arguments)
+    except ValueError as error:
+        text = str(error)
+        for pair in crossing:
+            met = {key: shapes[key] for key in pair}
+            if "rank_promotion" in text and all(str(shape) in text for shape in met.values()):
+                raise ValueError(
+                    f"{name} would compare each sample with every other one: it broadcasts "
+                    + " and ".join(f"{key} of shape {shape}" for key, shape in met.items())
+                    + f" to {np.broadcast_shapes(*met.values())}. Give it arrays of one shape.{missing_axis(met)}"
+                ) from None
+    return function(**arguments)
+
+
+def _would_cross(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether NumPy's rules give two arrays, whose first axis is that of the samples, a second axis of samples."""
+    try:
+        size = math.prod(np.broadcast_shapes(a, b))
+    except ValueError:
+        return False
+    return len(a) != len(b) and size > max(math.prod(a), math.prod(b))
 
 
 def _signature(function: tp.Any) -> inspect.Signature | None:
@@ -157,8 +197,4 @@ def add_values(values: Scalars, name: str, value: tp.Any, taken: Iterable[str] =
         full = "/".join([name, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
         if leaf.shape != ():
             raise ValueError(f"{full}: what is logged must be a scalar, got shape {leaf.shape}. Reduce it.")
-        number, unique = 0, full
-        while unique in values or unique in taken:
-            number += 1
-            unique = f"{full}_{number}"
-        values[unique] = leaf
+        values[numbered(full, {*values, *taken})] = leaf

@@ -7,6 +7,7 @@ import typing as tp
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from elegy.errors import ParameterError
@@ -15,6 +16,7 @@ from elegy.leaves import is_node
 from elegy.module import Module
 from elegy.parameters import collect
 from elegy.selections import Selection, differences, parts_of_leaves, select_trainable
+from elegy.state import undoing
 
 Parameters = tp.Any  # nested dicts of arrays, as `get_parameters` gives them
 
@@ -29,10 +31,10 @@ class Optimizer(Module):
     **Arguments:**
 
     - `transformation`: an `optax.GradientTransformation`, with or without extra arguments.
-    - `name`: as for every module.
     - `where`: what to update, if it is not all that is trainable: a `Selection`, or what `elegy.select` takes (a class,
       a path, a predicate; a tuple of several). The gradients must be those of the same arrays, as
-      `elegy.value_and_grad(..., where=where)` gives them.
+      `elegy.value_and_grad(..., where=where)` gives them. Given by keyword.
+    - `name`: as for every module. Given by keyword.
 
     Freezing a part of a module is possible at any time. The state of the frozen parameters is kept, unchanged, for
     when they are trainable again. Parameters that are trainable for the first time after the first update need
@@ -64,12 +66,10 @@ class Optimizer(Module):
     ```
     """
 
-    def __init__(self, transformation: tp.Any, name: str | None = None, where: tp.Any = None):
+    def __init__(self, transformation: tp.Any, *more: tp.Any, where: tp.Any = None, name: str | None = None):
         super().__init__(name=name)
-        if not isinstance(transformation, optax.GradientTransformation):
-            raise TypeError(
-                f"elegy.Optimizer takes an Optax transformation, such as optax.adam(1e-3), got {transformation!r}"
-            )
+        if more or not isinstance(transformation, optax.GradientTransformation):
+            raise TypeError(_not_a_transformation(transformation, more))
         self.transformation = optax.with_extra_args_support(transformation)
         if is_node(where):
             raise TypeError("where= of an optimiser takes no module, which would become a part of it: give its path.")
@@ -81,20 +81,28 @@ class Optimizer(Module):
 
         **Arguments:**
 
-        - `gradients`, `parameters`: two pytrees of one structure; `parameters` may be
-          `module.get_parameters(trainable=True)` or any other pytree of arrays.
+        - `gradients`, `parameters`: two pytrees of one structure, with arrays of the same shapes; `parameters` may be
+          `module.get_parameters(trainable=True)` or any other pytree of arrays. A transformation that reduces the
+          gradients of single samples, as `optax.contrib.differentially_private_aggregate`, takes them with one more
+          axis in front.
         - `extra`: what the transformation takes besides, such as `value` for `optax.contrib.reduce_on_plateau`.
 
         **Returns:** a pytree like `parameters`, of the same dtypes.
 
-        **Raises:** `ParameterError` if the structures differ, or if the state lacks some of the parameters.
+        **Raises:** `ParameterError` if the structures or the shapes differ, or if the state lacks some of the
+        parameters. Then nothing has changed.
         """
         _require_equal_structures(gradients, parameters)
+        misfits = _misfits(gradients, parameters)
+        if misfits and not _are_of_samples(gradients, parameters):
+            raise _wrong_shapes(misfits)
         with _default_promotion():
             init = self.transformation.init
             whole = self.add_parameter("state", initializer=lambda: init(parameters), trainable=False)
             state = _select(whole, jax.eval_shape(init, parameters))
             updates, state = self.transformation.update(gradients, state, parameters, **extra)
+            if misfits and _misfits(updates, parameters):
+                raise _wrong_shapes(misfits)
             self.update_parameter("state", _merge(whole, state))
             return optax.apply_updates(parameters, updates)
 
@@ -107,7 +115,7 @@ class Optimizer(Module):
         - `gradients`: what `elegy.value_and_grad(..., modules=modules)` gives.
         - `extra`: as for a call.
 
-        **Raises:** as a call does.
+        **Raises:** as a call does. After any exception the modules and the state are what they were.
         """
         for leaf in jax.tree.leaves(modules, is_leaf=is_node):
             if not is_node(leaf):
@@ -115,8 +123,9 @@ class Optimizer(Module):
                     f"{path_of(self)}: update takes the modules first, then the gradients, update(module, gradients); "
                     f"got a {type(leaf).__name__} among the modules."
                 )
-        values = self(gradients, self.parameters(modules), **extra)
-        jax.tree.map(lambda module, new: module.set_parameters(new), modules, values, is_leaf=is_node)
+        with undoing():
+            values = self(gradients, self.parameters(modules), **extra)
+            jax.tree.map(lambda module, new: module.set_parameters(new), modules, values, is_leaf=is_node)
 
     def parameters(self, modules: tp.Any) -> Parameters:
         """What it updates of modules: what is trainable, or what `where` selects.
@@ -129,7 +138,7 @@ class Optimizer(Module):
 
         **Raises:** `SelectionError` if `where` selects nothing, or what is not trainable.
         """
-        return _trainable_parameters(modules) if self.where is None else select_trainable(modules, self.where).get()
+        return trainable_parameters(modules) if self.where is None else select_trainable(modules, self.where).get()
 
     def adapt(self, modules: tp.Any) -> None:
         """Fits the state to the parameters that are trainable now; needed when some are for the first time.
@@ -172,9 +181,20 @@ class Optimizer(Module):
             if not _missing(old, jax.eval_shape(self.transformation.init, parameters)):
                 return
             state = _merge(self.transformation.init(parameters), old)
-        self.reset()
-        self.init(parameters, parameters)
-        self.set_parameters({"state": state})
+        with undoing():
+            self.reset()
+            self.init(parameters, parameters)
+            self.set_parameters({"state": state})
+
+
+def _not_a_transformation(given: tp.Any, more: tuple[tp.Any, ...]) -> str:
+    if is_node(given):
+        what = f"a module, {type(given).__name__}; parameters come with update(module, gradients)"
+    elif more:
+        what = f"{1 + len(more)} positional arguments; where= and name= are given by keyword"
+    else:
+        what = repr(given)
+    return f"elegy.Optimizer takes an Optax transformation, such as optax.adam(1e-3), got {what}."
 
 
 @contextlib.contextmanager
@@ -184,7 +204,7 @@ def _default_promotion() -> Iterator[None]:
         yield
 
 
-def _trainable_parameters(modules: tp.Any) -> Parameters:
+def trainable_parameters(modules: tp.Any) -> Parameters:
     """`get_parameters(trainable=True)` in the place of each module; one met twice has them at the first place."""
     seen: set[int] = set()
 
@@ -210,6 +230,31 @@ def _require_equal_structures(gradients: Parameters, parameters: Parameters) -> 
             "  Take them with respect to the same modules, with the same parts frozen, and with the where= of the "
             "optimiser."
         )
+
+
+def _misfits(gradients: Parameters, parameters: Parameters) -> list[str]:
+    """A line of an error message for each gradient, or update, of another shape than its parameter."""
+    paths = map("/".join, parts_of_leaves(parameters))
+    pairs = zip(paths, jax.tree.leaves(gradients), jax.tree.leaves(parameters), strict=True)
+    return [
+        f"  {path or 'the array'}: the gradient has shape {jnp.shape(gradient)}, the parameter {jnp.shape(parameter)}"
+        for path, gradient, parameter in pairs
+        if jnp.shape(gradient) != jnp.shape(parameter)
+    ]
+
+
+def _are_of_samples(gradients: Parameters, parameters: Parameters) -> bool:
+    """Whether each gradient has one more axis than its parameter, in front, and of one length."""
+    shapes = [jnp.shape(gradient) for gradient in jax.tree.leaves(gradients)]
+    wanted = [jnp.shape(parameter) for parameter in jax.tree.leaves(parameters)]
+    return [shape[1:] for shape in shapes] == wanted and len({shape[:1] for shape in shapes}) == 1
+
+
+def _wrong_shapes(misfits: list[str]) -> ParameterError:
+    return ParameterError(
+        "the gradients have other shapes than the parameters:\n" + "\n".join(misfits) + "\n"
+        "  Take the gradients of one number, such as the mean over the samples, with respect to these parameters."
+    )
 
 
 # The state of any transformation names the parameters in its paths: `[0].mu['linear']['w']`. So the part that belongs

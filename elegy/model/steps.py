@@ -12,13 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from elegy.errors import ParameterError, StructureError
+from elegy.frames import name_of, paths_below
 from elegy.hooks import get_losses, get_metrics, hooks_context, rng_context
 from elegy.initialise import run_init_pass
 from elegy.model.data import Data, run_module
 from elegy.model.objectives import Scalars, add_values
+from elegy.model.optimizer import trainable_parameters
 from elegy.module import Module
-from elegy.pytree import walk
+from elegy.pytree import layout_of, walk
 from elegy.random import RNG, fold_in_path
+from elegy.selections import parts_of_leaves
 from elegy.state import training_context
 from elegy.threads import looking
 from elegy.transforms import jit, value_and_grad
@@ -73,14 +77,23 @@ class Totals:
 
     def after(self, before: Totals | None) -> Totals:
         """The totals of this batch and of those before."""
-        return self if before is None else dataclasses.replace(self, sums=before.sums + self.sums)
+        if before is None:
+            return self
+        names, names_before = ((totals.names, totals.names_so_far) for totals in (self, before))
+        if names != names_before:
+            listed, listed_before = (", ".join(of_batch + so_far) for of_batch, so_far in (names, names_before))
+            raise ValueError(
+                f"the batches of one epoch log different values: {listed_before}; and then {listed}.\n"
+                "  Losses, metrics, add_loss and add_metric must give the same names for every batch, of any size."
+            )
+        return dataclasses.replace(self, sums=before.sums + self.sums)
 
     def logs(self) -> dict[str, float]:
         """The means, as floats: this waits for the device. `"loss"` comes first, and what it is the sum of last."""
         (samples, *sums), so_far = (vector.tolist() for vector in jax.device_get((self.sums, self.so_far)))
         values = {name: value / samples for name, value in zip(self.names, sums, strict=True)}
         values.update(zip(self.names_so_far, so_far, strict=True))
-        return {name: values[name] for name in sorted(values, key=lambda name: (name != "loss", "_loss" in name))}
+        return {name: values[name] for name in sorted(values, key=lambda name: (name != "loss", "loss" in name))}
 
 
 def train(parts: Parts, totals: Totals | None, batch: Data) -> Totals:
@@ -100,8 +113,23 @@ def train(parts: Parts, totals: Totals | None, batch: Data) -> Totals:
         loss_fn, modules=modules, parameters_fn=lambda modules: parts.optimizer.parameters(modules["module"])
     )
     (loss, y_pred, values), gradients = differentiated()
+    _require_fixed(parts)
     parts.optimizer.update(parts.module, gradients, value=loss)
     return _add(parts, totals, batch, y_pred, values)
+
+
+def _require_fixed(parts: Parts) -> None:
+    """Refuses losses that have trainable parameters: the optimiser would leave them as they are."""
+    named = zip(parts.losses.names, parts.losses.functions, strict=True)
+    losses = [(name, function) for name, function in named if isinstance(function, Module)]
+    _, found = trainable_parameters([parts.module, [loss for _, loss in losses]])
+    paths = ["/".join([losses[int(number)][0], *below]) for number, *below in parts_of_leaves(found)]
+    if paths:
+        raise ParameterError(
+            f"losses have trainable parameters, and training changes those of the module only: {', '.join(paths)}.\n"
+            "  Put what is to be learnt into the module, which can declare the loss by elegy.add_loss; freeze what is "
+            "not to be learnt, loss.trainable = False."
+        )
 
 
 def test(parts: Parts, totals: Totals | None, batch: Data) -> Totals:
@@ -148,19 +176,10 @@ def _add(parts: Parts, totals: Totals | None, batch: Data, y_pred: tp.Any, value
 
 
 class Structure:
-    """The structure of a state. One object stands for all equal ones, so that a compiled step compares it by identity.
+    """The structure of a state. One object stands for all equal ones: a compiled step compares it by identity."""
 
-    - `outputs`: the shapes and dtypes of what the step gives.
-    """
-
-    def __init__(self, treedef: tp.Any, outputs: tp.Any):
+    def __init__(self, treedef: tp.Any):
         self.treedef = treedef
-        self.outputs = outputs
-
-    @functools.cached_property
-    def zeros(self) -> tp.Any:
-        """Totals before the first batch."""
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.outputs)
 
 
 Leaves = list[Array | np.ndarray]
@@ -178,46 +197,40 @@ class Step:
     - `training`: the mode in which it runs.
     - `seed`: random keys derive from it, from the name of the function and from `State.step`.
     - `initial`: the stream from which parameters are initialised.
+
+    **Attributes:** `eager` runs the step as it is, and `compiled` compiles it. Neither refers to this object, so there
+    is no circle of references.
     """
 
     def __init__(self, function: Callable[..., tp.Any], training: bool, seed: int, initial: RNG):
         self._function = function
         self._training = training
-        self._seed = seed
         self._initial = initial
         self._structures: dict[tp.Any, Structure] = {}
         # The shapes and dtypes of the outputs, by those of a batch and by the structure of the state.
         self._outputs: dict[tp.Any, tp.Any] = {}
+        self.eager = _as_pure(function, training, seed)
         self.compiled = jit(self.eager, static_argnums=0)
 
-    def eager(self, structure: Structure, leaves: Leaves, totals: tp.Any, batch: Data) -> tuple[Leaves, tp.Any]:
-        """Runs the step without compiling it."""
-        state = structure.treedef.unflatten(leaves)
-        stream = fold_in_path(jax.random.key(self._seed), self._function.__name__)
-        with rng_context(jax.random.fold_in(stream, state.step)), training_context(self._training):
-            totals = self._function(state.parts, totals, batch)
-        leaves, treedef = jax.tree.flatten(state._replace(step=jnp.add(state.step, 1)))
-        if treedef != structure.treedef:
-            raise AssertionError(f"a step changed the structure of its state:\n  {structure.treedef}\n  {treedef}")
-        return leaves, totals
-
-    def flatten(self, state: State, examples: Sequence[Data]) -> tuple[Structure, Leaves]:
+    def flatten(self, state: State, examples: Sequence[Data]) -> tuple[Structure, Leaves, tp.Any]:
         """Takes a state apart. What its modules lack is created before, by an init pass for each new shape of a batch.
 
         **Arguments:**
 
         - `examples`: a batch of each shape.
+
+        **Returns:** also the shapes and dtypes of what the step gives for the last example.
         """
+        leaves, treedef = _flatten(state)
         outputs: tp.Any = None
         for batch in examples:
             shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch)), jax.tree.structure(batch)
-            outputs = self._outputs.get((shapes, jax.tree.structure(state)))
+            outputs = self._outputs.get((shapes, treedef))
             if outputs is None:
                 outputs = self._initialise(state, batch)
-                self._outputs[shapes, jax.tree.structure(state)] = outputs
-        with looking(lambda: walk([state.parts])):  # else another thread that trains may write in between
-            leaves, treedef = jax.tree.flatten(state)
-        return self._structures.setdefault(treedef, Structure(treedef, outputs)), leaves
+                leaves, treedef = _flatten(state)
+                self._outputs[shapes, treedef] = outputs
+        return self._structures.setdefault(treedef, Structure(treedef)), leaves, outputs
 
     def _initialise(self, state: State, batch: Data) -> tp.Any:
         parts = state.parts
@@ -233,3 +246,37 @@ class Step:
         with rng_context(self._initial), training_context(self._training):
             run_init_pass(run, (state, batch), {}, [parts])
         return outputs[-1]
+
+
+def _flatten(state: State) -> tuple[Leaves, tp.Any]:
+    with looking(lambda: walk([state.parts])):  # else another thread that trains may write in between
+        return jax.tree.flatten(state)
+
+
+def _as_pure(function: Callable[..., tp.Any], training: bool, seed: int) -> Callable[..., tuple[Leaves, tp.Any]]:
+    """A step as a function of arrays."""
+
+    def run(structure: Structure, leaves: Leaves, totals: tp.Any, batch: Data) -> tuple[Leaves, tp.Any]:
+        state = structure.treedef.unflatten(leaves)
+        stream = fold_in_path(jax.random.key(seed), function.__name__)
+        with rng_context(jax.random.fold_in(stream, state.step)), training_context(training):
+            totals = function(state.parts, totals, batch)
+        new, treedef = jax.tree.flatten(state._replace(step=jnp.add(state.step, 1)))
+        if treedef != structure.treedef:
+            raise StructureError(
+                f"{_changed(structure.treedef.unflatten(leaves).parts, state.parts)}: the structure of the module "
+                "changed while the model ran it.\n"
+                "  Change it outside, or in a callback: what is not an array is fixed while a step runs."
+            )
+        return new, totals
+
+    run.__qualname__ = f"Model: {function.__name__}"  # in warnings of recompilation
+    return run
+
+
+def _changed(before: Parts, after: Parts) -> str:
+    """The path of the first module whose structure is not what it was."""
+    pairs = zip(walk([before]), walk([after]), strict=False)
+    changed = next((new for old, new in pairs if layout_of(old) != layout_of(new)), after)
+    part, *below = paths_below(after)[id(changed)] or ("module",)
+    return "/".join([name_of(getattr(after, part)), *below])

@@ -14,3 +14,19 @@ from elegy.nn.linear import Linear as Linear
 from elegy.nn.lora import LoRA as LoRA
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
 from elegy.nn.stack import Stack as Stack
+
+__all__ = [
+    "BatchNormalization",
+    "Conv1D",
+    "Conv2D",
+    "Conv3D",
+    "ConvND",
+    "Dropout",
+    "Ensemble",
+    "Flatten",
+    "LoRA",
+    "Linear",
+    "Sequential",
+    "Stack",
+    "sequential",
+]

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
+from elegy.errors import ParameterError
 from elegy.frames import path_of
 from elegy.hooks import is_initializing
 from elegy.module import Module
-from elegy.nn.inputs import floating
+from elegy.nn.inputs import Flag, boolean, floating, trains
 from elegy.precision import at_least_float32
-from elegy.state import training as training_mode
 
 Axes = int | Sequence[int]
 
@@ -45,6 +45,8 @@ class BatchNormalization(Module):
     **State:** `mean` and `var` of shape `[channels]`, in float32 at least: statistics of half-precision inputs are
     computed, and averaged, in float32.
 
+    **Raises:** in training, `ParameterError` if `mean` or `var` was cast to half precision.
+
     ```python
     import elegy
     import jax
@@ -68,8 +70,9 @@ class BatchNormalization(Module):
 
     def __init__(
         self,
-        create_scale: bool = True,
-        create_offset: bool = True,
+        *,
+        create_scale: Flag = True,
+        create_offset: Flag = True,
         decay_rate: float | int = 0.99,
         eps: float | int = 1e-5,
         scale_init: tp.Any = jnp.ones,
@@ -85,8 +88,8 @@ class BatchNormalization(Module):
             raise ValueError(f"elegy.nn.BatchNormalization: decay_rate must be in [0, 1], got {decay_rate}.")
         if eps < 0:
             raise ValueError(f"elegy.nn.BatchNormalization: eps must not be negative, got {eps}.")
-        self.create_scale = create_scale
-        self.create_offset = create_offset
+        self.create_scale = boolean("BatchNormalization", "create_scale", create_scale)
+        self.create_offset = boolean("BatchNormalization", "create_offset", create_offset)
         self.decay_rate = float(decay_rate)
         self.eps = float(eps)
         self.scale_init = jnp.ones if scale_init is None else scale_init
@@ -101,8 +104,8 @@ class BatchNormalization(Module):
     def call(
         self,
         x: Num[ArrayLike, "*shape"],
-        training: bool | None = None,
-        test_local_stats: bool = False,
+        training: Flag | None = None,
+        test_local_stats: Flag = False,
         scale: Num[ArrayLike, "..."] | None = None,
         offset: Num[ArrayLike, "..."] | None = None,
     ) -> Float[Array, "*shape"]:
@@ -119,7 +122,8 @@ class BatchNormalization(Module):
         """
         x = floating(self, x)
         axes = self._reduced_axes(x)
-        training = training_mode() if training is None else training
+        training = trains(self, training)
+        test_local_stats = boolean(self, "test_local_stats", test_local_stats)
         shape = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
         precise = at_least_float32(self.dtype)
         mean = self.add_parameter("mean", shape, precise, jnp.zeros, trainable=False)
@@ -178,6 +182,14 @@ class BatchNormalization(Module):
         return jax.lax.pmean(statistic, self.cross_replica_axis)
 
     def _update(self, name: str, running: Array, batch: Array) -> None:
+        if jnp.finfo(running.dtype).bits < 32:
+            raise ParameterError(
+                f"{path_of(self, name)} is {running.dtype}, which is too coarse for a running average: it moves in "
+                "small steps, and would stop moving.\n"
+                "  Keep it in float32, and cast the trainable arrays only:\n"
+                "    parameters, rest = elegy.partition(module)\n"
+                f"    module = elegy.combine(jax.tree.map(lambda w: w.astype(jnp.{running.dtype}), parameters), rest)"
+            )
         average = self.decay_rate * running + (1 - self.decay_rate) * batch.astype(running.dtype)
         self.update_parameter(name, average)
 

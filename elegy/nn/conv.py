@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Inexact, Num
 from elegy.frames import path_of
 from elegy.initializers import VarianceScaling
 from elegy.module import Module
-from elegy.nn.inputs import converted, positive, positives
+from elegy.nn.inputs import Flag, Nothing, boolean, converted, positive, positives, refuse_more
 
 Padding = str | int | Sequence[int] | Sequence[Sequence[int]]
 
@@ -26,8 +26,9 @@ class ConvND(Module):
 
     **Arguments:**
 
-    - `output_channels`: the number of filters.
-    - `kernel_shape`: the size of the window: an integer, or one for each spatial axis.
+    - `output_channels`: the number of filters. The number of channels of the input is inferred.
+    - `kernel_shape`: the size of the window: an integer, or one for each spatial axis. The other arguments are given by
+      name.
     - `stride`: the step of the window: an integer, or one for each spatial axis.
     - `rate`: the distance between neighbouring elements of the window (its dilation): an integer, or one for each
       spatial axis.
@@ -47,6 +48,15 @@ class ConvND(Module):
     **Parameters:** `w` of shape `[*kernel_shape, in / groups, out]`, in every data format; `b` of shape `[out]`.
 
     The layer computes in the dtype of its parameters, and converts the input to it.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    conv = elegy.nn.Conv2D(8, 3, groups=2, with_bias=False, data_format="NCHW")
+    assert conv(jnp.ones([5, 4, 16, 16])).shape == (5, 8, 16, 16)
+    assert conv.w.shape == (3, 3, 2, 8)
+    ```
     """
 
     w: Inexact[Array, "*window in out"]
@@ -57,10 +67,11 @@ class ConvND(Module):
         self,
         output_channels: int,
         kernel_shape: int | Sequence[int],
+        *more: Nothing,
         stride: int | Sequence[int] = 1,
         rate: int | Sequence[int] = 1,
         padding: Padding = "SAME",
-        with_bias: bool = True,
+        with_bias: Flag = True,
         w_init: tp.Any = None,
         b_init: tp.Any = jnp.zeros,
         data_format: str = "channels_last",
@@ -73,13 +84,15 @@ class ConvND(Module):
         layer = type(self).__name__
         if not hasattr(type(self), "num_spatial_dims"):
             raise TypeError("elegy.nn.ConvND is the base class of Conv1D, Conv2D and Conv3D: use one of those.")
+        given = {"output_channels": output_channels, "kernel_shape": kernel_shape}
+        refuse_more(layer, given, more, "The channels of the input are inferred", "stride=2")
         n = self.num_spatial_dims
         self.output_channels = positive(layer, "output_channels", output_channels)
         self.kernel_shape = positives(layer, "kernel_shape", kernel_shape, n)
         self.stride = positives(layer, "stride", stride, n)
         self.rate = positives(layer, "rate", rate, n)
         self.padding = _padding(layer, padding, n)
-        self.with_bias = with_bias
+        self.with_bias = boolean(layer, "with_bias", with_bias)
         self.w_init = VarianceScaling() if w_init is None else w_init
         self.b_init = jnp.zeros if b_init is None else b_init
         self.data_format = _data_format(layer, data_format, n)

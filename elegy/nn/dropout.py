@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import typing as tp
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
 
 from elegy.hooks import is_initializing, next_rng_key
 from elegy.module import Module
-from elegy.nn.inputs import floating
+from elegy.nn.inputs import Flag, floating, trains
 from elegy.random import KeyLike, as_key
-from elegy.state import training as training_mode
 
 
 class Dropout(Module):
@@ -38,7 +39,7 @@ class Dropout(Module):
     ```
     """
 
-    def __init__(self, rate: float | int, name: str | None = None, dtype: object = None):
+    def __init__(self, rate: float | int, *, name: str | None = None, dtype: tp.Any = None):
         super().__init__(name=name, dtype=dtype)
         if isinstance(rate, bool) or not 0 <= rate < 1:
             raise ValueError(
@@ -49,7 +50,7 @@ class Dropout(Module):
     def call(
         self,
         x: Num[ArrayLike, "*shape"],
-        training: bool | None = None,
+        training: Flag | None = None,
         rng: KeyLike | None = None,
     ) -> Inexact[Array, "*shape"]:
         """**Arguments:**
@@ -62,7 +63,7 @@ class Dropout(Module):
         **Returns:** an array of the shape and dtype of `x`.
         """
         x = floating(self, x)
-        training = training_mode() if training is None else training
+        training = trains(self, training)
         # An init pass in evaluation mode draws too, so that the layer has a key of its own when training begins.
         if self.rate == 0 or not (training or is_initializing()):
             return x

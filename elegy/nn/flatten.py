@@ -27,7 +27,7 @@ class Flatten(Module):
     ```
     """
 
-    def __init__(self, preserve_dims: int = 1, name: str | None = None):
+    def __init__(self, preserve_dims: int = 1, *, name: str | None = None):
         super().__init__(name=name)
         self.preserve_dims = operator.index(preserve_dims)
         if self.preserve_dims < 0:

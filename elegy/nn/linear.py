@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import typing as tp
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
@@ -8,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Inexact, Num
 from elegy.frames import path_of
 from elegy.initializers import VarianceScaling
 from elegy.module import Module
-from elegy.nn.inputs import converted, positive
+from elegy.nn.inputs import Flag, boolean, converted, positive, refuse_more
 
 
 class Linear(Module):
@@ -16,8 +17,9 @@ class Linear(Module):
 
     **Arguments:**
 
-    - `output_size`: the size of the last axis of the output.
-    - `with_bias`: whether there is a `b`. Any value will do, and is taken for its truth.
+    - `output_size`: the size of the last axis of the output. That of the input is inferred. The other arguments are
+      given by name. (A kernel shape, as `Conv2D` takes it, may follow, and means nothing.)
+    - `with_bias`: whether there is a `b`.
     - `w_init`: the initializer of `w`. The default is `elegy.initializers.VarianceScaling()`: a truncated normal of
       variance `1 / in`, as in Flax (`lecun_normal`).
     - `b_init`: the initializer of `b`.
@@ -45,15 +47,20 @@ class Linear(Module):
     def __init__(
         self,
         output_size: int,
-        with_bias: tp.Any = True,
+        *more: Sequence[int],
+        with_bias: Flag = True,
         w_init: tp.Any = None,
         b_init: tp.Any = jnp.zeros,
         name: str | None = None,
         dtype: tp.Any = None,
     ):
         super().__init__(name=name, dtype=dtype)
+        # The guide to modules swaps a Conv2D and a Linear that are given the same arguments, a kernel shape among them.
+        if len(more) != 1 or not isinstance(more[0], (list, tuple)):
+            given = {"output_size": output_size}
+            refuse_more("Linear", given, more, "The size of the input is inferred", "with_bias=False")
         self.output_size = positive("Linear", "output_size", output_size)
-        self.with_bias = bool(with_bias)
+        self.with_bias = boolean("Linear", "with_bias", with_bias)
         self.w_init = VarianceScaling() if w_init is None else w_init
         self.b_init = jnp.zeros if b_init is None else b_init
 

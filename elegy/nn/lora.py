@@ -59,11 +59,13 @@ class LoRA(Linear):
     lora_a: Inexact[Array, "*layers in rank"]
     lora_b: Inexact[Array, "*layers rank out"]
 
-    def __init__(self, linear: Linear, rank: int, alpha: float | int | None = None, a_init: tp.Any = None):
+    def __init__(self, linear: Linear, rank: int, *, alpha: float | int | None = None, a_init: tp.Any = None):
         if type(linear) is not Linear:
             raise TypeError(f"elegy.nn.LoRA adapts an elegy.nn.Linear, got {linear!r}.")
         given = {name: linear.__dict__[name] for name in ("name", "dtype") if name in linear.__dict__}
-        super().__init__(linear.output_size, linear.with_bias, linear.w_init, linear.b_init, **given)
+        super().__init__(
+            linear.output_size, with_bias=linear.with_bias, w_init=linear.w_init, b_init=linear.b_init, **given
+        )
         self.rank = positive("LoRA", "rank", rank)
         self.alpha = self.rank if alpha is None else alpha
         self.a_init = a_init
@@ -98,7 +100,7 @@ class LoRA(Linear):
     def merge(self) -> Linear:
         """A `Linear` that computes the same: its `w` is `w + (alpha / rank) A B`. The layer itself stays as it is."""
         given = {name: self.__dict__[name] for name in ("name", "dtype") if name in self.__dict__}
-        linear = Linear(self.output_size, self.with_bias, self.w_init, self.b_init, **given)
+        linear = Linear(self.output_size, with_bias=self.with_bias, w_init=self.w_init, b_init=self.b_init, **given)
         linear.init(jax.ShapeDtypeStruct([self.w.shape[-2]], self.w.dtype))
         w = self.w + self.alpha / self.rank * jnp.matmul(self.lora_a, self.lora_b)
         if not self.with_bias:

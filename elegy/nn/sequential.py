@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from elegy.hooks import add_summary
 from elegy.module import Module
+from elegy.nn.inputs import Nothing
 
 Layer = Callable[..., tp.Any]
 
@@ -18,7 +19,7 @@ class Sequential(Module):
       It runs once, when the `Sequential` is constructed, so the modules that it creates belong to the `Sequential`
       wherever that is constructed. A list or tuple of layers may be given too; if it is written inside `call`, its
       modules belong to the module that is running, and are shared with the `Sequential`.
-    - `name`, `dtype`: those of `elegy.Module`.
+    - `name`: that of `elegy.Module`.
 
     **Attributes:** `layers`, a tuple; the parameters of the first layer are found at `layers/0`.
 
@@ -45,11 +46,11 @@ class Sequential(Module):
     def __init__(
         self,
         layers: Callable[[], Iterable[Layer]] | list[Layer] | tuple[Layer, ...],
+        *more: Nothing,
         name: str | None = None,
-        dtype: tp.Any = None,
     ):
-        super().__init__(name=name, dtype=dtype)
-        if isinstance(layers, (Module, type)):
+        super().__init__(name=name)
+        if more or isinstance(layers, (Module, type)):
             raise TypeError(
                 "elegy.nn.Sequential takes a function that returns the layers, or a list of them: "
                 "Sequential(lambda: [layer, ...]). For layers as arguments there is elegy.nn.sequential(layer, ...)."

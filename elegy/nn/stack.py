@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing as tp
 from collections.abc import Callable, Sequence
 
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 from elegy import tracing
 from elegy.errors import StructureError
 from elegy.frames import path_of
-from elegy.leaves import Node, StaticKey, is_array, is_node
+from elegy.leaves import StaticKey, is_array, is_node
 from elegy.module import compiled
+from elegy.nn.inputs import Flag, boolean
 from elegy.nn.stacked import Stacked
 from elegy.transforms.jit import jit
 from elegy.transforms.remat import remat
@@ -46,8 +48,8 @@ class Stack(Stacked):
     `stack[3]` is a copy of a block as an ordinary module, `stack[2:]` a shorter stack, `list(stack)` all blocks, and
     `Stack.from_blocks` makes a stack of them.
 
-    **Raises:** `StructureError` if the blocks differ in structure, if two of them share a module, or if a block does
-    not return the like of its input.
+    **Raises:** `StructureError` if the blocks differ in structure, if two of them share a module, or if the
+    output of a block does not have the structure, shapes and dtypes of its input.
 
     ```python
     import elegy
@@ -76,14 +78,14 @@ class Stack(Stacked):
         factory: Callable[[], tp.Any],
         n: int,
         *,
-        outputs: bool = False,
-        remat: bool | Callable[..., bool] = False,
+        outputs: Flag = False,
+        remat: Flag | Callable[..., bool] = False,
         unroll: int | bool = 1,
         name: str | None = None,
     ):
         super().__init__(name=name)
-        self.outputs = bool(outputs)
-        self.remat = remat
+        self.outputs = boolean("Stack", "outputs", outputs)
+        self.remat = remat if callable(remat) else boolean("Stack", "remat", remat)
         self.unroll = unroll
         self._hold(factory, n)
 
@@ -100,13 +102,17 @@ class Stack(Stacked):
         """
         inputs = (x, layer_inputs, args, kwargs)
         leaves, treedef = jax.tree.flatten(inputs, is_leaf=is_node)
-        if tracing.is_traced() or any(isinstance(leaf, Node) for leaf in leaves):
+        # By itself a scan is compiled at each call, since the function that it scans is a new one. It is compiled once
+        # where nothing but arguments can change: not where blocks close over arrays.
+        run = compiled(self, "run", lambda: [jit(self._run_compiled, static_argnums=1)])
+        if not run or tracing.is_traced() or not all(is_array(leaf) or _is_constant(leaf) for leaf in leaves):
             return self._run(*inputs)
-        # By itself a scan is compiled at each call, since the function that it scans is a new one.
         static = [None if is_array(leaf) else leaf for leaf in leaves]
         arrays = [leaf if is_array(leaf) else None for leaf in leaves]
-        run = compiled(self, "run", lambda: jit(self._run_compiled, static_argnums=1))
-        return run(arrays, StaticKey((treedef, *static)))
+        out = run[0](arrays, StaticKey((treedef, *static)))
+        if run[0].has_constants:
+            run.clear()
+        return out
 
     def _run_compiled(self, arrays: tp.Any, static: StaticKey) -> tp.Any:
         treedef, *others = static.value
@@ -138,8 +144,9 @@ class Stack(Stacked):
         if _kinds(x) != _kinds(pair[0]):
             hint = "" if self.outputs else "\n  If blocks return pairs (x, y), say outputs=True."
             raise StructureError(
-                f"{path_of(self)}: a block must return the like of its input, which is the input of the next block; it "
-                f"was given {show_value(x)} and returned {show_value(out)}.{hint if isinstance(out, tuple) else ''}"
+                f"{path_of(self)}: a block must return a value with the structure, shapes and dtypes of its input, "
+                f"since it is the input of the next block; it was given {show_value(x)} and returned {show_value(out)}."
+                f"{hint if isinstance(out, tuple) else ''}"
             )
 
     @classmethod
@@ -153,6 +160,12 @@ class Stack(Stacked):
         """
         given = iter(list(blocks))
         return cls(lambda: next(given), len(blocks), **options)
+
+
+def _is_constant(value: tp.Any) -> bool:
+    """Whether an argument is plain data, or a function that depends on nothing."""
+    plain = value is None or isinstance(value, (bool, int, float, complex, str, bytes))
+    return plain or (isinstance(value, types.FunctionType) and value.__closure__ is None)
 
 
 def _kinds(tree: tp.Any) -> tp.Any:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from elegy.errors import StructureError
 from elegy.frames import name_of
 from elegy.module import Module
 from elegy.pytree import change, set_born, walk
 from elegy.state import state
+from elegy.typechecking.axes import show_value
 
 Self = tp.TypeVar("Self", bound="Stacked")
 
@@ -26,6 +28,12 @@ class Stacked(Module):
 
     def _hold(self, factory: Callable[[], tp.Any], n: int) -> None:
         """Makes the modules. Called by the constructor."""
+        if isinstance(factory, Module) or not callable(factory):
+            raise TypeError(
+                f"{type(self).__name__}: expected a factory, which is called once for each of the modules, got "
+                f"{'a module, ' if callable(factory) else ''}{show_value(factory)}.\n"
+                "  Give a function that constructs one: lambda: elegy.nn.Linear(8). A class will do, too."
+            )
         self.n = operator.index(n)
         if self.n < 1:
             raise ValueError(f"{type(self).__name__}: n is the number of modules, at least 1; got {n}")
@@ -54,15 +62,36 @@ class Stacked(Module):
     @tp.overload
     def __getitem__(self, index: tp.Any) -> tp.Any: ...
     def __getitem__(self, index: tp.Any) -> tp.Any:
-        """One of the modules as an ordinary one, or for a slice a copy of this module with a part of them. The index
-        may be a traced integer, which is then clamped."""
+        """One of the modules as an ordinary one, or for a slice a copy of this module with a part of them.
+
+        **Arguments:**
+
+        - `index`: an integer, a scalar array of one, or a slice. An integer that is traced is clamped to the range.
+
+        **Raises:** `IndexError` if there is no such module; `TypeError` for other indices.
+        """
         if isinstance(index, slice):
             return self._part(np.arange(self.n)[index])
-        if not isinstance(index, jax.Array):
-            index = operator.index(index)
-            if not -self.n <= index < self.n:
-                raise IndexError(f"{name_of(self)}[{index}]: there are {self.n}")
-        return jax.tree.map(lambda leaf: leaf[index], self._items)
+        number = self._number(index)
+        return jax.tree.map(lambda leaf: leaf[number], self._items)
+
+    def _number(self, index: tp.Any) -> tp.Any:
+        """The number of one module; where it is traced, its value is not known."""
+        if isinstance(index, (jax.Array, np.ndarray)):
+            is_integer = index.ndim == 0 and jnp.issubdtype(index.dtype, jnp.integer)
+        else:
+            is_integer = hasattr(index, "__index__") and not isinstance(index, (bool, np.bool_))
+        if not is_integer:
+            raise TypeError(
+                f"{name_of(self)}[{show_value(index)}]: the index must be one integer, or a slice.\n"
+                "  For several modules take one after the other: [stack[i] for i in (0, 2)]."
+            )
+        if isinstance(index, Tracer):
+            return index
+        number = operator.index(tp.cast(tp.Any, index))
+        if not -self.n <= number < self.n:
+            raise IndexError(f"{name_of(self)}[{number}]: there are {self.n}")
+        return number
 
     def _part(self: Self, numbers: np.ndarray) -> Self:
         if len(numbers) == 0:
@@ -85,7 +114,7 @@ def _check(owner: str, modules: Sequence[tp.Any]) -> None:
             )
     met: dict[int, int] = {}
     first = jax.tree.structure(modules[0])
-    shapes = [leaf.shape for leaf in jax.tree.leaves(modules[0])]
+    leaves = jax.tree.leaves(modules[0])
     for number, module in enumerate(modules):
         for node in walk([module]):
             if met.setdefault(id(node), number) != number:
@@ -102,10 +131,11 @@ def _check(owner: str, modules: Sequence[tp.Any]) -> None:
                 "  Make all of them by one factory, and a function or class that they hold outside of it; modules of "
                 "different structures go into elegy.nn.Sequential."
             )
-        for (path, leaf), shape in zip(jax.tree_util.tree_flatten_with_path(module)[0], shapes, strict=True):
-            if leaf.shape != shape:
+        for (path, leaf), like in zip(jax.tree_util.tree_flatten_with_path(module)[0], leaves, strict=True):
+            if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
                 where = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise StructureError(
-                    f"{owner}: modules can be stacked if their arrays have equal shapes: {where} has shape "
-                    f"{tuple(shape)} in number 0, and {tuple(leaf.shape)} in number {number}"
+                    f"{owner}: modules can be stacked if their arrays have equal shapes and dtypes: {where} is "
+                    f"{show_value(like)} in number 0, and {show_value(leaf)} in number {number}.\n"
+                    "  Make all of them by one factory, or cast the arrays first."
                 )

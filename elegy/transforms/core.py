@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from elegy import tracing
+from elegy.captures import captures, check_constants, constants, is_captured
 from elegy.errors import StructureError
 from elegy.frames import RNG_ATTRIBUTE, note_update, parts_of, path_of, paths_below, require_same_trace
 from elegy.hooks import Collector, Event, require_lanes_apart
@@ -26,7 +27,7 @@ from elegy.leaves import Node, is_array, is_node, is_static
 from elegy.module import compiled
 from elegy.parameters import collect
 from elegy.pytree import layout_of, meta_of, nodes_in, set_born, structure, walk
-from elegy.state import log, state, undoing
+from elegy.state import log, placed, state, undoing
 from elegy.threads import Busy, begin_again, holders, holding, lock, looking, may_give_up, wait_for_all
 
 Place = tuple[dict[str, tp.Any], str]
@@ -182,7 +183,8 @@ class Threaded:
         return latest
 
     def uninitialised(self) -> bool:
-        return any(not meta_of(root).initialized for root in self.roots)
+        """Whether a module never ran. One that a transform around threads is initialised outside, when it runs."""
+        return any(not meta_of(root).initialized for root in self.roots if id(root) not in state.threaded)
 
     def initialise(
         self,
@@ -301,10 +303,23 @@ def run(
         state.collector = collector = None if outer is None else Collector(outer.wants_summaries)
         try:
             # The threaded modules are restored below, and those that were made in this trace end with it.
-            with undoing(forget=lambda module: id(module) in view.positions or module._elegy_born == trace):
+            with (
+                placed(object() if captures and is_captured(view.positions) else "transform"),
+                undoing(forget=lambda module: id(module) in view.positions or module._elegy_born == trace),
+            ):
                 out = function(*args, **kwargs)
                 if structure.version is not version:
                     _check_structure(view)
+        except jax.errors.UnexpectedTracerError as error:
+            if not getattr(error, "_elegy_explained", False):
+                error._elegy_explained = True  # type: ignore[attr-defined]
+                error.add_note(
+                    "If a transform of JAX, such as jax.lax.scan, was given a function that closes over a module: JAX "
+                    "keeps its trace, with the arrays of then, for as long as the function lives.\n"
+                    "  Make the function anew where it is used (a lambda, or a function in the body of another), or "
+                    "use the transform of the same name in elegy."
+                )
+            raise
         finally:
             state._rng, state.collector = before_rng, outer
         out, has_references = _refer(out, view)
@@ -374,6 +389,8 @@ def write_back(view: View, out: tp.Any, effects: Effects, traced: bool) -> tp.An
             _check_trace(view, record)
         if state.log is not None:
             _log(view, record.indices)
+        if constants:
+            check_constants([view.owners[index][0] for index in record.indices])
         with lock:
             if holders:
                 wait_for_all(view.nodes)
@@ -402,9 +419,9 @@ def _check_trace(view: View, record: Record) -> None:
 
 def _log(view: View, indices: Sequence[int]) -> None:
     for node, name in dict.fromkeys(view.owners[index] for index in indices):
-        log(
-            node, lambda attributes=node.__dict__, name=name, old=node.__dict__[name]: attributes.__setitem__(name, old)
-        )
+        attributes = node.__dict__
+        back = functools.partial(attributes.__setitem__, name, attributes[name])
+        log(node, back, place=(id(attributes), name))
 
 
 def with_modules(
@@ -466,6 +483,10 @@ class Transformed(tp.Generic[Arguments, Outputs]):
 
     def _bound(self, method: tp.Any) -> Transformed[..., tp.Any]:
         """The same transform of a bound method, which does not count `self` among its arguments."""
+        raise NotImplementedError
+
+    def _around(self, function: tp.Any) -> Transformed[..., tp.Any]:
+        """The same transform of another function of the same arguments."""
         raise NotImplementedError
 
     @tp.overload

@@ -53,6 +53,17 @@ class GradFunction(Transformed[..., tp.Any]):
             method, self._modules, self._with_value, self._parameters_fn, self._where, argnums, self._options
         )
 
+    def _around(self, function: tp.Any) -> GradFunction:
+        return GradFunction(
+            function,
+            self._modules,
+            self._with_value,
+            self._parameters_fn,
+            self._where,
+            self._argnums,
+            self._options,
+        )
+
     def __call__(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         if self._threaded is not None:
             out, grads = self._differentiate(self.function, self._threaded, self._argnums, args, kwargs)

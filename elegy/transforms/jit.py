@@ -132,6 +132,8 @@ class JitFunction(Transformed[Arguments, Outputs]):
         self._donate = donate_modules
         self._threaded = self._body.threaded
         self._configs: dict[tp.Any, Config] = {}
+        # Whether a trace took arrays from the closure of the function: it would not see them change.
+        self.has_constants = False
         # The structures for which an init pass was made, each with the place in a method.
         self._initialised: set[tp.Any] = set()
         self._jitted = jax.jit(self._body, **_shifted(function, options, donate_modules))
@@ -144,12 +146,17 @@ class JitFunction(Transformed[Arguments, Outputs]):
                 options[name] = tuple(number - (number > 0) for number in _as_tuple(options[name]) if number != 0)
         return JitFunction(method, modules, explain, donate_modules, options)
 
+    def _around(self, function: tp.Any) -> JitFunction[..., tp.Any]:
+        return JitFunction(function, *self._how)
+
     @property
     def traces(self) -> int:
         """How many times the function was traced."""
         return self._body.traces
 
     def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
+        if state.init_pass is not None:
+            return self.function(*args, **kwargs)  # an abstract run needs no compilation
         view = self._threaded.latest
         if view is None or view.version is not structure.version:
             return self._first_call(args, kwargs)
@@ -207,7 +214,8 @@ class JitFunction(Transformed[Arguments, Outputs]):
         view = threaded.view()
         config = self._config(view, replay)
         if not jax.config.jax_disable_jit:
-            replay.of(self._jitted.trace)(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
+            traced = replay.of(self._jitted.trace)(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
+            self.has_constants |= any(isinstance(constant, jax.Array) for constant in traced.jaxpr.consts)
         return view, config
 
     def _config(self, view: View, replay: Replay, config: Config | None = None) -> Config:
@@ -336,11 +344,12 @@ def jit(
       deleted.
     - `explain`: True prints, at each trace after the first, what changed since the last one; a function gets that text.
     - `options`: those of `jax.jit`: `static_argnums`, `static_argnames`, `donate_argnums`, `in_shardings`, …; numbers
-      count the arguments of `function`.
+      count the arguments of `f`.
 
     **Returns:** the compiled function. It is traced again if, and only if, something static changed: the training
     mode, which hooks are collected, which parameters are trainable, a static attribute of a module, the shapes of
-    arguments or parameters. It does not wait for the result.
+    arguments or parameters. It does not wait for the result. Its `traces` counts the traces so far, and its `lower` is
+    that of `jax.jit`.
 
     ```python
     import elegy
@@ -349,6 +358,8 @@ def jit(
     norm = elegy.nn.BatchNormalization()
     normalise = elegy.jit(norm)
     y = normalise(jnp.ones([8, 3]))
+    y = normalise(jnp.zeros([8, 3]))
+    assert normalise.traces == 1
     ```
     """
     check_function("elegy.jit", f)

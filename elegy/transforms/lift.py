@@ -14,7 +14,7 @@ from elegy.frames import Replay, path_of
 from elegy.initialise import Axis, Lane
 from elegy.leaves import Node, is_array
 from elegy.pytree import nodes_in, walk
-from elegy.state import state
+from elegy.state import state, undoing
 from elegy.transforms.core import (
     Effects,
     Threaded,
@@ -103,7 +103,8 @@ class Lifted:
         outer = dict(journal.lanes)
         journal.lanes.update((id(root), lane) for root in self.stacked)
         try:
-            yield
+            with undoing(created_only=True):  # what was written to an entry is not undone to one later
+                yield
         finally:
             journal.lanes.clear()
             journal.lanes.update(outer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing as tp
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from elegy import tracing
 from elegy.errors import HookError
+from elegy.precision import at_least_float32
 from elegy.state import state
 from elegy.transforms.core import View, check_function, modules_of, rng_data, write_back
 from elegy.transforms.lift import Lifted, inlined
@@ -70,7 +72,7 @@ def while_loop(
         def body(state):
             value, moving, rng, sums, count = state
             value, (moving, advanced, events, _) = step(insert(moving), rng, (value,))
-            sums = [jax.tree.map(lambda a, b: a + b, old, new) for old, new in zip(sums, events, strict=True)]
+            sums = jax.tree.map(lambda total, value: total + jnp.asarray(value, total.dtype), sums, events)
             return value, moving, rng if advanced is None else advanced, sums, count + 1
 
         sums = jax.tree.map(lambda like: jnp.zeros(like.shape, _sum_dtype(like.dtype)), shapes)
@@ -79,8 +81,8 @@ def while_loop(
             lambda state: test(insert(state[1]), rng, (state[0],))[0], body, start
         )
         events = [
-            total if kind == "loss" else jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
-            for (kind, _, _), total in zip(record.events, sums, strict=True)
+            jax.tree.map(functools.partial(_reduced, kind, count), total, like)
+            for (kind, _, _), total, like in zip(record.events, sums, shapes, strict=True)
         ]
         return write_back(view, value, (moving, advanced, events, record), traced)
 
@@ -108,7 +110,15 @@ def _without_summaries(function: Callable[..., tp.Any]) -> Callable[..., tp.Any]
 
 
 def _sum_dtype(dtype: tp.Any) -> tp.Any:
-    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.result_type(float)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return dtype
+    return at_least_float32(dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+
+
+def _reduced(kind: str, count: tp.Any, total: tp.Any, like: tp.Any) -> tp.Any:
+    """The sum of losses or the mean of metrics, in the dtype that a scan gives it."""
+    value = total if kind == "loss" else total / count.astype(total.dtype)
+    return value.astype(like.dtype) if jnp.issubdtype(like.dtype, jnp.inexact) else value
 
 
 def _check_reads(view, effects):

@@ -65,6 +65,9 @@ class _Checkpointed(Transformed[Arguments, Outputs]):
             method, self._modules, self._options, tuple(number - 1 for number in self._static if number)
         )
 
+    def _around(self, function: tp.Any) -> _Checkpointed[..., tp.Any]:
+        return _Checkpointed(function, self._modules, self._options, self._static)
+
     def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
         static = tuple(number + _OURS for number in self._static)
         return _remat(self._lifted, {**self._options, "static_argnums": static}, args, kwargs)

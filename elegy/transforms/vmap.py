@@ -105,6 +105,9 @@ class _Mapped(Transformed[Arguments, Outputs]):
         options = self._options._replace(in_axes=axes[1:] if isinstance(axes, tuple) else axes)
         return _Mapped(method, *self._modules, options)
 
+    def _around(self, function: tp.Any) -> _Mapped[..., tp.Any]:
+        return _Mapped(function, *self._modules, self._options)
+
     def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
         return _vmap(self._lifted, self._options, args, kwargs)
 
@@ -187,7 +190,7 @@ def _map(function, lifted, view, options, args, kwargs):
 
 
 def _mean(values: jax.Array) -> jax.Array:
-    return jnp.mean(values, axis=0, dtype=values.dtype)
+    return jnp.mean(values, axis=0).astype(values.dtype)  # added up in float32, if the values are of less precision
 
 
 _REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

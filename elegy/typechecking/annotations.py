@@ -17,16 +17,60 @@ from elegy.typechecking.import_hook import Checker, closure, is_exempt, no_type_
 # A class of arrays, or None for all, and those that may stand for it.
 StandIns = tuple[tp.Any, ...]
 
-# Stands for an annotation that cannot be read.
-UNREADABLE = object()
+
+class Unreadable:
+    """Stands for an annotation that cannot be read.
+
+    **Attributes:**
+
+    - `text`: the annotation as it was written.
+    - `reason`: the error.
+    """
+
+    def __init__(self, annotation: tp.Any, error: Exception):
+        self.text = annotation if isinstance(annotation, str) else axes.show(annotation)
+        self.reason = f"{type(error).__name__}: {error}"
+
+    def __repr__(self) -> str:
+        return self.text
+
+    @property
+    def may_be_array(self) -> bool:
+        """Whether it may be about an array: it has axes, which are in quotes."""
+        return any(quote in self.text for quote in "'\"")
+
+
+class _Unfinished(Exception):
+    """Carries what a function gives past its cache."""
+
+
+def _cached(compute: Callable[..., tuple[tp.Any, bool]]) -> Callable[..., tp.Any]:
+    """A function with a cache. `compute` gives the result, and whether it is final: an annotation that cannot be read
+    now may refer to a name that is defined later."""
+
+    @functools.lru_cache(maxsize=4096)
+    def final(*args: tp.Any) -> tp.Any:
+        result, is_final = compute(*args)
+        if not is_final:
+            raise _Unfinished(result)
+        return result
+
+    @functools.wraps(compute)
+    def get(*args: tp.Any) -> tp.Any:
+        try:
+            return final(*args)
+        except _Unfinished as unfinished:
+            return unfinished.args[0]
+
+    return get
 
 
 def _read(annotation: tp.Any, module_globals: dict[str, tp.Any], names: Mapping[str, tp.Any], owner: tp.Any) -> tp.Any:
     carrier = type("carrier", (), {"__annotations__": {"value": annotation}})
     try:
         read = tp.get_type_hints(carrier, module_globals, {"Self": tp.Self, **names}, include_extras=True)["value"]
-    except Exception:
-        return UNREADABLE
+    except Exception as error:  # whatever the code in a string raises
+        return Unreadable(annotation, error)
     if tp.get_origin(read) is tp.Final:
         (read,) = tp.get_args(read)
     if isinstance(read, dataclasses.InitVar):
@@ -48,32 +92,40 @@ def _type_parameters(owner: tp.Any) -> dict[str, tp.Any]:
     return _by_name(*getattr(owner, "__type_params__", ()))
 
 
-@functools.lru_cache(maxsize=1024)
-def fields(cls: type) -> dict[str, tp.Any]:
-    """The attributes whose annotations in the class body, or in one of a base class, are about arrays."""
+@_cached
+def _annotations_of(cls: type) -> tuple[tuple[dict[str, tp.Any], dict[str, Unreadable]], bool]:
+    """The annotations in the class body and in those of base classes: those that are about arrays, the unreadable."""
     found: dict[str, tp.Any] = {}
     for base in reversed(cls.__mro__):
         if not issubclass(base, Node) or is_exempt(base):
             continue
         module_globals = getattr(sys.modules.get(base.__module__), "__dict__", {})
+        names = {**vars(base), **_by_name(base), **_type_parameters(base)}
         for name, annotation in inspect.get_annotations(base).items():
-            read = _read(annotation, module_globals, {**vars(base), **_by_name(base), **_type_parameters(base)}, cls)
             found.pop(name, None)
-            # What cannot be read may have been about an array if there are axes in it, which are in quotes.
-            if axes.mentions_array(read) or (read is UNREADABLE and any(quote in str(annotation) for quote in "'\"")):
-                found[name] = read
-    return found
+            found[name] = _read(annotation, module_globals, names, cls)
+    unreadable = {name: read for name, read in found.items() if isinstance(read, Unreadable)}
+    arrays = {
+        name: read
+        for name, read in found.items()
+        if (read.may_be_array if isinstance(read, Unreadable) else axes.mentions_array(read))
+    }
+    return (arrays, unreadable), not unreadable
+
+
+def fields(cls: type) -> dict[str, tp.Any]:
+    """The attributes whose annotations in the class body, or in one of a base class, are about arrays."""
+    return _annotations_of(cls)[0]
 
 
 def field(module: Node, name: str) -> tp.Any:
-    """The annotation of one field, or None."""
-    annotation = fields(type(module)).get(name)
-    return None if annotation is UNREADABLE else annotation
+    """The annotation of one field if it is about an array or cannot be read, or None."""
+    arrays, unreadable = _annotations_of(type(module))
+    return unreadable.get(name, arrays.get(name))
 
 
-@functools.lru_cache(maxsize=4096)
-def signature_of(function: tp.Any, owner: type | None) -> inspect.Signature:
-    """The signature of a function, of a method of `owner`, with its annotations read."""
+@_cached
+def _signature_of(function: tp.Any, owner: type | None) -> tuple[inspect.Signature, bool]:
     signature = inspect.signature(function)
     function = inspect.unwrap(function)
     names: dict[str, tp.Any] = {}
@@ -91,15 +143,22 @@ def signature_of(function: tp.Any, owner: type | None) -> inspect.Signature:
     parameters = [
         parameter.replace(annotation=read(parameter.annotation)) for parameter in signature.parameters.values()
     ]
-    return signature.replace(parameters=parameters, return_annotation=read(signature.return_annotation))
+    signature = signature.replace(parameters=parameters, return_annotation=read(signature.return_annotation))
+    found = [*(parameter.annotation for parameter in parameters), signature.return_annotation]
+    return signature, not any(isinstance(annotation, Unreadable) for annotation in found)
+
+
+def signature_of(function: tp.Any, owner: type | None) -> inspect.Signature:
+    """The signature of a function, of a method of `owner`, with its annotations read."""
+    return _signature_of(function, owner)
 
 
 @functools.lru_cache(maxsize=4096)
 @no_type_check
 def tester(annotation: tp.Any, checker: Checker, stand_ins: StandIns = ()) -> Callable[[tp.Any], None]:
     """A function that raises if its argument is not what the annotation says."""
-    if annotation is UNREADABLE:
-        raise NameError
+    if isinstance(annotation, Unreadable):
+        raise NameError(annotation.reason)
 
     def check(value):
         pass

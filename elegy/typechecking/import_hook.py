@@ -28,6 +28,11 @@ def is_exempt(decorated: tp.Any) -> bool:
     return getattr(decorated, "__dict__", {}).get("__no_type_check__", False)
 
 
+def is_transform(function: tp.Any) -> bool:
+    """Whether a transform of Elegy made a function; its `_around` makes the same transform of another one."""
+    return hasattr(type(function), "_around")
+
+
 def inside(function: tp.Any) -> tp.Any:
     return getattr(function, "__wrapped__", None)
 
@@ -46,8 +51,9 @@ def closure(function: tp.Any) -> dict[str, tp.Any]:
 def _jaxtyped_in(value: tp.Any) -> tp.Any:
     """The function that jaxtyping made of a method, itself or below other decorators; None if there is none."""
     function = getattr(value, "fget", getattr(value, "__func__", value))
-    while isinstance(function, types.FunctionType) and not is_exempt(function):
-        if function not in compact_methods and function.__globals__.get("__name__") == "jaxtyping._decorator":
+    while (isinstance(function, types.FunctionType) or is_transform(function)) and not is_exempt(function):
+        module_globals = getattr(function, "__globals__", {})
+        if module_globals.get("__name__") == "jaxtyping._decorator" and function not in compact_methods:
             return function
         function = inside(function)
     return None

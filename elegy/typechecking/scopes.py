@@ -19,13 +19,13 @@ import jax
 import numpy as np
 from jaxtyping import AnnotationError, Array, jaxtyped
 
-from elegy.errors import ParameterError, TypeCheckError, UncheckedAnnotationWarning
+from elegy.errors import ElegyError, ParameterError, TypeCheckError, UncheckedAnnotationWarning
 from elegy.frames import path_of, warn
 from elegy.leaves import Node
 from elegy.state import state
 from elegy.typechecking import axes
-from elegy.typechecking.annotations import field, fields, signature_of, tester
-from elegy.typechecking.import_hook import no_type_check
+from elegy.typechecking.annotations import Unreadable, field, fields, signature_of, tester
+from elegy.typechecking.import_hook import is_transform, no_type_check
 
 
 class _Local(threading.local):
@@ -112,7 +112,7 @@ class Scope:
 
     @property
     def constructing(self):
-        return name_of(self.function) == "__init__" and self.function is not constructed
+        return name_of(self.function) in ("__init__", "__post_init__") and self.function is not constructed
 
     def fields(self, there_before):
         """The fields that were there before the function ran, or those that came later."""
@@ -282,15 +282,24 @@ def infer_shape(module: Node, name: str) -> tuple[int, ...] | None:
     annotation = field(module, name)
     if annotation is None:
         return None
+    if isinstance(annotation, Unreadable):
+        raise ParameterError(
+            f"{path_of(module, name)}: its shape is to be read off its annotation, {annotation}, which cannot be read: "
+            f"{annotation.reason}.\n"
+            "  Define the names in it in the module of the class, and not in a function or under `if TYPE_CHECKING:` "
+            f"only, or give the shape: self.add_parameter({name!r}, [...])."
+        )
     scope = next((scope for scope in reversed(local.first_runs) if scope.module is module), None)
     scope = Scope(module, constructed, (module,), {}, arrays_only) if scope is None else scope
     sizes = scope.sizes([*scope.fields(there_before=True), *scope.arguments(), *scope.fields(there_before=False)])
     try:
         return axes.shape_of(annotation, sizes, scope.names())
     except axes.UnknownAxisError as error:
+        unread = [entry for entry in scope.arguments() if isinstance(entry.annotation, Unreadable)]
+        hint = "".join(f"  The annotation of {e.name} cannot be read: {e.annotation.reason}.\n" for e in unread)
         raise ParameterError(
             f"{path_of(module, name)}: its shape is to be read off {axes.show(annotation)}, but {error}.\n"
-            f"  axes: {axes.show_sizes(sizes)}\n"
+            f"  axes: {axes.show_sizes(sizes)}\n{hint}"
             f"  Annotate an argument of {name_of(scope.function)} with that axis, write its size as an attribute, "
             f"{{self.size}}, or give the shape: self.add_parameter({name!r}, [...])."
         ) from None
@@ -305,6 +314,8 @@ def infer_dtype(module: Node, name: str, default: tp.Any) -> tp.Any:
 @no_type_check
 def explain(module, function, args, kwargs):
     """Which field or argument does not fit its annotation, for the note on an error of any kind."""
+    if is_transform(function):
+        return ""  # what it is given inside counts: see `run_below`
     scope = Scope(module, function, (module, *args), kwargs, arrays_only)
     try:
         if scope.bound is not None:
@@ -312,3 +323,39 @@ def explain(module, function, args, kwargs):
     except Mismatch as mismatch:
         return f"{mismatch}\n  {scope.show_axes()}"
     return ""
+
+
+@no_type_check
+def run_below(function, args, kwargs):
+    """Runs a method that a transform was made of. What it is given here counts, such as a lane of what the transform is
+    given: axes are read off that, and the note on an error is about it."""
+    module = args[0] if args else None
+    first = local.first_runs[-1] if local.first_runs else None
+    is_first = first is not None and first.module is module and _is_same(first.function, function)
+    if is_first:
+        local.first_runs.append(Scope(module, function, args, kwargs, arrays_only))
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        _note(error, module, function, args[1:], kwargs)
+        raise
+    finally:
+        if is_first:
+            local.first_runs.pop()
+
+
+def _is_same(function: tp.Any, other: tp.Any) -> bool:
+    """Whether two functions are decorated forms of one."""
+    return inspect.unwrap(function) is inspect.unwrap(other)
+
+
+@no_type_check
+def _note(error, module, function, args, kwargs):
+    """Adds to an error which argument does not fit, if no module below has said what it knows."""
+    if isinstance(error, ElegyError) or getattr(error, "_elegy_noted", False):
+        return
+    try:
+        if mismatch := explain(module, function, args, kwargs):
+            error.add_note(f"in {path_of(module)} ({type(module).__name__}.{name_of(function)}): {mismatch}")
+    except Exception:
+        pass  # an error that takes no note must not hide the error itself

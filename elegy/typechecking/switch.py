@@ -19,17 +19,18 @@ from elegy.typechecking.import_hook import (
     hook_of,
     inside,
     is_exempt,
+    is_transform,
     no_type_check,
     without_hook,
 )
-from elegy.typechecking.scopes import Scope, arrays_only, constructed, local
+from elegy.typechecking.scopes import Scope, arrays_only, constructed, local, run_below
 
 # Whether any class may have to be checked: a checker is on, or jaxtyping's import hook has been at work.
 on = False
 
 _lock = threading.RLock()
 # What `typechecker` switched on and nobody has switched off, the newest last.
-_switched: list[typechecker] = []
+_switched: list[_Switch] = []
 _active: Checker | None = None
 # Whether the newest of them switched checking off, for classes that jaxtyping's import hook has decorated too.
 _off = False
@@ -40,6 +41,23 @@ _ORIGINALS = "_elegy_originals"
 _hooked: weakref.WeakKeyDictionary[type, Checker] = weakref.WeakKeyDictionary()
 # Every class of modules, those of this package included.
 _classes: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+class _Switch:
+    """A checker, or None, that holds until a block ends, or for good: then nobody has a `typechecker` to end it by."""
+
+    def __init__(self, checker: Checker | None):
+        self.checker = checker
+        self.is_for_good = False
+
+
+def _keep(switches: list[_Switch]) -> None:
+    """Lets switches hold for good. Of all that do, only the newest will ever decide."""
+    with _lock:
+        for switch in switches:
+            switch.is_for_good = True
+        for switch in [switch for switch in _switched if switch.is_for_good][:-1]:
+            _switched.remove(switch)
 
 
 class typechecker:  # noqa: N801
@@ -87,6 +105,9 @@ class typechecker:  # noqa: N801
             _require_a_checker(checker)
         self._checker = checker
         self._entered = False
+        self._switches: list[_Switch] = []
+        # A plain call lets the object go at once, and a block holds it to its end.
+        weakref.finalize(self, _keep, self._switches).atexit = False
         self._switch_on()
 
     def __enter__(self) -> None:
@@ -96,13 +117,13 @@ class typechecker:  # noqa: N801
 
     def __exit__(self, *_: object) -> None:
         with _lock:
-            newest = next(index for index in reversed(range(len(_switched))) if _switched[index] is self)
-            del _switched[newest]
+            _switched.remove(self._switches.pop())
             _switch()
 
     def _switch_on(self) -> None:
         with _lock:
-            _switched.append(self)
+            self._switches.append(_Switch(self._checker))
+            _switched.append(self._switches[-1])
             _switch()
 
 
@@ -111,7 +132,8 @@ def _require_a_checker(checker: tp.Any) -> None:
     test(1)
     try:
         test("text")
-    except Exception:
+    except Exception as error:
+        error.__traceback__ = None  # its frames may hold it, and would keep those around them, with the `typechecker`
         return
     raise ValueError(
         f"the type checker {getattr(checker, '__qualname__', checker)!r} checks nothing: a str passed for an int.\n"
@@ -129,7 +151,7 @@ def _switch() -> None:
                 setattr(cls, name, original)
         if _ORIGINALS in vars(cls):
             delattr(cls, _ORIGINALS)
-    _active = _switched[-1]._checker if _switched else None
+    _active = _switched[-1].checker if _switched else None
     _off = bool(_switched) and _active is None
     on = _active is not None or bool(_hooked)
     if _active is not None:
@@ -151,49 +173,82 @@ def adopt(cls: type) -> None:
             if hook := hook_of(value):
                 _hooked[cls] = hook
                 on = True
-        if on:
+        if on or any(map(_has_transform, vars(cls).values())):
             _replace_methods(cls)
 
 
+# What Python and this library call on a module that is not whole yet, to copy it, or to show and compare it, where no
+# check may come in between; and what is no method of an instance.
+_UNCHECKED = frozenset(
+    "__new__ __init_subclass__ __class_getitem__ __del__ __getattribute__ __getattr__ __setattr__ __delattr__ "
+    "__copy__ __deepcopy__ __replace__ __reduce__ __reduce_ex__ __getstate__ __setstate__ __getnewargs__ "
+    "__getnewargs_ex__ __sizeof__ __dir__ __eq__ __ne__ __hash__ __repr__ __str__ __format__ __pdoc__ "
+    "__treescope_repr__".split()
+)
+
+
 def _replace_methods(cls: type) -> None:
-    for name in list(vars(cls)):
-        if name == "__init__" or not name.startswith("__"):
-            _replace_method(cls, name)
+    for name in vars(cls).keys() - _UNCHECKED:
+        _replace_method(cls, name)
 
 
 def _replace_method(cls: type, name: str) -> None:
-    """Puts a checking method into a class: for good where jaxtyping's import hook was, else while a checker is on."""
+    """Puts a checking method into a class: while a checker is on, or for good where jaxtyping's import hook was, or a
+    transform, which keeps what it compiled."""
     value = vars(cls)[name]
-    hooked = hook_of(value) is not None
+    # Asked before, since what the hook left is taken away.
+    is_for_good = hook_of(value) is not None or _has_transform(value)
     replacement = _checking(cls, name, value)
     if replacement is not value:
         setattr(cls, name, replacement)
-        if not hooked:
+        if not is_for_good:
             setattr(cls, _ORIGINALS, {**vars(cls).get(_ORIGINALS, {}), name: (value, replacement)})
 
 
-def _checking(cls: type, name: str, value: tp.Any) -> tp.Any:
-    """What checks in the place of an attribute of a class; the attribute itself if there is nothing to check."""
+def _has_transform(value: tp.Any) -> bool:
+    function = getattr(value, "fget", getattr(value, "__func__", value))
+    while isinstance(function, types.FunctionType) and function in compact_methods:
+        function = inside(function)
+    return is_transform(function)
+
+
+def _checking(cls: type, name: str, value: tp.Any, below: bool = False) -> tp.Any:
+    """What checks in the place of an attribute of a class; the attribute itself if there is nothing to check.
+
+    `below` says that a transform was made of it.
+    """
     if isinstance(value, property):
         getter = _checking(cls, name, value.fget)
         return value if getter is value.fget else value.getter(getter)
     if isinstance(value, (classmethod, staticmethod)):
         function = checked_function(value.__func__)
         return value if function is value.__func__ else type(value)(function)
+    if is_transform(value):
+        inner = _checking(cls, name, value.function, below=True)
+        return value if inner is value.function else value._around(inner)
     if not isinstance(value, types.FunctionType) or is_exempt(value):
         return value
     if value in compact_methods:
         method = inside(value)
-        inner = _checking(cls, "call", method)
+        inner = _checking(cls, "call", method, below)
         return value if inner is method else compact_methods[value](inner)
-    if hook_of(value) is None and (_active is None or not (name == "call" or _is_annotated(value))):
+    is_wanted = (below or _active is not None) and (name == "call" or _is_annotated(value))
+    if hook_of(value) is None and not is_wanted:
         return value
-    return _checked(value, cls)
+    return _checked(value, cls, below)
 
 
-def checked_function(function: Function) -> Function:
-    """A function that is no method, checked if a checker is on."""
-    if is_exempt(function) or not (hook_of(function) or (_active and _is_annotated(function))):
+def checked_function(function: Function, below: bool = False) -> Function:
+    """A function that is no method, checked if a checker is on. `below` says that a transform was made of it."""
+    if is_transform(function):
+        transform: tp.Any = function
+        inner = checked_function(transform.function, below=True)
+        if inner is transform.function:
+            return function
+        # Always the same one, since it keeps what it compiled.
+        return vars(transform).setdefault("_elegy_checked", transform._around(inner))
+    is_wanted = (below or _active is not None) and _is_annotated(function)
+    if is_exempt(function) or not (hook_of(function) or is_wanted):
         return function
     return _checked(function)
 
@@ -203,7 +258,7 @@ def _is_annotated(function: tp.Any) -> bool:
 
 
 @no_type_check
-def _checked(original, owner=None) -> tp.Any:
+def _checked(original, owner=None, below=False) -> tp.Any:
     """A function that checks where a checker is on; `owner` is the class, if it is a method."""
     shares = owner is not None and not _is_annotated(original)
     hook = hook_of(original)
@@ -215,7 +270,15 @@ def _checked(original, owner=None) -> tp.Any:
     def checked(*args, **kwargs):
         return _run(original, owner, shares, hook, args, kwargs)
 
-    return checked
+    if owner is None or not below:
+        return checked
+
+    @no_type_check
+    @functools.wraps(checked)
+    def checked_below(*args, **kwargs):
+        return run_below(checked, args, kwargs)
+
+    return checked_below
 
 
 @no_type_check

@@ -1,0 +1,104 @@
+"""Functions of the user that stock JAX traced while they closed over a module.
+
+JAX traces a function once, keeps the arrays in its closure as constants, and finds the trace again by the identity of
+the function, for as long as that lives. A function that is made anew for each use, as a lambda in a method is, sees the
+arrays of today; one that lives on would go on with those of its first use, without a word. So it is written down here
+which functions were traced with the arrays of which modules. Where a transform of Elegy gives these modules other
+arrays, JAX is kept from finding the function again; where they change outside of one, there is a warning.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing as tp
+import weakref
+from collections.abc import Collection, Mapping
+
+from elegy import tracing
+from elegy.errors import StaleClosureWarning
+from elegy.frames import path_of, warn
+from elegy.leaves import Node
+from elegy.pytree import walk
+
+# The functions that were traced with the arrays of a module, by its id.
+captures: dict[int, list[weakref.ref[tp.Any]]] = {}
+# Those among them whose arrays belonged to no trace, and of which nobody was warned. (Of arrays of an earlier trace JAX
+# itself complains.)
+constants: dict[int, list[weakref.ref[tp.Any]]] = {}
+
+
+def note_capture(module: Node) -> None:
+    """Called where a module of an outer trace, or of none, runs inside another one."""
+    frame: tp.Any = sys._getframe(1)
+    while frame is not None:
+        function = tracing.traced_function(frame)
+        if function is not None:
+            _add(module, function)
+        elif _threads(frame, module):
+            return
+        frame = frame.f_back
+
+
+def _threads(frame: types.FrameType, module: Node) -> bool:
+    """Whether `frame` is where a transform of Elegy threads the module, so that outside of it are other arrays."""
+    if frame.f_code.co_name != "run" or frame.f_globals.get("__name__") != "elegy.transforms.core":
+        return False
+    return id(module) in frame.f_locals["view"].positions
+
+
+def _add(module: Node, function: tp.Any) -> None:
+    if isinstance(function, types.FunctionType) and function.__module__.startswith("elegy."):
+        return  # made anew for each use
+    if any(known() is function for known in captures.get(id(module), ())):
+        return
+    try:
+        reference = weakref.ref(function)
+    except TypeError:
+        return
+    for node in walk([module]):
+        if id(node) not in captures:
+            weakref.finalize(node, _forget, id(node)).atexit = False
+        captures.setdefault(id(node), []).append(reference)
+        if node._elegy_born == tracing.EAGER:
+            constants.setdefault(id(node), []).append(reference)
+
+
+def _forget(identity: int) -> None:
+    captures.pop(identity, None)
+    constants.pop(identity, None)
+
+
+def is_captured(nodes: Mapping[int, tp.Any]) -> bool:
+    """Whether JAX could find a function again that it traced with arrays of these modules, given by their ids."""
+    found = False
+    for identity in captures.keys() & nodes.keys():
+        captures[identity] = [function for function in captures[identity] if function() is not None]
+        found = found or bool(captures[identity])
+    return found
+
+
+def check_constants(nodes: Collection[Node]) -> None:
+    """Called where the arrays of modules change, if there are any constants: warns of functions that have old ones."""
+    stale: dict[int, tuple[Node, tp.Any]] = {}
+    for node in nodes:
+        for reference in constants.pop(id(node), ()):
+            function = reference()
+            if function is not None:
+                stale.setdefault(id(function), (node, function))
+    for module, function in stale.values():
+        warn(
+            StaleClosureWarning(
+                f"{path_of(module)}: its arrays change, and {_described(function)} was traced by JAX with the old ones "
+                "as constants. While that function lives, JAX goes on with these.\n"
+                "  Make the module an argument of the function, or list it in the modules= of a transform of elegy, or "
+                "make the function anew where it is used: a lambda, or a function in the body of another."
+            )
+        )
+
+
+def _described(function: tp.Any) -> str:
+    function = getattr(function, "function", function)
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return name if code is None else f"{name} ({code.co_filename}:{code.co_firstlineno})"
