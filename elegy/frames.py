@@ -127,9 +127,8 @@ class Frame:
         self.index += 1
         log(self.module, lambda: self._forget(position, names), created=True)
         write(self.module, attribute, module, created=True)
-        for frame in state.frames:
-            if not frame.building:
-                change(frame.module)  # the new module may hold one that those above hold too
+        change(self.module)
+        self._change_above()
         if self._below is not None:
             self._below[id(module)] = (attribute,)
         self.records.append(Record(attribute, arguments, call_site(), cls))
@@ -138,17 +137,27 @@ class Frame:
                 write_meta(node, dataclasses.replace(meta_of(node), trainable=False), created=True)
         return module
 
+    def _change_above(self) -> None:
+        """A new module may hold one that the modules above hold too. One that has changed already marked those above."""
+        for frame in reversed(state.frames):
+            if frame.module is not self.module and not frame.building:
+                if frame.module._elegy_layout is None and frame.module._elegy_ties is None:
+                    break
+                change(frame.module)
+
     def _forget(self, position: int, names: dict[str, int]) -> None:
         self.index, self.names, self._below = position, names, None
         del self.records[position:]
 
+    def _created(self, cls: type) -> str:
+        here = f"{'/'.join(self.parts)}.{self.method_name}"
+        return f"{here} created {cls.__name__} at position {self.index} ({call_site()})"
+
     def _match(self, position: int, cls: type, arguments: tuple[tp.Any, ...]) -> Node:
-        where = f"{'/'.join(self.parts)}.{self.method_name}"
         if position >= len(self.records):
             count = f"{len(self.records)} module{'s' * (len(self.records) != 1)}"
             raise ModuleOrderError(
-                f"{where} created {cls.__name__} at position {position} ({call_site()}), but its first run created "
-                f"only {count}.\n  Create every module on every run; use it conditionally."
+                f"{self._created(cls)}, but its first run created only {count}.\n  Create every module on every run; use it conditionally."
             )
         record = self.records[position]
         module = self.module.__dict__[record.attribute]
@@ -156,8 +165,7 @@ class Frame:
         found = record.cls if isinstance(module, record.cls) else type(module)
         if found is not cls and (found.__module__, found.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ModuleOrderError(
-                f"{where} created {cls.__name__} at position {position} ({call_site()}), where its first run created "
-                f"{found.__name__} ({record.site}).\n"
+                f"{self._created(cls)}, where its first run created {found.__name__} ({record.site}).\n"
                 "  Create modules unconditionally and in one order; use them in any order, or not at all."
             )
         if found is not cls:  # a class that is made anew on each run: it closes over the values of this run
@@ -166,9 +174,8 @@ class Frame:
                 set_class(module, cls)
         if arguments != record.arguments:
             raise ModuleOrderError(
-                f"{where} created {cls.__name__} at position {position} ({call_site()}) with "
-                f"{_show(arguments)}, but its "
-                f"first run ({record.site}) used {_show(record.arguments)}.\n"
+                f"{self._created(cls)} with {_show(arguments)}, but its first run ({record.site}) used "
+                f"{_show(record.arguments)}.\n"
                 "  A module keeps the arguments of its first creation: use the same ones, or another module."
             )
         return module

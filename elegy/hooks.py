@@ -40,6 +40,9 @@ class Collector:
         self.losses: dict[str, tp.Any] = {}
         self.metrics: dict[str, tp.Any] = {}
         self.summaries: list[tuple[Node | None, str, tp.Any]] | None = [] if summaries else None
+        self._summary_names: set[str] = set()
+        # How many metrics, and summaries, of each name there are.
+        self._numbers: dict[tuple[str, str], int] = {}
         if self.outer is not None:
             self.summaries = self.outer.summaries
 
@@ -64,16 +67,22 @@ class Collector:
             losses = self.losses
             losses[event.name] = losses[event.name] + event.value if event.name in losses else event.value
         elif event.kind == "metric":
-            self.metrics[_numbered(event.name, self.metrics)] = event.value
+            self.metrics[self._unique(event.name, self.metrics)] = event.value
         elif self.summaries is not None:
             name = event.name
             if event.module is None:
-                name = _numbered(name, {entry[1] for entry in self.summaries if entry[0] is None})
+                name = self._unique(name, self._summary_names)
+                self._summary_names.add(name)
             self.summaries.append((event.module, name, event.value))
 
-    def shorten(self, length: int | None) -> None:
+    def _unique(self, name: str, taken: Container[str]) -> str:
+        kind = "metric" if taken is self.metrics else "summary"
+        unique, self._numbers[kind, name] = numbered(name, taken, self._numbers.get((kind, name), 0))
+        return unique
+
+    def shorten(self, length: int) -> None:
         """Forgets all but the first events."""
-        if length is not None and len(self.events) != length:
+        if len(self.events) != length:
             self._keep(self.events[:length])
 
     def drop_summaries(self) -> None:
@@ -83,6 +92,8 @@ class Collector:
         self.events.clear()
         self.losses.clear()
         self.metrics.clear()
+        self._numbers.clear()
+        self._summary_names.clear()
         if self.summaries is not None and self.outer is None:
             self.summaries.clear()
         for event in kept:
@@ -90,12 +101,12 @@ class Collector:
             self._derive(event)
 
 
-def _numbered(name: str, taken: Container[str]) -> str:
-    unique, number = name, 0
-    while unique in taken:
-        number += 1
-        unique = f"{name}_{number}"
-    return unique
+def numbered(name: str, taken: Container[str], number: int = 0) -> tuple[str, int]:
+    """`name`, `name_1`, `name_2`, …: the first from `number` on that is not taken, and the number that comes next."""
+    while True:
+        unique, number = f"{name}_{number}" if number else name, number + 1
+        if unique not in taken:
+            return unique, number
 
 
 @contextlib.contextmanager
@@ -242,7 +253,7 @@ def get_losses() -> dict[str, tp.Any] | None:
         assert elegy.get_losses() == {"penalty_loss": 0.5}
     ```
     """
-    return None if state.collector is None else state.collector.losses
+    return None if state.collector is None else dict(state.collector.losses)
 
 
 def get_metrics() -> dict[str, tp.Any] | None:
@@ -257,7 +268,7 @@ def get_metrics() -> dict[str, tp.Any] | None:
         assert elegy.get_metrics() == {"speed": 1.0, "speed_1": 2.0}
     ```
     """
-    return None if state.collector is None else state.collector.metrics
+    return None if state.collector is None else dict(state.collector.metrics)
 
 
 def get_summaries() -> list[tuple[tp.Any, str, tp.Any]] | None:

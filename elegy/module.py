@@ -86,7 +86,13 @@ class ModuleMeta(abc.ABCMeta):
             key: _cached(key, value) for key, value in namespace.items() if isinstance(value, functools.cached_property)
         }
         namespace = {**namespace, **cached}
+        _tell_apart(namespace)
         cls: tp.Any = super().__new__(mcs, name, bases, namespace, **kwargs)
+        for base in cls.__mro__:
+            if not issubclass(base, Node):  # of a mixin: it would write past the frozen attributes
+                for key, value in vars(base).items():
+                    if isinstance(value, functools.cached_property) and inspect.getattr_static(cls, key) is value:
+                        setattr(cls, key, _cached(key, value))
         # A class of a function may be made anew on each run, and close over other values then.
         cls._elegy_is_local = "<locals>" in cls.__qualname__
         if bases != (Node,):
@@ -103,6 +109,16 @@ class ModuleMeta(abc.ABCMeta):
         if frame is None or frame.building:
             return _construct(cls, args, kwargs)
         return frame.create(cls, plain_arguments(args, kwargs), lambda: _construct(cls, args, kwargs))
+
+
+def _tell_apart(namespace: dict[str, tp.Any]) -> None:
+    """Gives the compact methods that one factory made names of their own: by these they find what they created."""
+    methods: dict[str, tp.Any] = {}
+    for key, value in namespace.items():
+        if isinstance(value, types.FunctionType) and value in compact_methods:
+            method = tp.cast(tp.Any, value).__wrapped__
+            if methods.setdefault(method.__qualname__, method) is not method:
+                method.__qualname__ = value.__qualname__ = f"{namespace['__qualname__']}.{key}"
 
 
 def _cached(name: str, attribute: functools.cached_property) -> property:

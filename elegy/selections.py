@@ -492,28 +492,41 @@ def arranged(selection: Selection[tp.Any], leaf: Callable[[Place], tp.Any]) -> t
 
 
 def select_trainable(tree: Tree, where: tp.Any) -> Selection[Tree]:
-    """The selection `where`, or a tuple of what `select` takes, all of which must be trainable."""
+    """What is trainable of the selection `where`, or of a tuple of what `select` takes.
+
+    State below a selected module is left out. What is frozen must not be selected, and each entry must select a parameter.
+    """
     if isinstance(where, (tuple, list)) and not where:
         raise SelectionError(
             f"where={where!r} selects nothing of {_name(tree)}. For all that is trainable leave it out."
         )
-    selection = select(tree, *(where if isinstance(where, (tuple, list)) else (where,)))
-    others = [place for place in selection._places() if not place.trainable]
-    if others:
-        kinds = [f"{place.path} ({_why_not_trainable(place)})" for place in others]
-        raise SelectionError(
-            f"where= selects what is not trainable: {_listed(kinds)}.\n"
-            "  Select the trainable part, elegy.select(module, ..., trainable=True), or unfreeze it: "
-            "elegy.select(module, ...).unfreeze()."
-        )
-    return selection
+    chosen: frozenset[KeyPath] = frozenset()
+    for part in where if isinstance(where, (tuple, list)) else (where,):
+        places = list(select(tree, part)._places())
+        trainable = frozenset(place.keys[0] for place in places if place.trainable)
+        others = {place.path: _why_not_trainable(place) for place in places if not place.trainable}
+        frozen = [path for path, why in others.items() if why == _FROZEN]
+        if frozen:
+            raise SelectionError(
+                f"where= selects what is frozen: {_listed(frozen)}.\n"
+                "  Select the trainable part, elegy.select(module, ..., trainable=True), or unfreeze it: "
+                "elegy.select(module, ...).unfreeze()."
+            )
+        if not trainable:
+            kinds = _listed([f"{path} ({why})" for path, why in others.items()])
+            raise SelectionError(f"where= selects nothing that can be trained: {kinds}.\n  Select parameters.")
+        chosen |= trainable
+    return Selection(tree, chosen)
+
+
+_FROZEN = "frozen"
 
 
 def _why_not_trainable(place: Place) -> str:
     if place.owner is None:
         return f"of dtype {place.value.dtype}"
     declared = declared_flags(place.owner, place.name, place.owner.__dict__[place.name])
-    return "frozen" if declared[place.position] else "state"
+    return _FROZEN if declared[place.position] else "state"
 
 
 def parts_of_leaves(parameters: tp.Any) -> list[tuple[str, ...]]:

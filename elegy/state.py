@@ -102,7 +102,11 @@ def undoing(created_only: bool = False, forget: Callable[[Node], bool] | None = 
     """
     outermost, collector, rng, mode = state.log is None, state.collector, state._rng, training()
     rng_before = None if rng is None else rng.snapshot()
-    events_before = None if collector is None else len(collector.events)
+    events_before: list[tuple[Collector, int]] = []
+    outer_collector = collector
+    while outer_collector is not None:
+        events_before.append((outer_collector, len(outer_collector.events)))
+        outer_collector = outer_collector.outer
     if state.log is None:
         state.log = []
     entries, outer = state.log, state.changed
@@ -117,8 +121,8 @@ def undoing(created_only: bool = False, forget: Callable[[Node], bool] | None = 
             _set_mode(mode)
         if rng is not None and rng_before is not None:
             rng.restore(rng_before)
-        if collector is not None:
-            collector.shorten(events_before)
+        for changed_collector, length in events_before:
+            changed_collector.shorten(length)
         raise
     else:
         if created_only:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import optax
 
+from elegy.hooks import numbered
 from elegy.losses import Loss
 from elegy.metrics import Metric
 from elegy.model import loop
 from elegy.model.callbacks import Callback, Callbacks, History, progress
 from elegy.model.data import Data, as_data, batches, split
-from elegy.model.objectives import Losses, Metrics, numbered
+from elegy.model.objectives import Losses, Metrics
 from elegy.model.optimizer import Optimizer
 from elegy.model.steps import Step, predict, test, train
 from elegy.module import Module
@@ -242,7 +243,7 @@ class Model:
         if validation is not None:
             tested = loop.test(self._test, self._reference, *_batched(validation, batch_size), eagerly)
             for name, value in tested.items():
-                logs[numbered(f"val_{name}", logs)] = value
+                logs[numbered(f"val_{name}", logs)[0]] = value
         return logs
 
     def evaluate(

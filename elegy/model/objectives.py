@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from elegy.frames import name_of
-from elegy.hooks import _numbered as numbered
+from elegy.hooks import numbered
 from elegy.leaves import is_array
 from elegy.losses import Loss
 from elegy.losses.arguments import missing_axis, weights_for
@@ -197,4 +197,4 @@ def add_values(values: Scalars, name: str, value: tp.Any, taken: Iterable[str] =
         full = "/".join([name, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
         if leaf.shape != ():
             raise ValueError(f"{full}: what is logged must be a scalar, got shape {leaf.shape}. Reduce it.")
-        values[numbered(full, {*values, *taken})] = leaf
+        values[numbered(full, {*values, *taken})[0]] = leaf

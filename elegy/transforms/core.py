@@ -237,7 +237,7 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def _is_reference(value: tp.Any) -> bool:
+def is_reference(value: tp.Any) -> bool:
     return isinstance(value, Reference)
 
 
@@ -402,8 +402,8 @@ def write_back(view: View, out: tp.Any, effects: Effects, traced: bool) -> tp.An
             module = None if position is None else view.nodes[position]
             state.collector.add(Event(kind, name, module, _open_value(value)))
     if record.has_references:
-        resolve = lambda part: view.nodes[part.position] if _is_reference(part) else part  # noqa: E731
-        out = jax.tree.map(resolve, out, is_leaf=_is_reference)
+        resolve = lambda part: view.nodes[part.position] if is_reference(part) else part  # noqa: E731
+        out = jax.tree.map(resolve, out, is_leaf=is_reference)
     return out
 
 

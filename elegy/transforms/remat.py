@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing as tp
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 
@@ -24,13 +24,15 @@ def remat(
     prevent_cse: bool = True,
     policy: Callable[..., bool] | None = None,
     static_argnums: int | tuple[int, ...] = (),
+    static_argnames: str | Iterable[str] = (),
     modules: tp.Any = None,
 ) -> Callable[Arguments, Outputs]:
     """Recomputes the intermediate values of a function in the backward pass instead of storing them.
 
     **Arguments:**
 
-    - `fun`, `prevent_cse`, `policy`, `static_argnums`: those of `jax.checkpoint`.
+    - `fun`, `prevent_cse`, `policy`, `static_argnums`, `static_argnames`: those of `jax.checkpoint`; `prevent_cse` is
+      one bool for all arguments.
     - `modules`: a module, or a list, tuple or dict of modules, that `fun` uses without taking them as arguments.
 
     **Returns:** the function, whose values, state updates, draws and hooks are what they are without it.
@@ -49,7 +51,11 @@ def remat(
     numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     if any(number < 0 for number in numbers):
         raise ValueError(f"static_argnums={static_argnums}: count the arguments from the left, starting at 0")
-    return _Checkpointed(fun, modules, {"prevent_cse": prevent_cse, "policy": policy}, numbers)
+    if not isinstance(prevent_cse, bool):
+        raise TypeError(f"elegy.remat: prevent_cse is one bool for all arguments, got {prevent_cse!r}")
+    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    options = {"prevent_cse": prevent_cse, "policy": policy, **({"static_argnames": names} if names else {})}
+    return _Checkpointed(fun, modules, options, numbers)
 
 
 class _Checkpointed(Transformed[Arguments, Outputs]):

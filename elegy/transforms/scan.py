@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from elegy import tracing
-from elegy.transforms.core import View, rng_data, write_back
+from elegy.transforms.core import View, is_reference, rng_data, write_back
 from elegy.transforms.lift import Lifted, entry, inlined, mean, reduce_events, struct, total
 from elegy.typechecking.axes import show_value
 
@@ -124,6 +124,11 @@ def _with_pair(function: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
 
 def _require_like(init: tp.Any, carry: tp.Any) -> None:
     """Refuses a carry that is not like the one before; JAX would speak of the carry that elegy makes of it."""
+    if any(map(is_reference, jax.tree.leaves(carry, is_leaf=is_reference))):
+        raise TypeError(
+            f"the function of elegy.scan returned a carry with a module that is listed in modules=: {show_value(init)} "
+            "went in.\n  The state of a listed module is carried anyway: leave the module out of the carry."
+        )
     old, new = (jax.tree.structure(tree) for tree in (init, carry))
     kept = old == new and all(map(_fits, jax.tree.leaves(init), jax.tree.leaves(carry)))
     if not kept:
