@@ -138,7 +138,7 @@ class Frame:
         return module
 
     def _change_above(self) -> None:
-        """A new module may hold one that the modules above hold too. One that has changed already marked those above."""
+        """A new module may hold one that the modules above hold too. Above one that has changed, all have."""
         for frame in reversed(state.frames):
             if frame.module is not self.module and not frame.building:
                 if frame.module._elegy_layout is None and frame.module._elegy_ties is None:
@@ -155,9 +155,10 @@ class Frame:
 
     def _match(self, position: int, cls: type, arguments: tuple[tp.Any, ...]) -> Node:
         if position >= len(self.records):
-            count = f"{len(self.records)} module{'s' * (len(self.records) != 1)}"
+            count = len(self.records)
             raise ModuleOrderError(
-                f"{self._created(cls)}, but its first run created only {count}.\n  Create every module on every run; use it conditionally."
+                f"{self._created(cls)}, but its first run created only {count} module{'s' * (count != 1)}.\n"
+                "  Create every module on every run; use it conditionally."
             )
         record = self.records[position]
         module = self.module.__dict__[record.attribute]

@@ -431,7 +431,7 @@ class Selection(tp.Generic[Tree]):
         replaced = eqx.tree_at(
             lambda together: [_at(together.tree, keys) for keys in owners],
             joined(self.tree),
-            [function(owner.copy()) for owner in owners.values()],
+            [function(copied(owner, lambda _, leaf: fresh(leaf))) for owner in owners.values()],
         )
         return copied(replaced.tree, lambda _, leaf: fresh(leaf))
 
@@ -494,7 +494,7 @@ def arranged(selection: Selection[tp.Any], leaf: Callable[[Place], tp.Any]) -> t
 def select_trainable(tree: Tree, where: tp.Any) -> Selection[Tree]:
     """What is trainable of the selection `where`, or of a tuple of what `select` takes.
 
-    State below a selected module is left out. What is frozen must not be selected, and each entry must select a parameter.
+    State below a selected module is left out. Each entry must select a parameter, and none that is frozen.
     """
     if isinstance(where, (tuple, list)) and not where:
         raise SelectionError(

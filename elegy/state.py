@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import typing as tp
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -158,9 +158,7 @@ def _take_back(entries: Sequence[Undo]) -> None:
         undo.back()
 
 
-def log(
-    module: Node, back: Callable[[], None], created: bool = False, place: tuple[int, str] | None = None
-) -> None:
+def log(module: Node, back: Callable[[], None], created: bool = False, place: tuple[int, str] | None = None) -> None:
     if state.log is None or place in state.changed:
         return
     if place is not None:

@@ -213,7 +213,7 @@ class JitFunction(Transformed[Arguments, Outputs]):
             self._initialised.add((threaded.view().signature, replay.place))
         view = threaded.view()
         config = self._config(view, replay)
-        if not jax.config.jax_disable_jit:
+        if not tp.cast(tp.Any, jax.config).jax_disable_jit:
             traced = replay.of(self._jitted.trace)(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
             self.has_constants |= any(isinstance(constant, jax.Array) for constant in traced.jaxpr.consts)
         return view, config
