@@ -29,7 +29,7 @@ constants: dict[int, list[weakref.ref[tp.Any]]] = {}
 
 
 def note_capture(module: Node) -> None:
-    """Called where a module of an outer trace, or of none, runs inside another one."""
+    """Called where a module of an outer trace, or of none, has run inside another one."""
     frame: tp.Any = sys._getframe(1)
     while frame is not None:
         function = tracing.traced_function(frame)

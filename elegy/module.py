@@ -297,9 +297,7 @@ def run_method(module: Module, method: str, function: Callable[..., tp.Any], arg
         if holders and not outermost:
             wait_for(module)
         trace = tracing.current()
-        if module._elegy_born != trace and state.init_pass is None:
-            if not frames or frames[-1].trace != trace:  # else the module around was noted, with all below it
-                note_capture(module)
+        captured = module._elegy_born != trace and state.init_pass is None
         run = function if isinstance(function, types.FunctionType) else _bound_first(function)
         if method not in meta_of(module).hooks:
             _initialise(module, method, function, args, kwargs)
@@ -311,6 +309,9 @@ def run_method(module: Module, method: str, function: Callable[..., tp.Any], arg
             frame.close()
             if state.collector is not None and state.collector.wants_summaries:
                 add_summary(module, outputs)
+            # Else a module around it in this trace will be noted, with all below.
+            if captured and (frame.parent is None or frame.parent.trace != trace):
+                note_capture(module)
         except Exception as error:
             _annotate(error, frame, function, args, kwargs)
             raise

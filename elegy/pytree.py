@@ -412,15 +412,23 @@ def register(cls: type[Node]) -> None:
         if cls in _registered:  # another thread may have been first
             return
         jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-        if dataclasses.is_dataclass(cls) and ("__dataclass_params__" in cls.__dict__ or "__eq__" not in cls.__dict__):
-            # A dataclass compares field by field, which has no meaning for arrays: a module is equal to itself. And it
-            # is shown and frozen as modules are.
-            cls.__eq__ = object.__eq__  # type: ignore[method-assign]
-            cls.__hash__ = object.__hash__  # type: ignore[method-assign]
-            for name in ("__repr__", "__setattr__", "__delattr__"):
-                if _is_generated(cls.__dict__.get(name)):
-                    type.__delattr__(cls, name)
+        for base in cls.__mro__:
+            if "__dataclass_params__" in base.__dict__:
+                _be_a_module(base)
         _registered.add(cls)
+
+
+def _be_a_module(cls: type) -> None:
+    """Takes from a dataclass what `dataclasses` wrote. Comparing field by field has no meaning for arrays: a module is
+    equal to itself. And it is shown and frozen in its own way."""
+    if _is_generated(cls.__dict__.get("__eq__")):
+        cls.__eq__ = object.__eq__  # type: ignore[method-assign]
+        if cls.__dict__.get("__hash__") is None or _is_generated(cls.__dict__["__hash__"]):
+            cls.__hash__ = object.__hash__  # type: ignore[method-assign]
+    for name in ("__repr__", "__setattr__", "__delattr__"):
+        method = cls.__dict__.get(name)
+        if _is_generated(method) and (name != "__repr__" or hasattr(method, "__wrapped__")):
+            type.__delattr__(cls, name)
 
 
 def _is_generated(method: tp.Any) -> bool:

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 import elegy
 from elegy import hooks
+from elegy.state import state, undoing, write
 
 
 @pytest.fixture(autouse=True)
@@ -722,3 +725,172 @@ def test_no_tracer_leaks_after_an_exception(name, no_leaks):
             function(x)
         fault.at = None
         jax.block_until_ready(function(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The log by which a call is undone
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Two(elegy.Module):
+    def __init__(self):
+        for name in "ab":
+            setattr(self, name, self.add_parameter(name, [], trainable=False))
+
+    def call(self, work):
+        return work(self)
+
+
+WRITES = {
+    "update_parameter": lambda module, name, value: module.update_parameter(name, value),
+    "set_parameters": lambda module, name, value: module.set_parameters({name: value}),
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+@pytest.mark.parametrize("levels", [1, 3])
+def test_the_arrays_in_between_are_not_kept(how, levels):
+    """Of many values of a parameter in one call two are alive: the first one, to go back to, and the last one."""
+
+    def work(module):
+        before = set(map(id, jax.live_arrays()))
+        for step in range(20):
+            with contextlib.ExitStack() as stack:
+                for _ in range(levels - 1):
+                    stack.enter_context(undoing())
+                WRITES[how](module, "a", jnp.full([], float(step)))
+                WRITES[how](module, "b", jnp.full([], float(-step)))
+        return len([array for array in jax.live_arrays() if id(array) not in before])
+
+    module = Two().init(lambda module: None)
+    assert module(work) == 2
+    assert (float(module.a), float(module.b)) == (19, -19)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiled_updates_in_one_call_do_not_keep_the_arrays_in_between(compiled):
+    class Counts(elegy.Module):
+        def call(self):
+            self.update_parameter("n", self.add_parameter("n", [], trainable=False) + 1)
+
+    class Runs(elegy.Module):
+        def __init__(self):
+            self.counts = Counts().init()
+
+        def call(self, fail):
+            step = elegy.jit(self.counts) if compiled else self.counts
+            step()
+            before = len(jax.live_arrays())
+            for _ in range(20):
+                step()
+            alive = len(jax.live_arrays()) - before
+            if fail:
+                raise RuntimeError("as asked")
+            return alive
+
+    module = Runs()
+    with elegy.training_context(False):
+        module.init(False)
+        assert module(False) <= 1
+    with pytest.raises(RuntimeError):
+        module(True)
+    assert module.counts.n == 21
+
+
+class Caught(Exception):
+    pass
+
+
+def play(program, write, level):
+    """Runs a nesting of levels: a number is a write, a tuple `(kind, fails, parts)` a level."""
+    for part in program:
+        if isinstance(part, int):
+            write("ab"[part % 2], float(part))
+            continue
+        kind, fails, parts = part
+        try:
+            with level(kind):
+                play(parts, write, level)
+                if fails:
+                    raise Caught
+        except Caught:
+            if fails == "through":  # the level around fails, too
+                raise
+
+
+KINDS = ["undoing", "created_only", "forget"]
+PROGRAMS = st.recursive(
+    st.integers(1, 99),
+    lambda parts: st.tuples(
+        st.sampled_from(KINDS), st.sampled_from([False, "here", "through"]), st.lists(parts, max_size=5)
+    ),
+    max_leaves=25,
+)
+
+
+@hypothesis.given(program=st.lists(PROGRAMS, max_size=8))
+@hypothesis.settings(max_examples=300)
+def test_any_nesting_of_levels_goes_back_to_what_full_snapshots_say(program):
+    module = Two()
+    expected = {"a": 0.0, "b": 0.0}
+    options = {"undoing": {}, "created_only": {"created_only": True}, "forget": {"forget": lambda node: False}}
+
+    @contextlib.contextmanager
+    def logged(kind):
+        with undoing(**options[kind]):
+            yield
+
+    @contextlib.contextmanager
+    def snapshots(kind):
+        before = dict(expected)
+        try:
+            yield
+        except Caught:
+            expected.update(before)
+            raise
+        if kind == "created_only":
+            expected.update(before)
+
+    def values():
+        return {name: module.__dict__[name] for name in "ab"}
+
+    def run(put, read, level):
+        seen: list[Any] = []
+
+        def put_and_look(name, value):
+            put(name, value)
+            seen.append(dict(read()))
+
+        with contextlib.suppress(Caught), level("undoing"):
+            play(program, put_and_look, level)
+        return seen, dict(read())
+
+    for name in "ab":
+        module.__dict__[name] = 0.0
+    found = run(lambda name, value: write(module, name, value), values, logged)
+    assert found == run(lambda name, value: expected.update({name: value}), lambda: expected, snapshots)
+    assert state.log is None and state.changed == {}
+
+
+def test_an_exception_after_many_updates_restores_the_first_values():
+    module = Two()
+    module.set_parameters({"a": jnp.float32(5), "b": jnp.float32(6)})
+    first = module.a, module.b
+
+    def work(module):
+        for step in range(10):
+            module.update_parameter("a", jnp.float32(step))
+            try:
+                with undoing():
+                    module.set_parameters({"a": jnp.float32(-1), "b": jnp.float32(-1)})
+                    module.set_parameters({"b": jnp.float32(-2)})
+                    raise KeyError
+            except KeyError:
+                assert (float(module.a), float(module.b)) == (step, 6 if step == 0 else step - 1)
+            with undoing():
+                module.set_parameters({"b": jnp.float32(step)})
+        raise RuntimeError("as asked")
+
+    with pytest.raises(RuntimeError, match="as asked"):
+        module(lambda module: None if elegy.is_initializing() else work(module))
+    assert module.a is first[0] and module.b is first[1]

@@ -1,5 +1,6 @@
 """Losses, metrics, summaries, mode and position: right eagerly, on the tracing call, and on cached calls."""
 
+import contextlib
 import threading
 import typing as tp
 
@@ -590,3 +591,46 @@ def test_a_name_context_reaches_the_outputs_of_modules():
     x, _ = batch()
     *_, summaries = collected(lambda: Outer()(x))
     assert [name for name, _ in summaries] == ["outer/block/affine", "outer"]
+
+
+class Fails(elegy.Module):
+    """Its submodule is through when it fails, but not in the init pass."""
+
+    def call(self, x):
+        elegy.add_loss("before", jnp.sum(x))
+        Affine(2)(x)
+        if not elegy.is_initializing():
+            raise RuntimeError("as asked")
+        return x
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["eager", "elegy.jit"])
+def test_summaries_of_a_failed_call_are_forgotten_whatever_is_around_it(levels, kind):
+    x, _ = batch()
+    module = Fails()
+    call = module if kind == "eager" else elegy.jit(module)
+    with elegy.hooks_context(summaries=True):
+        elegy.add_summary("mine", x)
+        with contextlib.ExitStack() as contexts:
+            for _ in range(levels):
+                contexts.enter_context(elegy.hooks_context())
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="as asked"):
+                    call(x)
+                assert helpers.losses() == {}
+        assert [name for _, name, _ in helpers.summaries()] == ["mine"]
+
+
+def test_what_was_collected_is_given_as_a_copy():
+    with elegy.hooks_context():
+        elegy.add_loss("size", jnp.float32(1))
+        elegy.add_metric("size", jnp.float32(2))
+        helpers.losses().clear()
+        helpers.metrics().clear()
+        before = helpers.losses(), helpers.metrics()
+        assert before == ({"size_loss": 1}, {"size": 2})
+        elegy.add_loss("size", jnp.float32(4))
+        elegy.add_metric("other", jnp.float32(5))
+        assert before == ({"size_loss": 1}, {"size": 2})
+        assert (helpers.losses(), helpers.metrics()) == ({"size_loss": 5}, {"size": 2, "other": 5})

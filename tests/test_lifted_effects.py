@@ -543,3 +543,70 @@ def test_transforms_in_each_other_list_the_modules_once():
     counter = Counter()
     elegy.jit(elegy.remat(counter))(X)
     assert counter.n == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Means in few bits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def count_by_while_loop(body, n):
+    elegy.while_loop(lambda i: i < n, lambda i: [body(i), i + 1][1], jnp.int32(0))
+
+
+def count_by_fori_loop(body, n):
+    elegy.fori_loop(0, jnp.int32(n), lambda i, c: [body(i), c][1], 0.0)
+
+
+def count_by_scan(body, n):
+    elegy.scan(lambda c, i: [body(i), (c, None)][1], 0.0, jnp.arange(n))
+
+
+@pytest.mark.parametrize("loop", [count_by_while_loop, count_by_fori_loop])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_metrics_of_half_precision_are_averaged_in_full(loop, dtype):
+    def body(i):
+        elegy.add_metric("one", jnp.ones([], dtype))
+        elegy.add_metric("large", jnp.full([], 30000, dtype))
+        elegy.add_metric("parity", (i % 2).astype(dtype))
+
+    found = []
+    for run in (loop, count_by_scan):
+        with elegy.hooks_context():
+            run(body, 3000)
+            found.append(elegy.get_metrics())
+    assert all(value.dtype == dtype for value in found[0].values())
+    expected = {"one": dtype(1), "large": dtype(30000), "parity": dtype(0.5)}
+    for metrics in found:
+        assert {name: float(value) for name, value in metrics.items()} == {n: float(v) for n, v in expected.items()}
+
+
+@pytest.mark.parametrize("loop", [count_by_while_loop, count_by_fori_loop])
+def test_metrics_that_are_integers_are_averaged(loop):
+    """The suite runs under strict promotion."""
+    with elegy.hooks_context():
+        loop(lambda i: elegy.add_metric("i", i), 4)
+        np.testing.assert_allclose(elegy.get_metrics()["i"], 1.5)
+
+
+def test_the_mean_of_state_of_half_precision_does_not_overflow():
+    class State(elegy.Module):
+        def call(self, x):
+            self.add_parameter("s", [], jnp.float16, jnp.zeros, trainable=False)
+            self.update_parameter("s", x)
+            return x
+
+    module = State()
+    elegy.vmap(module, reduce_state="mean")(jnp.full([8], 30000, jnp.float16))
+    assert module.s.dtype == jnp.float16 and float(module.s) == 30000
+
+
+@pytest.mark.parametrize("place", ["carry", "part of the carry"])
+def test_a_listed_module_in_the_carry_is_refused(place):
+    module = Linear(3).init(X)
+    carry = module if place == "carry" else (jnp.zeros([]), module)
+    with pytest.raises(TypeError, match="leave the module out of the carry"):
+        elegy.scan(lambda _, x: (carry, module(x)), carry, X, modules=module)
+    # As it should be.
+    _, y = elegy.scan(lambda carry, x: (carry, module(x)), None, X, modules=module)
+    np.testing.assert_allclose(y, module(X), rtol=1e-5, atol=1e-6)

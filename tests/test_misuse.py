@@ -509,7 +509,7 @@ def layers_first_called_inside_the_branches_of_a_stock_cond():
             one, two = elegy.nn.Linear(2), elegy.nn.Linear(2)
             if self.before:
                 one.init(x), two.init(x)
-            return jax.lax.cond(x.sum() > 1, one, two, x)
+            return jax.lax.cond(x.sum() > 1, lambda x: one(x), lambda x: two(x), x)
 
     def fixed():
         module = Branches(before=True)
@@ -517,6 +517,26 @@ def layers_first_called_inside_the_branches_of_a_stock_cond():
         np.testing.assert_allclose(module(X + 1), module.linear(X + 1), rtol=1e-5)
 
     return lambda: Branches(before=False)(X), fixed
+
+
+@misuse(
+    TraceError, "^outer/linear: the module itself", "as the function", r"lambda \*args: module\(\*args\), or .* elegy"
+)
+def a_module_as_the_function_of_a_stock_transform():
+    class Outer(elegy.Module):
+        def __init__(self):
+            self.linear = elegy.nn.Linear(2).init(X)
+
+        def call(self, x, lifted):
+            if not lifted:
+                return jax.checkpoint(self.linear)(x)
+            return jax.checkpoint(lambda x: self.linear(x))(x) + elegy.remat(self.linear)(x)
+
+    def fixed():
+        module = Outer()
+        np.testing.assert_allclose(module(X, True), 2 * module.linear(X), rtol=1e-5)
+
+    return lambda: Outer()(X, False), fixed
 
 
 @misuse(TraceError, "^net: ", "created inside a jax transform", r"Initialise the module before: module\.init\(x\)")

@@ -731,3 +731,122 @@ def test_overriding_dunder_call_is_explained():
         assert "`call`" in str(error) or "def call" in str(error)
     else:
         assert y == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Properties
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("initialised", [True, False])
+def test_an_attribute_that_a_property_lacks_is_named(initialised):
+    class Sized(elegy.Module):
+        @property
+        def size(self):
+            return self.weight.size
+
+        def call(self, x):
+            return x
+
+    module = Sized()
+    if initialised:
+        module.init(1.0)
+    with pytest.raises(AttributeError, match="'Sized' object has no attribute 'weight'"):
+        module.size  # noqa: B018
+    assert not hasattr(module, "size") and getattr(module, "size", 3) == 3
+
+
+@pytest.mark.parametrize("how", ["eager", "elegy.jit", "jax.jit"])
+def test_a_cached_property_of_a_mixin_keeps_no_arrays(how):
+    class Mixin:
+        @functools.cached_property
+        def double(self):
+            return 2 * self.w
+
+        @functools.cached_property
+        def label(self):
+            return type(self).__name__.lower()
+
+    class Net(Mixin, elegy.Module):
+        def __init__(self):
+            self.w = self.add_parameter("w", [3], initializer=jnp.ones)
+
+        def call(self, x):
+            assert self.label == "net"
+            return x * self.double
+
+    module = Net()
+    run = {"eager": module, "elegy.jit": elegy.jit(module), "jax.jit": jax.jit(lambda x: module(x))}[how]
+    with pytest.raises(elegy.errors.StaticValueError, match="net/double is a functools.cached_property"):
+        run(jnp.ones(3))
+    assert list(module.__dict__) == ["w"] and concrete(module)
+    assert module.label == "net" and list(module.__dict__) == ["w"]
+
+
+def test_a_cached_property_of_a_mixin_of_a_base_class():
+    class Mixin:
+        @functools.cached_property
+        def label(self):
+            return [type(self).__name__]
+
+    class Base(Mixin, elegy.Module):
+        def call(self, x):
+            return x
+
+    class Net(Base):
+        pass
+
+    module = Net()
+    assert module.label == ["Net"] and module.label is module.label
+    assert jax.tree.structure(module) == jax.tree.structure(Net()) and module.copy().label == ["Net"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# init of a class that overrides __call__
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_init_runs_an_overridden_call():
+    class Scale(elegy.Module):
+        def call(self, x):
+            return x * self.add_parameter("w", x.shape, initializer=jnp.ones)
+
+    class Twice(Scale):
+        def __call__(self, x):
+            return super().__call__(jnp.concatenate([x, x], -1))
+
+    x = jnp.ones([2])
+    module, other = Twice(), Twice().init(x)
+    assert module(x).shape == module.w.shape == other.w.shape == (4,)
+    assert Twice().apply(x)[1].w.shape == (4,)
+
+
+def test_init_of_a_metric_of_one_of_several_outputs():
+    truth, prediction = {"a": jnp.array([1])}, {"a": jnp.array([[0.1, 0.9]])}
+    metric = elegy.metrics.SparseCategoricalAccuracy(on="a").init(truth, prediction)
+    assert metric.initialized
+    assert float(metric(truth, prediction)) == 1.0
+
+
+def test_init_takes_a_method():
+    class Coder(elegy.Module):
+        @elegy.compact
+        def encode(self, x):
+            return Affine(2)(x)
+
+        @elegy.compact
+        def decode(self, x):
+            return Affine(3)(x)
+
+        def call(self, x):
+            return self.decode(self.encode(x))
+
+    x, _ = batch()
+    module = Coder()
+    assert module.init(x, method="encode") is module
+    assert list(module.submodules) == ["affine"]
+    module.init(x[:, :2], method="decode")
+    assert module.affine_1.w.shape == (2, 3)
+    w = module.affine.w
+    module.init(x)
+    assert module.affine.w is w and module(x).shape == (6, 3)

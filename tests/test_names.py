@@ -1153,3 +1153,60 @@ def test_a_class_made_in_call_uses_the_values_of_this_call(way):
         assert_close(run(factor * x), y, rtol=1e-4)
         assert_close(child(x), child.affine(x) * (factor * x).sum(), rtol=1e-4)  # by itself: as it last ran
     assert run.traces == 1 and concrete(net)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names of methods, and methods of one name
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["init", "copy", "apply", "call", "reset", "get_parameters", "set_parameters", "add_parameter", "submodules"],
+)
+@pytest.mark.parametrize("value", [lambda: Affine(3), lambda: jnp.cos, lambda: 3])
+def test_an_attribute_named_like_a_method_of_every_module_is_refused(name, value):
+    class Net(elegy.Module):
+        def __init__(self):
+            setattr(self, name, value())
+
+        def call(self, x):
+            return x
+
+    with pytest.raises((elegy.errors.NameCollisionError, AttributeError), match=name) as raised:
+        Net()
+    # A property cannot be assigned at all: Python says so.
+    assert isinstance(raised.value, elegy.errors.NameCollisionError) or name == "submodules"
+
+
+def test_compact_methods_made_by_one_factory_have_layers_of_their_own():
+    def head(activation):
+        @elegy.compact
+        def method(self, x):
+            return activation(Affine(2)(x))
+
+        return method
+
+    class Net(elegy.Module):
+        mean = head(lambda x: x)
+        scale = head(jax.nn.softplus)
+
+        def call(self, x):
+            return self.mean(x), self.scale(x)
+
+    class Child(Net):
+        extra = head(jnp.tanh)
+
+        def call(self, x):
+            return (*super().call(x), self.extra(x))
+
+    x, _ = batch()
+    for cls, activations in ((Net, [lambda x: x, jax.nn.softplus]), (Child, [lambda x: x, jax.nn.softplus, jnp.tanh])):
+        module = cls()
+        outputs = module(x)
+        layers = list(module.submodules.values())
+        assert list(module.submodules) == ["affine", "affine_1", "affine_2"][: len(activations)]
+        for y, layer, activation in zip(outputs, layers, activations, strict=True):
+            assert_close(y, activation(x @ layer.w + jnp.broadcast_to(layer.b, (6, 2))))
+        assert_close(module(x), outputs)
+        assert_close(module.scale(x), outputs[1])

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 import typing as tp
 
 import equinox as eqx
@@ -959,3 +960,133 @@ def test_a_state_of_many_arrays_takes_python_numbers():
     module = Stats()
     module(x)
     assert isinstance(module.stats["a"], jax.Array) and module.stats["a"] == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What would go stale or be rounded in silence
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda w: [w],
+        lambda w: (w, 1),
+        lambda w: {"w": w},
+        lambda w: {"deep": [(None, w)]},
+        lambda w: w,
+    ],
+    ids=["list", "tuple", "dict", "deep", "another name"],
+)
+def test_a_parameter_may_not_stand_in_a_second_place(hold):
+    class Holds(elegy.Module):
+        def __init__(self):
+            self.w = self.add_parameter("w", [2])
+            self.held = hold(self.w)
+
+    class Only(elegy.Module):
+        def __init__(self):
+            self.held = hold(self.add_parameter("w", [2]))
+
+    for cls in (Holds, Only):
+        with pytest.raises(elegy.errors.ParameterError, match=rf"{cls.__name__}.held holds the parameter 'w'"):
+            cls()
+
+
+def test_a_container_may_be_the_parameter():
+    class Polynomial(elegy.Module):
+        def __init__(self):
+            self.w = self.add_parameter("w", initializer=lambda: [jnp.ones([]), jnp.ones([])])
+
+        def call(self, x):
+            return self.w[0] + self.w[1] * x
+
+    module = Polynomial()
+    _, grads = elegy.value_and_grad(lambda: module(3.0), modules=module)()
+    assert jax.tree.map(float, grads) == {"w": [1.0, 3.0]}
+    module.set_parameters({"w": [jnp.float32(5), jnp.float32(5)]})
+    assert float(module(3.0)) == 20
+
+
+class Numbers(elegy.Module):
+    """A parameter of each kind; `call` updates one of them."""
+
+    def __init__(self):
+        for name, dtype in dict(i=jnp.int32, u=jnp.uint8, b=jnp.bool_, f=jnp.bfloat16, c=jnp.complex64).items():
+            setattr(self, name, self.add_parameter(name, [], dtype, trainable=False))
+        self.k = self.add_parameter("k", initializer=jax.random.key(0), trainable=False)
+
+    def call(self, name, value):
+        self.update_parameter(name, value)
+
+
+def assign(module, name, value):
+    module.set_parameters({name: value})
+
+
+@pytest.mark.parametrize("how", [Numbers.__call__, assign], ids=["update_parameter", "set_parameters"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("i", 2.7),
+        ("i", 2.0),
+        ("i", 2**40),
+        ("i", float("nan")),
+        ("i", 1j),
+        ("u", -1),
+        ("u", 300),
+        ("b", 1),
+        ("b", 0.0),
+        ("f", 1j),
+        ("k", 3),
+    ],
+)
+def test_a_number_that_the_dtype_cannot_hold_is_refused(how, name, value):
+    module = Numbers()
+    with pytest.raises(elegy.errors.ParameterError) as raised:
+        how(module, name, value)
+    assert re.search(rf"numbers/{name} is .*cannot hold the Python {type(value).__name__} {value!r}", str(raised.value))
+    assert_same(module.get_parameters(), Numbers().get_parameters())
+
+
+@pytest.mark.parametrize("how", [Numbers.__call__, assign], ids=["update_parameter", "set_parameters"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("i", 2), ("i", True), ("i", -(2**31)), ("u", 255), ("b", True), ("f", 2), ("f", 2.5), ("c", 1j), ("c", 2)],
+)
+def test_a_number_that_the_dtype_holds_is_taken(how, name, value):
+    module = Numbers()
+    dtype = getattr(module, name).dtype
+    how(module, name, value)
+    found = getattr(module, name)
+    assert found.dtype == dtype and not found.weak_type and found == jnp.asarray(value, dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "initializer", "works"),
+    [
+        (jnp.bfloat16, np.ones(3), True),
+        (jnp.bfloat16, jnp.ones(3), True),
+        (jnp.int8, np.arange(3), True),
+        (jnp.int32, np.ones(3), False),
+        (jnp.float32, np.arange(3), False),
+        (jnp.bfloat16, lambda shape, dtype: jnp.ones(shape), False),
+        (jnp.bfloat16, lambda: jnp.ones(3), False),
+        (jnp.bfloat16, lambda key, shape, dtype: jax.random.normal(key, shape), False),
+        (jnp.bfloat16, lambda shape, dtype: jnp.ones(shape, dtype), True),
+    ],
+)
+def test_a_dtype_that_was_asked_for_is_what_there_is(dtype, initializer, works):
+    shape = [3] if callable(initializer) and initializer.__code__.co_argcount else None
+    module = one(initializer, shape, dtype)
+    if works:
+        assert module().dtype == dtype and module.p.dtype == dtype
+        return
+    with pytest.raises(elegy.errors.ParameterError, match=rf"one/p: the dtype {jnp.dtype(dtype)} was asked for"):
+        module()
+    assert not module.initialized
+
+
+def test_layers_cast_the_arrays_that_they_are_given():
+    layer = elegy.nn.Linear(2, dtype=jnp.bfloat16, w_init=np.ones((3, 2)))
+    assert layer(jnp.ones((2, 3), jnp.bfloat16)).dtype == layer.w.dtype == layer.b.dtype == jnp.bfloat16

@@ -577,3 +577,51 @@ def test_a_compiled_function_of_a_module_does_not_keep_dead_structures_alive():
         call()
     assert counted.traces == 2
     assert len(compiled._configs) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# When modules are looked at again
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Constructs(elegy.Module):
+    """A parameter of its own, and one below, both made by constructors."""
+
+    def __init__(self, deep=True):
+        self.w = self.add_parameter("w", [3])
+        self.below = Constructs(deep=False) if deep else None
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize("change", [lambda: Constructs(), lambda: [Constructs(), Linear(3), Net()]])
+def test_a_module_at_which_nobody_looked_is_no_reason_to_look_again(change):
+    net = Net().init(X)
+    compiled = elegy.jit(net)
+    compiled(X)
+    before = compiled._threaded.latest
+    kept = change()
+    compiled(X)
+    assert compiled._threaded.latest is before
+    # A change of its own is one.
+    net.layers[0].trainable = False
+    compiled(X)
+    assert compiled._threaded.latest is not before
+    del kept
+
+
+def test_modules_constructed_at_each_step_do_not_make_it_look_again():
+    net = Net().init(X)
+    views = []
+
+    def step():
+        fresh = Constructs()
+        return net(X) + fresh.w.sum()
+
+    compiled = elegy.jit(step, modules=net)
+    for _ in range(3):
+        Constructs()
+        compiled()
+        views.append(compiled._threaded.latest)
+    assert views[0] is views[1] is views[2]

@@ -778,19 +778,40 @@ def test_gradients_inside_a_compiled_function():
 @pytest.mark.parametrize(
     ("prepare", "where", "message"),
     [
-        (lambda m: m, "encoder", r"encoder/layers/1/mean \(state\), encoder/layers/1/var \(state\)"),
-        (lambda m: select(m, "affine/w").freeze(), "affine", r"affine/w \(frozen\)"),
-        (lambda m: select(m, "**").freeze(), Affine, r"encoder/layers/0/w \(frozen\), encoder/layers/0/b \(frozen\)"),
-        (lambda m: m, "counter", r"counter/n \(state\)"),
+        (lambda m: select(m, "affine/w").freeze(), "affine", "selects what is frozen: affine/w"),
+        (lambda m: select(m, "**").freeze(), Affine, "selects what is frozen: encoder/layers/0/w, encoder/layers/0/b"),
+        (lambda m: m, "counter", r"nothing that can be trained: counter/n \(state\)"),
+        (lambda m: m, "encoder/layers/1/mean", r"nothing that can be trained: encoder/layers/1/mean \(state\)"),
+        (lambda m: m, ("affine", "counter"), r"nothing that can be trained: counter/n \(state\)"),
         (lambda m: m, "affin", "nothing at 'affin'. Did you mean 'affine'"),
+        (lambda m: m, [], r"where=\[\] selects nothing of net"),
+        (lambda m: m, (), r"where=\(\) selects nothing of net"),
     ],
 )
-def test_what_is_not_trainable_is_refused(prepare, where, message):
+@pytest.mark.parametrize("user", ["value_and_grad", "grad", "Optimizer"])
+def test_what_is_not_trainable_is_refused(prepare, where, message, user):
     module = prepare(net())
     before = picture(module)
     with pytest.raises(SelectionError, match=message):
-        elegy.value_and_grad(loss_of(module), modules=module, where=where)()
+        if user == "Optimizer":
+            elegy.Optimizer(optax.sgd(0.1), where=where).parameters(module)
+        else:
+            getattr(elegy, user)(loss_of(module), modules=module, where=where)()
     assert picture(module) == before
+
+
+@pytest.mark.parametrize("where", ["encoder", Encoder, "the module", ["encoder/layers/1", "encoder/heads"]])
+def test_the_state_below_what_is_selected_is_left_out(where):
+    module = net()
+    where = module.encoder if where == "the module" else where
+    grads = elegy.grad(loss_of(module), modules=module, where=where)()
+    whole = elegy.grad(loss_of(module), modules=module)()["encoder"]
+    if isinstance(where, list):
+        del whole["layers"][0]["w"], whole["layers"][0]["b"]
+    assert_same(jax.tree.leaves(grads), jax.tree.leaves(whole))
+    if not isinstance(where, elegy.Module):
+        optimizer = elegy.Optimizer(optax.sgd(0.1), where=where)
+        assert jax.tree.structure(optimizer.parameters(module)) == jax.tree.structure(grads)
 
 
 def test_where_or_parameters_fn():
@@ -870,7 +891,7 @@ def test_optax_itself_refuses_gradients_of_another_selection():
 
 def test_what_an_optimizer_is_to_update_must_be_trainable():
     module = select(net(), "affine/w").freeze()
-    with pytest.raises(SelectionError, match=r"affine/w \(frozen\)"):
+    with pytest.raises(SelectionError, match="selects what is frozen: affine/w"):
         elegy.Optimizer(optax.sgd(0.1), where="affine").parameters(module)
     with pytest.raises(TypeError, match="give its path"):
         elegy.Optimizer(optax.sgd(0.1), where=module.affine)
@@ -958,3 +979,62 @@ def test_replace_of_a_module_and_of_one_below_it_is_refused():
         select(module, "**").replace(lambda inner: inner)
     with pytest.raises(SelectionError, match="are in none"):
         select({"w": jnp.ones(2)}, "w").replace(lambda inner: inner)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules that share
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Holder(elegy.Module):
+    def __init__(self, inner):
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def pair():
+    shared = Affine(3)
+    return [Holder(shared).init(X), Holder(shared).init(X)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda chosen: chosen.freeze(),
+        lambda chosen: chosen.unfreeze(),
+        lambda chosen: chosen.set(chosen.get()),
+        lambda chosen: chosen.apply(lambda w: 2 * w),
+        lambda chosen: select(chosen.tree, Affine).replace(lambda layer: Affine(3).init(X)),
+    ],
+    ids=["freeze", "unfreeze", "set", "apply", "replace"],
+)
+def test_modules_of_a_list_that_share_go_on_sharing(make):
+    modules = pair()
+    chosen = select(modules, "**/w")
+    assert chosen.paths == ("0/inner/w",)
+    one, other = make(chosen)
+    assert one.inner is other.inner and one.inner is not modules[0].inner
+    first, second = make(select([modules[0].inner] * 2, "**/w"))
+    assert first is second
+
+
+def test_the_module_that_a_list_shares_is_frozen_once():
+    modules = pair()
+    frozen = select(modules, "**/w").freeze()
+    assert select(frozen, trainable=True).paths == ("0/inner/b",)
+    assert select(select(frozen, "**/w").unfreeze(), trainable=True).paths == ("0/inner/w", "0/inner/b")
+    again = select([modules[0].inner] * 2, "**/w").freeze()
+    assert select(again, trainable=True).paths == ("0/b",)
+    # What was frozen is a copy.
+    assert select(modules, trainable=True).paths == ("0/inner/w", "0/inner/b")
+
+
+@pytest.mark.parametrize("make", [lambda chosen: chosen.freeze(), lambda chosen: chosen.apply(lambda w: 2 * w)])
+def test_what_is_selected_does_not_keep_the_numpy_arrays_of_the_other(make):
+    module = net()
+    other = make(select([module], "**/affine/w"))[0]
+    assert isinstance(other.table, np.ndarray)
+    module.table[0] = 7
+    assert other.table[0] == 0

@@ -418,3 +418,76 @@ def test_many_occurrences():
     moved = jax.jit(lambda m: m)(module)
     assert len({id(holder.inner) for holder in moved.layers}) == 1
     assert_close(elegy.jit(moved)(x), module(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sharing that arises in the first call
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Takes(elegy.Module):
+    """Makes a module that holds what it is given."""
+
+    def call(self, x, shared):
+        return Holder(shared)(x)
+
+
+class Late(elegy.Module):
+    """The parent learns of the sharing by what its child does."""
+
+    def __init__(self):
+        self.shared = Affine(3)
+        self.takes = Takes()
+
+    def call(self, x):
+        return self.takes(x, self.shared)
+
+
+def looked_at():
+    module = Late()
+    jax.tree.leaves(module)
+    return module
+
+
+FIRST_CALLS: dict[str, tp.Callable[[tp.Any], tp.Any]] = {
+    "call": lambda x: called(Late(), x),
+    "call after a look": lambda x: called(looked_at(), x),
+    "init after a look": lambda x: looked_at().init(x),
+    "apply": lambda x: Late().apply(x)[1],
+    "apply after a look": lambda x: looked_at().apply(x)[1],
+    "elegy.jit": lambda x: called_by(elegy.jit, x),
+    "elegy.remat": lambda x: called_by(elegy.remat, x),
+    "copy": lambda x: called(looked_at(), x).copy(),
+    "fit": lambda x: fitted(x),
+}
+
+
+def called(module, x):
+    module(x)
+    return module
+
+
+def called_by(transform, x):
+    module = looked_at()
+    transform(module)(x)
+    return module
+
+
+def fitted(x):
+    model = elegy.Model(Late(), loss=elegy.losses.MeanSquaredError(), optimizer=elegy.Optimizer(optax.sgd(0.1)))
+    model.fit(np.asarray(x), np.zeros_like(x), batch_size=len(x), verbose=0)
+    return model.module
+
+
+@pytest.mark.parametrize("name", FIRST_CALLS)
+def test_sharing_that_arises_in_the_first_call_is_known(name):
+    x, _ = batch()
+    module = FIRST_CALLS[name](x)
+    assert module.takes.holder.inner is module.shared
+    assert len(jax.tree.leaves(module)) == 2
+    for other in (module.copy(), jax.tree.map(lambda leaf: leaf, module)):
+        assert other.takes.holder.inner is other.shared
+        other.set_parameters({"shared": {"w": jnp.zeros((3, 3)), "b": jnp.zeros(3)}})
+        np.testing.assert_array_equal(other(x), np.zeros((6, 3)))
+    grads = jax.grad(lambda module: module(x).sum())(module)
+    np.testing.assert_allclose(grads.shared.b, [6.0, 6.0, 6.0])

@@ -763,3 +763,145 @@ def test_members_that_will_differ_are_not_reported():
         Ensemble(Noisy, 3)(X)  # each draws masks of its own
         linear = Linear(2).init(X)
         jax.vmap(lambda x: linear(x))(X)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What blocks close over
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def unrolled(stack, x, *args):
+    for block in stack:
+        x = block(x, *args)
+    return x
+
+
+@pytest.mark.parametrize("held", ["closure", "closure of an argument", "an array", "partial"])
+def test_an_eager_stack_sees_new_values_of_what_its_blocks_close_over(held):
+    projection = Linear(3).init(X)
+
+    class Closes(elegy.Module):
+        def call(self, x, project=lambda x: projection(x)):
+            return x + project(Linear(3)(x))
+
+    class Calls(elegy.Module):
+        def call(self, x, project):
+            return x + project(Linear(3)(x))
+
+    args: tuple = ()
+    if held == "closure":
+        stack = Stack(Closes, 2)
+    elif held == "closure of an argument":
+        stack, args = Stack(Calls, 2), (lambda x: projection(x),)
+    elif held == "an array":
+        stack, args = Stack(Calls, 2), (lambda x: x @ projection.w,)
+    else:
+        stack, args = Stack(Calls, 2), (jax.tree_util.Partial(lambda layer, x: layer(x), projection),)
+    for _ in range(3):
+        assert_same(stack(X, *args), unrolled(stack, X, *args))
+        projection.set_parameters({"w": 3 * projection.w})
+    compiled = elegy.jit(stack, modules=projection)
+    assert_same(compiled(X, *args) if held == "closure" else stack(X, *args), unrolled(stack, X, *args))
+
+
+@pytest.mark.parametrize("place", ["an attribute", "a global name"])
+def test_an_eager_stack_whose_blocks_hold_functions_of_modules(place):
+    global shared_projection
+    projection = shared_projection = Linear(3).init(X)
+
+    class Holds(elegy.Module):
+        def __init__(self, project):
+            self.project = project
+
+        def call(self, x):
+            return x + self.project(Linear(3)(x))
+
+    project = (lambda x: projection(x)) if place == "an attribute" else (lambda x: shared_projection(x))
+    stack = Stack(lambda: Holds(project), 2)
+    for _ in range(2):
+        assert_same(stack(X), unrolled(stack, X))
+        projection.set_parameters({"w": 3 * projection.w})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Branches that are reached later
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Later(elegy.Module):
+    """State from the first call on, and a layer that is first called in training."""
+
+    def __init__(self, fault=lambda: None):
+        self.norm, self.late, self.fault = elegy.nn.BatchNormalization(), Linear(1), fault
+
+    def call(self, x):
+        x = self.norm(x)
+        if elegy.training():
+            elegy.add_loss("late", self.late(x).mean())
+            self.fault()
+        return x
+
+
+def statistics(items):
+    return [np.asarray(items.norm.mean), np.asarray(items.norm.var)]
+
+
+def stack_and_items(fault):
+    stack = Stack(lambda: Later(fault), 3)
+    return stack, lambda: stack.blocks
+
+
+def ensemble_and_items(fault):
+    ensemble = Ensemble(lambda: Later(fault), 3)
+    return ensemble, lambda: ensemble.members
+
+
+def mapped_and_items(fault):
+    keys = jax.random.split(jax.random.key(0), 3)
+    with elegy.training_context(False):
+        members = jax.vmap(lambda key: Later(fault).init(X, rng=key))(keys)
+    return elegy.vmap(members, in_axes=None, axis_size=3, stacked=members), lambda: members
+
+
+@pytest.mark.filterwarnings("ignore::elegy.errors.IdenticalMembersWarning")
+@pytest.mark.parametrize("make", [stack_and_items, ensemble_and_items, mapped_and_items])
+def test_an_init_pass_over_a_part_leaves_the_state_of_all_layers(make):
+    faults = []
+
+    def fault():
+        if faults:
+            raise faults.pop()
+
+    run, items = make(fault)
+    with elegy.training_context(False):
+        run(X)
+    state = [value + np.arange(3, dtype=np.float32)[:, None] for value in statistics(items())]
+    items().set_parameters({"norm": dict(zip(("mean", "var"), map(jnp.asarray, state), strict=True))})
+    faults.append(RuntimeError("in the init pass"))
+    with pytest.raises(RuntimeError, match="in the init pass"):
+        run(X)
+    for value, old in zip(statistics(items()), state, strict=True):
+        np.testing.assert_array_equal(value, old)
+    run(X)
+    decay = items().norm.decay_rate
+    assert items().late.w.shape == (3, 3, 1)
+    if make is not stack_and_items:  # each member sees the batch itself
+        expected = decay * state[0] + (1 - decay) * np.asarray(X.mean(axis=0))[None]
+        np.testing.assert_allclose(items().norm.mean, expected, rtol=1e-5)
+    assert items().norm.mean.shape == items().norm.var.shape == (3, 3)
+
+
+def test_an_optimizer_of_stacked_members_is_made_in_the_map():
+    members = jax.vmap(lambda key: Linear(5).init(X, rng=key))(jax.random.split(jax.random.key(0), 3))
+    optimizer = elegy.Optimizer(optax.sgd(0.1))
+
+    def step(x):
+        loss, grads = elegy.value_and_grad(lambda: members(x).sum(), modules=members)()
+        optimizer.update(members, grads)
+        return loss
+
+    before = members.w
+    losses = elegy.vmap(step, in_axes=None, axis_size=3, stacked=[members, optimizer])(X)
+    assert losses.shape == (3,) and members.w.shape == (3, 3, 5)
+    gradient = np.broadcast_to(np.asarray(X.sum(axis=0))[None, :, None], (3, 3, 5))
+    np.testing.assert_allclose(members.w, before - 0.1 * gradient, rtol=1e-4, atol=1e-5)

@@ -547,3 +547,101 @@ def test_a_compiled_function_that_two_threads_call_for_the_first_time_is_traced_
     function = elegy.jit(slow)
     results = run_together(*[lambda: np.asarray(function(X)).tolist()] * 3)
     assert results == [(2 * X).tolist()] * 3 and len(traces) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Callbacks on the host
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def reads(module):
+    return values(module.get_parameters())
+
+
+def flattens(module):
+    return values(jax.tree.leaves(module))
+
+
+def runs(module):
+    with elegy.training_context(False):
+        return np.asarray(module(np.ones((2, 3), np.float32))).tolist()
+
+
+@pytest.mark.parametrize("host", [reads, flattens, runs])
+@pytest.mark.parametrize("callback", ["pure_callback", "debug.callback"])
+@pytest.mark.parametrize("how", ["elegy.jit of it", "elegy.jit that lists it", "uninitialised"])
+def test_a_callback_may_use_the_module_that_is_threaded(host, callback, how):
+    """It runs in a thread of XLA, as early as in the call that compiles."""
+    seen = []
+
+    class Tells(elegy.Module):
+        def call(self, x):
+            y = Linear(3)(x)
+            return y if elegy.is_initializing() or not elegy.training() else told(self, y)
+
+    def told(module, y):
+        def look(y):
+            seen.append(host(module))
+            return np.asarray(y)
+
+        if callback == "pure_callback":
+            return jax.pure_callback(look, jax.ShapeDtypeStruct(y.shape, y.dtype), y)
+        jax.debug.callback(look, y)
+        return y
+
+    module = Tells()
+    if how != "uninitialised":
+        module.init(X)
+    compiled = elegy.jit(lambda x: module(x), modules=module) if "lists" in how else elegy.jit(module)
+
+    def use():
+        for _ in range(3):
+            jax.block_until_ready(compiled(X))
+        jax.effects_barrier()
+
+    alone(use)
+    assert len(seen) == 3 and int(module.linear.count) == 3
+    if host is runs:
+        np.testing.assert_allclose(seen[-1], np.ones((2, 3)) @ np.asarray(module.linear.w), rtol=1e-5)
+    else:
+        assert sorted(map(np.shape, seen[0])) == [(), (3, 3)]
+
+
+def test_a_very_long_wait_is_told(monkeypatch):
+    """A traced function that waits for a thread which waits for its module: without an end, but not without a word."""
+    monkeypatch.setattr(elegy.threads, "PATIENCE", 0.05)
+    module = Linear(2).init(X)
+    reader = threading.Thread(target=module.get_parameters, name="reader", daemon=True)
+
+    def slow(x):
+        reader.start()
+        for _ in range(1000):
+            if caught:
+                break
+            time.sleep(0.02)
+        return module(x)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        alone(lambda: elegy.jit(slow, modules=module)(X))
+        reader.join(timeout=60)
+    assert caught and not reader.is_alive()
+    assert all(issubclass(warning.category, RuntimeWarning) for warning in caught)
+    assert "the thread reader has waited 0.05 s for modules that are being traced" in str(caught[0].message)
+    assert "module.copy()" in str(caught[0].message)
+
+
+def test_a_short_wait_is_not_told(monkeypatch):
+    monkeypatch.setattr(elegy.threads, "PATIENCE", 60.0)
+    module = Linear(2).init(X)
+    readers = []
+
+    def slow(x):
+        reader = threading.Thread(target=module.get_parameters, daemon=True)
+        readers.append(reader)
+        reader.start()
+        return module(x)
+
+    alone(lambda: elegy.jit(slow, modules=module)(X))  # warnings are errors
+    readers[0].join(timeout=60)
+    assert not readers[0].is_alive()

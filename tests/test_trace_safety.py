@@ -1,5 +1,6 @@
 """Inside a raw `jax` transform a module of the outside can be read, and is never changed in silence."""
 
+import functools
 import gc
 import re
 import warnings
@@ -665,3 +666,79 @@ def test_a_lost_update_is_told_at_once_with_the_line_that_made_it(within):
     assert len(caught) == 1 and caught[0].category is LostUpdateWarning
     assert "net/part" in str(caught[0].message) and f"({__file__}:" in str(caught[0].message)
     assert caught[0].filename == __file__
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A module as the function of a transform
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Scale(elegy.Module):
+    """Takes what any of the transforms gives: the last argument is scaled."""
+
+    def __init__(self):
+        self.w = self.add_parameter("w", initializer=2 * jnp.ones(3))
+
+    def call(self, *args):
+        return args[-1] * self.w
+
+
+class Step(Scale):
+    def call(self, carry, x):
+        return carry * self.w, x
+
+
+V = jnp.ones(3)
+BY_IDENTITY = {
+    "jit": lambda m: jax.jit(m)(V),
+    "checkpoint": lambda m: jax.checkpoint(m)(V),
+    "cond": lambda m: jax.lax.cond(V.sum() > 0, m, m, V),
+    "switch": lambda m: jax.lax.switch(jnp.array(1), [m, m], V),
+    "fori_loop": lambda m: jax.lax.fori_loop(0, 3, m, V),
+    "fori_loop of a traced length": lambda m: jax.lax.fori_loop(0, jnp.array(3), m, V),
+    "while_loop": lambda m: jax.lax.while_loop(lambda c: c.sum() > 100, m, V),
+    "scan": lambda m: jax.lax.scan(Step(), V, jnp.ones((2, 3))),
+}
+ANEW = {
+    "partial in jit": (lambda m: jax.jit(functools.partial(m))(V), V),
+    "lambda in jit": (lambda m: jax.jit(lambda x: m(x))(V), V),
+    "lambda in cond": (lambda m: jax.lax.cond(V.sum() > 0, lambda x: m(x), lambda x: x, V), V),
+    "argument of jit": (lambda m: jax.jit(lambda m, x: m(x))(m, V), V),
+    "vmap": (lambda m: jax.vmap(m)(jnp.ones((2, 3))), jnp.ones((2, 3))),
+    "vmap in jit": (lambda m: jax.jit(lambda x: jax.vmap(m)(x))(jnp.ones((2, 3))), jnp.ones((2, 3))),
+    "map": (lambda m: jax.lax.map(m, jnp.ones((2, 3))), jnp.ones((2, 3))),
+    "jacfwd": (lambda m: jax.jacfwd(m)(V), jnp.eye(3)),
+    "jacrev": (lambda m: jax.jacrev(m)(V), jnp.eye(3)),
+    "jvp": (lambda m: jax.jvp(m, (V,), (V,))[1], V),
+    "vjp": (lambda m: jax.vjp(m, V)[1](V)[0], V),
+    "linearize": (lambda m: jax.linearize(m, V)[1](V), V),
+    "elegy.jit": (lambda m: elegy.jit(m)(V), V),
+    "elegy.remat": (lambda m: elegy.remat(m)(V), V),
+    "elegy.cond": (lambda m: elegy.cond(V.sum() > 0, m, m, V), V),
+}
+
+
+@pytest.mark.parametrize("name", BY_IDENTITY)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_module_that_jax_finds_again_by_its_identity_is_refused(name, inside):
+    """JAX would go on with the arrays of its first trace."""
+
+    class Outer(elegy.Module):
+        def __init__(self):
+            self.inner = Scale()
+
+        def call(self):
+            return BY_IDENTITY[name](self.inner)
+
+    what = ("outer/" * inside + "step") if name == "scan" else "outer/inner" if inside else "scale"
+    with pytest.raises(TraceError, match=rf"^{what}: the module itself was given to a jax transform as the function"):
+        Outer()() if inside else BY_IDENTITY[name](Scale())
+
+
+@pytest.mark.parametrize("name", ANEW)
+def test_a_module_in_a_function_made_anew_has_its_arrays_of_today(name):
+    run, unscaled = ANEW[name]
+    module = Scale()
+    for factor in (2.0, 5.0):
+        module.set_parameters({"w": jnp.full(3, factor)})
+        np.testing.assert_allclose(run(module), factor * unscaled)

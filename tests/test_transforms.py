@@ -1212,3 +1212,164 @@ def test_a_compiled_function_with_summaries_keeps_no_module_alive():
     del module
     gc.collect()
     assert alive() is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules that are first used later, inside transforms in each other
+# ---------------------------------------------------------------------------------------------------------------------
+
+INNER: dict[str, tp.Callable[..., tp.Any]] = {
+    "value_and_grad": lambda f, modules, x: elegy.value_and_grad(f, modules=modules)(x)[0],
+    "jit": lambda f, modules, x: elegy.jit(f, modules=modules)(x),
+    "remat": lambda f, modules, x: elegy.remat(f, modules=modules)(x),
+    "scan": lambda f, modules, x: elegy.scan(lambda c, x: (c, f(x)), None, x[None], modules=modules)[1][0],
+    "vmap": lambda f, modules, x: elegy.vmap(f, modules=modules)(x[None])[0],
+    "cond": lambda f, modules, x: elegy.cond(True, f, lambda x: 0.0 * f(x), x, modules=modules),
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize("jitted", [True, False])
+def test_a_listed_module_that_is_first_used_later(name, jitted):
+    x, _ = batch()
+    a, b = Affine(3), Affine(2)
+
+    def step(x, first):
+        return INNER[name](lambda x: (a(x) if first else b(x)).sum(), [a, b], x)
+
+    if jitted:
+        step = elegy.jit(step, modules=[a, b], static_argnums=1)
+    np.testing.assert_allclose(step(x, True), a(x).sum(), rtol=1e-5)
+    assert a.initialized and not b.initialized
+    np.testing.assert_allclose(step(x, False), b(x).sum(), rtol=1e-5)
+    np.testing.assert_allclose(step(x, True), a(x).sum(), rtol=1e-5)
+    assert b.initialized
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transforms that decorate methods
+# ---------------------------------------------------------------------------------------------------------------------
+
+DECORATED = {
+    "elegy.jit": elegy.jit,
+    "elegy.remat": elegy.remat,
+    "elegy.remat with options": functools.partial(elegy.remat, prevent_cse=False),
+    "both": lambda f: elegy.jit(elegy.remat(f)),
+}
+
+
+def regular(decorate):
+    class Decorated(elegy.Module):
+        @decorate
+        def call(self, x):
+            x = jnp.tanh(Affine(4)(x))
+            x = Norm()(x)
+            Counter()()
+            return Affine(1)(x)
+
+    return Decorated
+
+
+@pytest.mark.parametrize("name", DECORATED)
+def test_a_transform_that_decorates_call_threads_the_module(name):
+    """Lazy creation, outputs, state and gradients are those of the plain method."""
+    x, y = batch()
+    modules = []
+    for decorate in (DECORATED[name], lambda f: f):
+        elegy.set_rng(0)
+        module = regular(decorate)()
+        module(x)
+        modules.append(module)
+    module, plain = modules
+    for _ in range(2):
+        assert_close(module(x), plain(x))
+        assert_close(module.get_parameters(), plain.get_parameters())
+    assert int(module.counter.n) == 3
+    losses = [elegy.value_and_grad(lambda m=m: mse(m(x), y), modules=m)() for m in (module, plain)]
+    assert_close(*losses)
+    assert_close(*[elegy.jit(m)(x) for m in (module, plain)])
+    assert_close(module.get_parameters(), plain.get_parameters())
+    assert int(module.counter.n) == 5
+    assert_close(*[m.apply(x)[0] for m in (module, plain)])
+    assert concrete(module)
+
+
+@pytest.mark.parametrize("name", DECORATED)
+def test_a_transform_of_a_compact_method_threads_the_module(name):
+    class Coder(elegy.Module):
+        @elegy.compact
+        @DECORATED[name]
+        def encode(self, x):
+            Counter()()
+            return Affine(2)(x)
+
+        def call(self, x):
+            return self.encode(x)
+
+    x, _ = batch()
+    module = Coder()
+    y = module.encode(x)
+    assert_close(module(x), y)
+    assert_close(module.encode(x), y)
+    assert_close(y, x @ module.affine.w + jnp.broadcast_to(module.affine.b, y.shape))
+    assert int(module.counter.n) == 3
+    grads = elegy.grad(lambda: module.encode(x).sum(), modules=module)()
+    np.testing.assert_allclose(grads["affine"]["b"], [6.0, 6.0])
+    assert list(module.submodules) == ["counter", "affine"] and concrete(module)
+
+
+def test_state_of_a_decorated_call_by_whatever_way_it_is_called():
+    class Counts(elegy.Module):
+        def __init__(self):
+            self.n = self.add_parameter("n", [], trainable=False)
+
+        @elegy.jit
+        def call(self, x):
+            self.update_parameter("n", self.n + 1)
+            return x
+
+    module = Counts()
+    module(1.0), module.call(1.0), elegy.jit(module)(1.0)
+    assert float(module.n) == 3
+
+
+def test_a_compiled_compact_method_that_never_ran_is_lowered():
+    class Coder(elegy.Module):
+        @elegy.compact
+        def encode(self, x):
+            return Affine(2)(x)
+
+        def call(self, x):
+            return Affine(3)(x)
+
+    x, _ = batch()
+    module = Coder().init(x)
+    lowered = elegy.jit(module.encode).lower(x)
+    assert "tensor<6x2xf32>" in lowered.as_text()
+    assert module.affine_1.w.shape == (3, 2) and concrete(module)
+    assert elegy.jit(module.encode)(x).shape == (6, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The options of elegy.remat
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", ["n", ["n"], ("n", "unused")])
+def test_remat_takes_static_argnames(names):
+    layer = Affine(3).init(batch()[0])
+
+    def f(x, *, n, unused=None):
+        assert isinstance(n, int)
+        return layer(x) * n
+
+    x, _ = batch()
+    assert_close(elegy.remat(f, static_argnames=names, modules=layer)(x, n=2), 2 * layer(x))
+    grads = elegy.grad(lambda: elegy.remat(f, static_argnames=names, modules=layer)(x, n=3).sum(), modules=layer)()
+    np.testing.assert_allclose(grads["b"], [18.0, 18.0, 18.0])
+
+
+@pytest.mark.parametrize("value", [(True, False), 1, None])
+def test_prevent_cse_is_a_bool(value):
+    with pytest.raises((TypeError, helpers.TypeCheckError), match="prevent_cse"):
+        elegy.remat(lambda x: x, prevent_cse=value)
