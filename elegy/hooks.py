@@ -285,7 +285,8 @@ def get_summaries() -> list[tuple[tp.Any, str, tp.Any]] | None:
     assert module is linear and path == "linear" and value is y
     ```
     """
-    return None if state.collector is None else state.collector.summaries
+    collector = state.collector
+    return None if collector is None or collector.summaries is None else list(collector.summaries)
 
 
 @contextlib.contextmanager

@@ -112,13 +112,14 @@ class ModuleMeta(abc.ABCMeta):
 
 
 def _tell_apart(namespace: dict[str, tp.Any]) -> None:
-    """Gives the compact methods that one factory made names of their own: by these they find what they created."""
-    methods: dict[str, tp.Any] = {}
+    """Gives compact methods that a factory made names of their own: by these they find what they created."""
     for key, value in namespace.items():
         if isinstance(value, types.FunctionType) and value in compact_methods:
             method = tp.cast(tp.Any, value).__wrapped__
-            if methods.setdefault(method.__qualname__, method) is not method:
-                method.__qualname__ = value.__qualname__ = f"{namespace['__qualname__']}.{key}"
+            name = f"{namespace['__qualname__']}.{key}"
+            if method.__qualname__ != name and not vars(method).get("_elegy_named", False):
+                method.__qualname__ = value.__qualname__ = name
+                method._elegy_named = True
 
 
 def _cached(name: str, attribute: functools.cached_property) -> property:

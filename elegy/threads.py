@@ -173,9 +173,9 @@ def _wait_until(condition: Callable[[], bool]) -> None:
         _waiting += 1
         _turn.notify_all()
         try:
-            while not condition():
-                if not _turn.wait(PATIENCE) and not condition():
-                    _warn_of_a_long_wait()
+            if not _turn.wait_for(condition, PATIENCE):
+                _warn_of_a_long_wait()
+                _turn.wait_for(condition)
         finally:
             _waiting -= 1
             if mine is not None:

@@ -41,8 +41,9 @@ X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 
 
 @pytest.fixture(autouse=True)
-def unchecked() -> tp.Iterator[None]:
-    """No type checker stands between the user and the messages."""
+def unchecked(tmp_path, monkeypatch) -> tp.Iterator[None]:
+    """No type checker stands between the user and the messages, and files go into a folder of the test."""
+    monkeypatch.chdir(tmp_path)
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -607,6 +607,30 @@ def test_a_callback_may_use_the_module_that_is_threaded(host, callback, how):
         assert sorted(map(np.shape, seen[0])) == [(), (3, 3)]
 
 
+@pytest.mark.parametrize("initialised", [False, True])
+@pytest.mark.parametrize("callback", ["pure_callback", "debug.callback"])
+def test_a_callback_on_another_thread_does_not_wait_for_the_compiling_call(initialised, callback):
+    """Programs that are large enough run, and call back, in threads of XLA."""
+    size, module, seen = 800, elegy.nn.Linear(800), []
+    x = jnp.ones([size, size])
+    if initialised:
+        module.init(x)
+
+    def look(_):
+        seen.append(module.get_parameters()["b"].shape)
+        return np.ones((size, size), np.float32)
+
+    def f(x):
+        y = module(x)
+        if callback == "pure_callback":
+            return jax.pure_callback(look, jax.ShapeDtypeStruct(y.shape, y.dtype), y)
+        jax.debug.callback(look, y)
+        return y
+
+    alone(lambda: [jax.block_until_ready(elegy.jit(f, modules=module)(x)), jax.effects_barrier()])
+    assert seen == [(size,)]
+
+
 def test_a_very_long_wait_is_told(monkeypatch):
     """A traced function that waits for a thread which waits for its module: without an end, but not without a word."""
     monkeypatch.setattr(elegy.threads, "PATIENCE", 0.05)

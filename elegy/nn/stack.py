@@ -16,7 +16,7 @@ from elegy.leaves import StaticKey, is_array, is_node
 from elegy.module import compiled
 from elegy.nn.inputs import Flag, boolean
 from elegy.nn.stacked import Stacked
-from elegy.transforms.jit import jit
+from elegy.transforms.jit import JitFunction, jit
 from elegy.transforms.remat import remat
 from elegy.transforms.scan import scan
 from elegy.typechecking.axes import show_value
@@ -104,7 +104,7 @@ class Stack(Stacked):
         leaves, treedef = jax.tree.flatten(inputs, is_leaf=is_node)
         # By itself a scan is compiled at each call, since the function that it scans is a new one. It is compiled once
         # where nothing but arguments can change: not where blocks close over arrays.
-        run = compiled(self, "run", lambda: [jit(self._run_compiled, static_argnums=1)])
+        run = compiled(self, "run", self._compile)
         if not run or tracing.is_traced() or not all(is_array(leaf) or _is_constant(leaf) for leaf in leaves):
             return self._run(*inputs)
         static = [None if is_array(leaf) else leaf for leaf in leaves]
@@ -113,6 +113,11 @@ class Stack(Stacked):
         if run[0].has_constants:
             run.clear()
         return out
+
+    def _compile(self) -> list[JitFunction[..., tp.Any]]:
+        function = jit(self._run_compiled, static_argnums=1)
+        function.has_constants = False
+        return [function]
 
     def _run_compiled(self, arrays: tp.Any, static: StaticKey) -> tp.Any:
         treedef, *others = static.value

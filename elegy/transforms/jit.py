@@ -132,8 +132,9 @@ class JitFunction(Transformed[Arguments, Outputs]):
         self._donate = donate_modules
         self._threaded = self._body.threaded
         self._configs: dict[tp.Any, Config] = {}
-        # Whether a trace took arrays from the closure of the function: it would not see them change.
-        self.has_constants = False
+        # Whether a trace took arrays from the closure of the function, which would not see them change. Looked at only
+        # where somebody sets it to False before.
+        self.has_constants: bool | None = None
         # The structures for which an init pass was made, each with the place in a method.
         self._initialised: set[tp.Any] = set()
         self._jitted = jax.jit(self._body, **_shifted(function, options, donate_modules))
@@ -215,7 +216,8 @@ class JitFunction(Transformed[Arguments, Outputs]):
         config = self._config(view, replay)
         if not tp.cast(tp.Any, jax.config).jax_disable_jit:
             traced = replay.of(self._jitted.trace)(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
-            self.has_constants |= any(isinstance(constant, jax.Array) for constant in traced.jaxpr.consts)
+            if self.has_constants is False:
+                self.has_constants = tracing.has_constants(traced.jaxpr)
         return view, config
 
     def _config(self, view: View, replay: Replay, config: Config | None = None) -> Config:
@@ -281,7 +283,7 @@ def _shifted(function: tp.Any, options: dict[str, tp.Any], donate_modules: bool)
     """The options of `jax.jit` for the body, which has three arguments before those of the function."""
     options = dict(options)
     for kind, ours in (("static", (0,)), ("donate", (1,) if donate_modules else ())):
-        numbers, names = _numbers_and_names(
+        numbers, names = numbers_and_names(
             function, _as_tuple(options.pop(f"{kind}_argnums", ())), _as_tuple(options.pop(f"{kind}_argnames", ()))
         )
         options[f"{kind}_argnums"] = (*ours, *(n + _OURS if n >= 0 else n for n in numbers))
@@ -301,7 +303,7 @@ def _as_tuple(value: tp.Any) -> tuple[tp.Any, ...]:
     return (value,) if isinstance(value, (int, np.integer, str)) else tuple(value)
 
 
-def _numbers_and_names(function: tp.Any, numbers: tuple[int, ...], names: tuple[str, ...]):
+def numbers_and_names(function: tp.Any, numbers: tuple[int, ...], names: tuple[str, ...]):
     """Completes each by the other from the signature, as `jax.jit` does: an argument may be given either way."""
     try:
         called = getattr(function, "call") if isinstance(function, Node) else function  # noqa: B009

@@ -9,6 +9,7 @@ import jax
 
 from elegy import tracing
 from elegy.transforms.core import Transformed, View, rng_data, run, write_back
+from elegy.transforms.jit import numbers_and_names
 from elegy.transforms.lift import Lifted
 
 _OURS = 2  # arguments of the body before those of the user's function: leaves, random state
@@ -54,38 +55,51 @@ def remat(
     if not isinstance(prevent_cse, bool):
         raise TypeError(f"elegy.remat: prevent_cse is one bool for all arguments, got {prevent_cse!r}")
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
-    options = {"prevent_cse": prevent_cse, "policy": policy, **({"static_argnames": names} if names else {})}
-    return _Checkpointed(fun, modules, options, numbers)
+    numbers, names = numbers_and_names(fun, numbers, names)
+    return _Checkpointed(fun, modules, {"prevent_cse": prevent_cse, "policy": policy}, numbers, names)
 
 
 class _Checkpointed(Transformed[Arguments, Outputs]):
-    def __init__(self, function: tp.Any, modules: tp.Any, options: dict[str, tp.Any], static: tuple[int, ...]):
+    def __init__(
+        self,
+        function: tp.Any,
+        modules: tp.Any,
+        options: dict[str, tp.Any],
+        static: tuple[int, ...],
+        static_names: tuple[str, ...],
+    ):
         self._modules = modules
         self._options = options
         self._static = static
+        self._static_names = static_names
         self._lifted = Lifted("elegy.remat", [function], modules)
         super().__init__(function, self._lifted.threaded)
 
     def _bound(self, method: tp.Any) -> _Checkpointed[..., tp.Any]:
-        return _Checkpointed(
-            method, self._modules, self._options, tuple(number - 1 for number in self._static if number)
-        )
+        static = tuple(number - 1 for number in self._static if number)
+        return _Checkpointed(method, self._modules, self._options, static, self._static_names)
 
     def _around(self, function: tp.Any) -> _Checkpointed[..., tp.Any]:
-        return _Checkpointed(function, self._modules, self._options, self._static)
+        return _Checkpointed(function, self._modules, self._options, self._static, self._static_names)
 
     def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
-        static = tuple(number + _OURS for number in self._static)
-        return _remat(self._lifted, {**self._options, "static_argnums": static}, args, kwargs)
+        static = tuple(number + _OURS for number in self._static if number < len(args))
+        return _remat(self._lifted, {**self._options, "static_argnums": static}, self._static_names, args, kwargs)
 
 
-def _remat(lifted: Lifted, options: dict[str, tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
+def _remat(
+    lifted: Lifted, options: dict[str, tp.Any], static_names: tuple[str, ...], args: tp.Any, kwargs: tp.Any
+) -> tp.Any:
+    # Static keyword arguments stay outside: jax.checkpoint of JAX 0.10 takes their names and ignores them.
+    fixed = {name: value for name, value in kwargs.items() if name in static_names}
+
     def attempt(view: View, function: tp.Any) -> tp.Any:
         def body(leaves, rng, *args, **kwargs):
-            return run(function, lifted.threaded, view, leaves, rng, args, kwargs)
+            return run(function, lifted.threaded, view, leaves, rng, args, {**kwargs, **fixed})
 
         traced = tracing.is_traced()
-        out, effects = jax.checkpoint(body, **options)(view.read(), rng_data(traced), *args, **kwargs)
+        moving = {name: value for name, value in kwargs.items() if name not in fixed}
+        out, effects = jax.checkpoint(body, **options)(view.read(), rng_data(traced), *args, **moving)
         return write_back(view, out, effects, traced)
 
     return lifted.call(lambda functions, *args, **kwargs: functions[0](*args, **kwargs), attempt, args, kwargs)
