@@ -396,12 +396,6 @@ def require_same_trace(module: Node, what: str, path: str | None = None) -> None
         wait_for(module)
     trace = tracing.current()
     if module._elegy_born != trace and not (state.init_pass is not None and state.init_pass.adopt(module, trace)):
-        if id(module) in state.threaded:
-            raise TraceError(
-                f"{path or path_of(module)}: {what} inside a transform that does not list it in modules=, though one "
-                "around that does.\n  List the module in the inner transform too, next to the others; in the place of "
-                "one of jax take that of the same name in elegy."
-            )
         raise TraceError(
             f"{path or path_of(module)}: {what} inside a jax transform, but the module belongs to the code outside "
             "of it.\n"
@@ -410,6 +404,12 @@ def require_same_trace(module: Node, what: str, path: str | None = None) -> None
             "jax.jit(lambda m, x: (m(x), m))(module, x).\n"
             "  2. Use the transform of the same name in elegy and list the module: elegy.jit(f, modules=module)(x)."
             + ("\n  3. Initialise it before: module.init(x)." if what.startswith("created") else "")
+            + (
+                "\n  A transform of elegy around this one lists the module. If this one is of elegy too, list it here as "
+                "well: modules=[..., module]."
+                if id(module) in state.threaded
+                else ""
+            )
         )
 
 
