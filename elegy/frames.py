@@ -405,8 +405,8 @@ def require_same_trace(module: Node, what: str, path: str | None = None) -> None
             "  2. Use the transform of the same name in elegy and list the module: elegy.jit(f, modules=module)(x)."
             + ("\n  3. Initialise it before: module.init(x)." if what.startswith("created") else "")
             + (
-                "\n  A transform of elegy around this one lists the module. If this one is of elegy too, list it here as "
-                "well: modules=[..., module]."
+                "\n  A transform of elegy around this one lists the module. If this one is of elegy too, list it here "
+                "as well: modules=[..., module]."
                 if id(module) in state.threaded
                 else ""
             )
