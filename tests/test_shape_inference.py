@@ -23,6 +23,7 @@ from jaxtyping import (
 
 import elegy
 from elegy.errors import ParameterError
+from elegy.typechecking import annotations
 from tests.helpers import checked, mismatch, ones
 
 X = ones(4, 3)
@@ -330,3 +331,23 @@ def test_a_shape_that_cannot_be_read_off_says_what_is_missing():
 def test_axes_without_a_size(dims, part):
     with pytest.raises(ParameterError, match=re.escape(part)):
         created(Float[Array, dims], X, initializer=jnp.ones)
+
+
+def test_annotations_of_a_class_are_read_once(monkeypatch):
+    read, texts = annotations._read, []
+    monkeypatch.setattr(annotations, "_read", lambda text, *rest: texts.append(text) or read(text, *rest))
+
+    class Net(elegy.Module):
+        w: Float[Array, "n"]
+
+        def __init__(self, w):
+            self.w = self.add_parameter("w", initializer=w)
+
+        def call(self):
+            return self.w
+
+    Net(ones(3))()
+    first = len(texts)
+    Net(ones(3))()
+    Net(ones(4))()
+    assert 0 < first == len(texts)

@@ -1368,8 +1368,14 @@ ANNOTATIONS = [
 ARRAY_ANNOTATIONS = [case for case in ANNOTATIONS if case[0] not in (int, PyTree[int])]
 
 
-@with_each_checker
-@pytest.mark.parametrize(("annotation", "good", "bad"), ANNOTATIONS)
+def each_with_a_checker(cases):
+    """All cases with beartype, and some with each of the other checkers."""
+    first, *others = CHECKERS.values()
+    rows = [(first, *case) for case in cases] + [(other, *case) for other in others for case in cases[::4]]
+    return pytest.mark.parametrize(("checker", "annotation", "good", "bad"), rows)
+
+
+@each_with_a_checker(ANNOTATIONS)
 def test_annotations_of_arguments_and_outputs(checker, annotation, good, bad):
     class Net(elegy.Module):
         w: Float[Array, "n"]
@@ -1396,11 +1402,7 @@ def test_annotations_of_arguments_and_outputs(checker, annotation, good, bad):
                 net.give(value)
 
 
-@with_each_checker
-@pytest.mark.parametrize(
-    ("annotation", "good", "bad"),
-    ARRAY_ANNOTATIONS,
-)
+@each_with_a_checker(ARRAY_ANNOTATIONS)
 def test_annotations_of_fields(checker, annotation, good, bad):
     class Net(elegy.Module):
         first: Float[Array, "n"]

@@ -97,8 +97,8 @@ def _annotations_of(cls: type) -> tuple[tuple[dict[str, tp.Any], dict[str, Unrea
     """The annotations in the class body and in those of base classes: those that are about arrays, the unreadable."""
     found: dict[str, tp.Any] = {}
     for base in reversed(cls.__mro__):
-        if not issubclass(base, Node) or is_exempt(base):
-            continue
+        if not issubclass(base, Node) or base is Node or is_exempt(base):
+            continue  # what a node itself holds is no field of the user
         module_globals = getattr(sys.modules.get(base.__module__), "__dict__", {})
         names = {**vars(base), **_by_name(base), **_type_parameters(base)}
         for name, annotation in inspect.get_annotations(base).items():
