@@ -48,7 +48,7 @@ def _threads(frame: types.FrameType, module: Node) -> bool:
 
 
 def _add(module: Node, function: tp.Any) -> None:
-    if isinstance(function, types.FunctionType) and function.__module__.startswith("elegy."):
+    if isinstance(function, types.FunctionType) and (function.__module__ or "").startswith("elegy."):
         return  # made anew for each use
     if any(known() is function for known in captures.get(id(module), ())):
         return

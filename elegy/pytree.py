@@ -413,7 +413,7 @@ def register(cls: type[Node]) -> None:
             return
         jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
         for base in cls.__mro__:
-            if "__dataclass_params__" in base.__dict__:
+            if issubclass(base, Node) and dataclasses.is_dataclass(base):
                 _be_a_module(base)
         _registered.add(cls)
 
@@ -421,9 +421,9 @@ def register(cls: type[Node]) -> None:
 def _be_a_module(cls: type) -> None:
     """Takes from a dataclass what `dataclasses` wrote. Comparing field by field has no meaning for arrays: a module is
     equal to itself. And it is shown and frozen in its own way."""
-    if _is_generated(cls.__dict__.get("__eq__")):
+    if _is_generated(cls.__eq__):  # its own, or that of a dataclass which is no module
         cls.__eq__ = object.__eq__  # type: ignore[method-assign]
-        if cls.__dict__.get("__hash__") is None or _is_generated(cls.__dict__["__hash__"]):
+        if cls.__hash__ is None or _is_generated(cls.__hash__):
             cls.__hash__ = object.__hash__  # type: ignore[method-assign]
     for name in ("__repr__", "__setattr__", "__delattr__"):
         method = cls.__dict__.get(name)

@@ -239,3 +239,12 @@ def test_nothing_is_kept_of_dead_modules_and_functions():
     jax.clear_caches()
     gc.collect()
     assert (len(captures), len(constants)) == before
+
+
+def test_a_function_of_no_module():
+    namespace = {"net": elegy.nn.Linear(3).init(jnp.ones(3)), "jax": jax, "x": jnp.ones(3)}
+    exec("def function(x): return net(x)", namespace)
+    namespace["function"].__module__ = None
+    exec("y = jax.jit(function)(x)", namespace)
+    with pytest.warns(elegy.errors.StaleClosureWarning, match="function"):
+        namespace["net"].set_parameters({"b": jnp.ones(3)})

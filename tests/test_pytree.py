@@ -877,6 +877,54 @@ def test_dataclass_replace_gives_a_new_module():
     np.testing.assert_allclose(wider(x), 2 * y, rtol=1e-6)
 
 
+def test_methods_of_a_dataclass_that_the_user_wrote_are_kept():
+    @dataclasses.dataclass
+    class Equal(elegy.Module):
+        width: int
+
+        def __eq__(self, other):
+            return isinstance(other, Equal) and self.width == other.width
+
+        def __hash__(self):
+            return hash(self.width)
+
+        def __repr__(self):
+            return "mine"
+
+    assert Equal(1) == Equal(1) and Equal(1) != Equal(2) and hash(Equal(3)) == hash(3) and repr(Equal(1)) == "mine"
+
+
+def test_a_subclass_of_a_dataclass_of_which_there_is_no_instance_yet():
+    @dataclasses.dataclass(frozen=True)
+    class Base(elegy.Module):
+        width: int
+
+    class Sub(Base):
+        pass
+
+    module = Sub(1)
+    before = repr(module)
+    Base(1)
+    assert repr(module) == before and module == module and module != Sub(1)  # noqa: PLR0124
+    with pytest.raises(elegy.errors.FrozenModuleError):
+        module.width = 2
+    module.trainable = False
+
+
+def test_a_dataclass_that_is_no_module_stays_what_it_is_among_the_bases():
+    @dataclasses.dataclass
+    class Config:
+        width: int
+
+    class Net(Config, elegy.Module):
+        def call(self, x):
+            return self.width * x
+
+    net = Net(2)
+    assert net(3) == 6 and net == net and net != Net(2) and hash(net) != hash(Net(2))  # noqa: PLR0124
+    assert Config(1) == Config(1) and "width=1" in repr(Config(1))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Static values that cannot be
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1106,37 +1154,3 @@ def test_nothing_is_left_of_the_arguments_of_other_instances():
     assert other(x).shape == (6, 4)
     size[0] = 3
     assert one(x).shape == (6, 3)
-
-
-def test_methods_of_a_dataclass_that_the_user_wrote_are_kept():
-    @dataclasses.dataclass
-    class Equal(elegy.Module):
-        width: int
-
-        def __eq__(self, other):
-            return isinstance(other, Equal) and self.width == other.width
-
-        def __hash__(self):
-            return hash(self.width)
-
-        def __repr__(self):
-            return "mine"
-
-    assert Equal(1) == Equal(1) and Equal(1) != Equal(2) and hash(Equal(3)) == hash(3) and repr(Equal(1)) == "mine"
-
-
-def test_a_subclass_of_a_dataclass_of_which_there_is_no_instance_yet():
-    @dataclasses.dataclass(frozen=True)
-    class Base(elegy.Module):
-        width: int
-
-    class Sub(Base):
-        pass
-
-    module = Sub(1)
-    before = repr(module)
-    Base(1)
-    assert repr(module) == before and module == module and module != Sub(1)  # noqa: PLR0124
-    with pytest.raises(elegy.errors.FrozenModuleError):
-        module.width = 2
-    module.trainable = False

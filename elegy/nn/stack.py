@@ -102,10 +102,12 @@ class Stack(Stacked):
         """
         inputs = (x, layer_inputs, args, kwargs)
         leaves, treedef = jax.tree.flatten(inputs, is_leaf=is_node)
+        if tracing.is_traced() or not all(is_array(leaf) or _is_constant(leaf) for leaf in leaves):
+            return self._run(*inputs)
         # By itself a scan is compiled at each call, since the function that it scans is a new one. It is compiled once
         # where nothing but arguments can change: not where blocks close over arrays.
         run = compiled(self, "run", self._compile)
-        if not run or tracing.is_traced() or not all(is_array(leaf) or _is_constant(leaf) for leaf in leaves):
+        if not run:
             return self._run(*inputs)
         static = [None if is_array(leaf) else leaf for leaf in leaves]
         arrays = [leaf if is_array(leaf) else None for leaf in leaves]
