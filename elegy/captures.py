@@ -20,6 +20,7 @@ from elegy.errors import StaleClosureWarning
 from elegy.frames import path_of, warn
 from elegy.leaves import Node
 from elegy.pytree import walk
+from elegy.state import placed, state
 
 # The functions that were traced with the arrays of a module, by its id.
 captures: dict[int, list[weakref.ref[tp.Any]]] = {}
@@ -60,7 +61,7 @@ def _add(module: Node, function: tp.Any) -> None:
         if id(node) not in captures:
             weakref.finalize(node, _forget, id(node)).atexit = False
         captures.setdefault(id(node), []).append(reference)
-        if node._elegy_born == tracing.EAGER:
+        if node._elegy_born == tracing.EAGER and state.init_pass is None:
             constants.setdefault(id(node), []).append(reference)
 
 
@@ -76,6 +77,13 @@ def is_captured(nodes: Mapping[int, tp.Any]) -> bool:
         captures[identity] = [function for function in captures[identity] if function() is not None]
         found = found or bool(captures[identity])
     return found
+
+
+def placed_for(nodes: Mapping[int, tp.Any]) -> tp.Any:
+    """Within it functions run that see other arrays in these modules than code outside does."""
+    if captures and is_captured(nodes):
+        return placed(object())
+    return placed("transform" if state.init_pass is None else "init pass")
 
 
 def check_constants(nodes: Collection[Node]) -> None:

@@ -19,13 +19,14 @@ import numpy as np
 from jax.core import Tracer
 
 from elegy import tracing
+from elegy.captures import placed_for
 from elegy.errors import IdenticalMembersWarning, ParameterError, TraceError
 from elegy.frames import RNG_ATTRIBUTE, parts_of, path_of, require_same_trace, warn
 from elegy.hooks import Collector
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import meta_of, nodes_in, set_born, walk
 from elegy.random import fold_in_path
-from elegy.state import log, placed, state, undoing, write, write_meta
+from elegy.state import log, state, undoing, write, write_meta
 from elegy.threads import holding
 
 Make = Callable[[], tp.Any]
@@ -326,13 +327,12 @@ def _attempt(function, args, kwargs, roots, how, axis) -> bool:
         stream = iter(arrays)
         args, kwargs = treedef.unflatten([next(stream) if is_array(leaf) else leaf for leaf in leaves])
         # What is not a creation is taken back while the trace still runs, so that nothing of it stays behind.
-        with _inside(journal, nodes), undoing(created_only=True):
+        with _inside(journal, nodes), undoing(created_only=True), placed_for({id(node): node for node in nodes}):
             function(*args, **kwargs)
 
     with undoing():
         try:
-            with placed("init pass"):
-                how(body if axis is None else _within(axis, body), arrays, journal)
+            how(body if axis is None else _within(axis, body), arrays, journal)
         except _CONCRETE as error:
             if journal.outer is None and not getattr(error, "_elegy_explained", False):
                 error._elegy_explained = True  # type: ignore[attr-defined]

@@ -298,7 +298,7 @@ def run_method(module: Module, method: str, function: Callable[..., tp.Any], arg
         if holders and not outermost:
             wait_for(module)
         trace = tracing.current()
-        captured = module._elegy_born != trace and state.init_pass is None
+        captured = module._elegy_born != trace
         run = function if isinstance(function, types.FunctionType) else _bound_first(function)
         if method not in meta_of(module).hooks:
             _initialise(module, method, function, args, kwargs)

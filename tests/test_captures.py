@@ -248,3 +248,35 @@ def test_a_function_of_no_module():
     exec("y = jax.jit(function)(x)", namespace)
     with pytest.warns(elegy.errors.StaleClosureWarning, match="function"):
         namespace["net"].set_parameters({"b": jnp.ones(3)})
+
+
+def test_a_function_that_an_init_pass_ran_first():
+    """The init pass initialises the module and then gives the function to JAX, before the gradient does."""
+    xs = jax.random.normal(jax.random.key(0), (5, 3))
+
+    def make():
+        return elegy.nn.Linear(3, w_init=lambda shape, dtype: 0.5 * jnp.eye(3, dtype=dtype))
+
+    net = make()
+
+    def body(carry, x):
+        return jnp.tanh(net(carry + x)), None
+
+    def loss_fn(xs):
+        net(xs[0])
+        return jax.lax.scan(body, jnp.zeros(3), xs)[0].sum()
+
+    def unrolled(parameters):
+        carry = jnp.zeros(3)
+        for x in xs:
+            carry = jnp.tanh((carry + x) @ parameters["w"] + parameters["b"])
+        return carry.sum()
+
+    step = elegy.jit(lambda xs: elegy.value_and_grad(loss_fn, modules=net)(xs), modules=net)
+    for _ in range(2):
+        loss, gradients = step(xs)
+        expected, expected_gradients = jax.value_and_grad(unrolled)(net.get_parameters())
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, expected_gradients)
+        net.set_parameters(jax.tree.map(lambda w: 2 * w, net.get_parameters()))
+    assert step.traces == 1

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from elegy import tracing
-from elegy.captures import captures, check_constants, constants, is_captured
+from elegy.captures import check_constants, constants, placed_for
 from elegy.errors import StructureError
 from elegy.frames import RNG_ATTRIBUTE, note_update, parts_of, path_of, paths_below, require_same_trace
 from elegy.hooks import Collector, Event, require_lanes_apart
@@ -27,7 +27,7 @@ from elegy.leaves import Node, is_array, is_node, is_static
 from elegy.module import compiled
 from elegy.parameters import collect
 from elegy.pytree import layout_of, meta_of, nodes_in, set_born, structure, walk
-from elegy.state import log, placed, state, undoing
+from elegy.state import log, state, undoing
 from elegy.threads import Busy, begin_again, holders, holding, lock, looking, may_give_up, wait_for_all
 
 Place = tuple[dict[str, tp.Any], str]
@@ -304,7 +304,7 @@ def run(
         try:
             # The threaded modules are restored below, and those that were made in this trace end with it.
             with (
-                placed(object() if captures and is_captured(view.positions) else "transform"),
+                placed_for(view.positions),
                 undoing(forget=lambda module: id(module) in view.positions or module._elegy_born == trace),
             ):
                 out = function(*args, **kwargs)
