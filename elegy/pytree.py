@@ -289,7 +289,6 @@ set_attributes = Node.__dict__["__dict__"].__set__
 set_born = Node.__dict__["_elegy_born"].__set__
 set_class = Node.__dict__["_elegy_class"].__set__
 set_compiled = Node.__dict__["_elegy_compiled"].__set__
-set_depth = Node.__dict__["_elegy_depth"].__set__
 set_fixed = Node.__dict__["_elegy_fixed"].__set__
 set_layout = Node.__dict__["_elegy_layout"].__set__
 set_meta = Node.__dict__["_elegy_meta"].__set__
