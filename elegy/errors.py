@@ -658,3 +658,33 @@ class IdenticalMembersWarning(ElegyWarning):
     elegy.nn.Ensemble(lambda: elegy.nn.Linear(1), 4)(jnp.ones([1, 2]))
     ```
     """
+
+
+class UninitialisedWarning(ElegyWarning):
+    """The trainable parameters of a module were asked for before it ever ran, and there are none yet.
+
+    An optimiser that is initialised with them would know none, and fail at its first update.
+
+    Failing:
+
+    ```python
+    import warnings
+
+    import elegy
+    import jax.numpy as jnp
+    import optax
+
+    linear = elegy.nn.Linear(2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = optax.adam(1e-3).init(linear.get_parameters(trainable=True))
+    print(caught[0].message)
+    ```
+
+    Fixed: initialise the module before.
+
+    ```python
+    linear.init(jnp.ones([4, 3]))
+    state = optax.adam(1e-3).init(linear.get_parameters(trainable=True))
+    ```
+    """

@@ -36,6 +36,8 @@ class Node:
     - `_elegy_pending`: what was updated inside a jax transform since the module was last looked at.
     - `_elegy_fixed`: what stands for the static leaves of containers while the module is flattened.
     - `_elegy_compiled`: functions compiled for this very object, and values of its cached properties.
+    - `_elegy_undrawn`: the attributes, in order, of a module whose `__init__` could draw nothing, since it ran in a
+      trace without the random stream: a value of the same shape for each that waits for `init`, None for the others.
     - `_elegy_class`: where the class is made anew on each run of a method, that of the last eager one.
     """
 
@@ -50,6 +52,7 @@ class Node:
         "_elegy_meta",
         "_elegy_pending",
         "_elegy_ties",
+        "_elegy_undrawn",
     )
 
     if tp.TYPE_CHECKING:
@@ -68,6 +71,7 @@ class Node:
     _elegy_meta: Meta
     _elegy_pending: tp.Any
     _elegy_ties: tuple[Tie, ...] | None
+    _elegy_undrawn: dict[str, tp.Any]
 
 
 def is_node(value: tp.Any) -> bool:

@@ -250,6 +250,7 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
             if state.init_pass is not None:
                 state.init_pass.modules.append(module)
             _seal(module)
+            pytree.set_aside_undrawn(module)
             if switch.on:
                 switch.check_constructed(module)
     finally:
@@ -381,6 +382,7 @@ def _initialise(module: Module, method: str, function: Callable[..., tp.Any], ar
         return  # the pass that is running creates what the method asks for
     if module._elegy_born != tracing.current():
         return  # a module of an outer trace may run if it creates nothing; what it creates is refused where it does
+    pytree.require_drawn(module)
 
     def run(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         return run_method(module, method, function, args, kwargs)
@@ -388,10 +390,12 @@ def _initialise(module: Module, method: str, function: Callable[..., tp.Any], ar
     _init_pass(module, method, run, args, kwargs)
 
 
-def _init_pass(module: Module, method: str, run: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> None:
+def _init_pass(
+    module: Module, method: str, run: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any, anew: Module | None = None
+) -> None:
     with holding(pytree.walk([module])):
         if method not in meta_of(module).hooks:  # another thread may have been first
-            if run_init_pass(run, args, kwargs, [module]):
+            if run_init_pass(run, args, kwargs, [module], anew=anew):
                 note_update(module, "its parameters")
 
 
@@ -550,14 +554,15 @@ class Module(Node, metaclass=ModuleMeta):
         self: Self, /, *args: tp.Any, rng: KeyLike | RNG | None = None, method: str = "call", **kwargs: tp.Any
     ) -> Self:
         """Creates the parameters, by an abstract run of `call`: nothing of the forward computation is executed and no
-        state is updated. Parameters that exist stay as they are.
+        state is updated. Parameters that exist stay as they are, but for those that an initializer drew in
+        `__init__`: if a key is given and nobody has replaced them since, they are drawn anew.
 
         **Arguments:**
 
         - `args`, `kwargs`: what the method takes; arrays may be given as `jax.ShapeDtypeStruct`.
         - `method`: the method to run instead of `call`, such as one that is marked by `elegy.compact`.
-        - `rng`: a seed or a key. The default is the random stream of the thread. Under `jax.vmap` over keys each lane
-          gets parameters of its own.
+        - `rng`: a seed or a key. The default is the random stream of the thread. Equal keys give equal parameters, and
+          under `jax.vmap` over keys each lane gets parameters of its own.
 
         **Returns:** the module itself.
         """
@@ -568,7 +573,7 @@ class Module(Node, metaclass=ModuleMeta):
         if id(self) in state.threaded:
             raise NeedsInitPass(self, getattr(run, "__qualname__", method))
         with contextlib.nullcontext() if rng is None else rng_context(rng), undoing():
-            _init_pass(self, method, run, args, kwargs)
+            _init_pass(self, method, run, args, kwargs, anew=None if rng is None else self)
         return self
 
     @tp.overload
@@ -767,6 +772,8 @@ class Module(Node, metaclass=ModuleMeta):
                 return default_name(type(self))
             if name == "dtype":
                 return jnp.float32
+            if name != "_elegy_undrawn" and name in getattr(self, "_elegy_undrawn", ()):
+                pytree.require_drawn(self)
             if hasattr(type(self), name):
                 return object.__getattribute__(self, name)  # a property raised: it says what is missing
             message = f"{type(self).__name__!r} object has no attribute {name!r}"
