@@ -208,7 +208,7 @@ def in_a_new_process(program, tmp_path, payload):
         [sys.executable, "-c", textwrap.dedent(program), str(path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=3600,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
