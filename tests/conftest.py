@@ -4,10 +4,13 @@ Warnings are errors and the package's annotations are checked on every call: see
 Nothing here may import `elegy` at the top, since the annotation checker must be in place first.
 """
 
+import gc
+import importlib.metadata
 import os
 
 # Both are read once, at the first import of matplotlib and the first use of a device. Tests compile much and compute
-# little, so XLA is told to spend less on optimising: that halves the time of the suite.
+# little, so XLA is told to spend less on optimising: that makes the suite several times faster. Of the pinned versions,
+# 0.10 has two kinds of code generators, of which the older compiles twice as fast; the others refuse that option.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -15,6 +18,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=2",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
     ]
 )
 
@@ -71,3 +76,9 @@ def default_promotion() -> Iterator[None]:
     """JAX as its users have it: dtypes and ranks are promoted without asking."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def pytest_collection_finish() -> None:
+    """Takes what was imported out of what is searched for garbage: many tests collect it, to see a module die."""
+    gc.collect()
+    gc.freeze()

@@ -15,7 +15,7 @@ def output_of(name: str, folder: Path) -> str:
     """What an example prints, with warnings as errors."""
     script = shutil.copy(EXAMPLES / name, folder)  # some write beside themselves
     command = [sys.executable, "-W", "error", script]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=3600, cwd=folder)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -66,7 +66,7 @@ def test_least_squares(tmp_path: Path) -> None:
 
 def test_lora(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", str(EXAMPLES / "lora.py")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=3600, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     base, adapted, loaded = (
         re.search(rf"(?m)^{name}: .*lying (\d\.\d+)", run.stdout) for name in ("base", "adapted", "loaded")
