@@ -41,6 +41,7 @@ from elegy.frames import (
     plain_arguments,
     require_same_trace,
 )
+from elegy.habits import better_error
 from elegy.hooks import add_summary, rng_context
 from elegy.initialise import NeedsInitPass, run_init_pass
 from elegy.leaves import Node
@@ -169,6 +170,10 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
             _seal(module)
             if switch.on:
                 switch.check_constructed(module)
+    except TypeError:
+        if (better := better_error(cls, args, kwargs)) is not None:
+            raise better from None
+        raise
     finally:
         state.frames.pop()
         _under_construction.discard(id(module))

@@ -8,19 +8,24 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import optax
 
+from elegy.habits import optimizer_for
 from elegy.hooks import numbered
 from elegy.losses import Loss
 from elegy.metrics import Metric
 from elegy.model import loop
 from elegy.model.callbacks import Callback, Callbacks, History, progress
 from elegy.model.data import Data, as_data, batches, split
-from elegy.model.objectives import Losses, Metrics
+from elegy.model.objectives import Losses, Metrics, require_targets
 from elegy.model.optimizer import Optimizer
 from elegy.model.steps import Step, predict, test, train
 from elegy.module import Module
 from elegy.random import RNG
 
 Arrays = tp.Any  # an array, or a tuple or dict of arrays
+if tp.TYPE_CHECKING:
+    Transformation = optax.GradientTransformation | Optimizer
+else:
+    Transformation = tp.Any  # other values are refused by messages of our own
 
 _ARGUMENTS = ("module", "loss", "metrics", "optimizer", "seed")
 _ASSIGNABLE = ("run_eagerly", "stop_training")
@@ -81,7 +86,7 @@ class Model:
         module: Module,
         loss: tp.Any = None,
         metrics: tp.Any = None,
-        optimizer: optax.GradientTransformation | Optimizer | None = None,
+        optimizer: Transformation | None = None,
         run_eagerly: bool = False,
         seed: int = 42,
     ):
@@ -91,6 +96,10 @@ class Model:
             raise TypeError(f"elegy.Model takes a module, got {module!r}.\n  {hint}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be an integer that is not negative, got {seed!r}.")
+        if isinstance(optimizer, str):
+            raise TypeError(
+                f"elegy.Model takes an Optax transformation, got {optimizer!r}.\n  {optimizer_for(optimizer)}"
+            )
         optimizer = optax.adam(1e-3) if optimizer is None else optimizer
         self.module = module
         self.optimizer = optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer)
@@ -205,7 +214,7 @@ class Model:
         if isinstance(callbacks, Callback):
             raise TypeError("callbacks is a list of callbacks, got one: callbacks=[callback].")
         shown = progress(verbose)
-        data = as_data(x, y, sample_weight)
+        data = self._data(x, y, sample_weight)
         validation: Data | None = None
         if validation_data is not None:
             if validation_split:
@@ -258,7 +267,7 @@ class Model:
         there is no `"loss"`.
         """
         _require_positive("batch_size", batch_size)
-        data = as_data(x, y, sample_weight)
+        data = self._data(x, y, sample_weight)
         return loop.test(self._test, self._reference, *_batched(data, batch_size), self.run_eagerly)
 
     def predict(self, x: Arrays, batch_size: int = 32) -> tp.Any:
@@ -272,6 +281,11 @@ class Model:
         """
         _require_positive("batch_size", batch_size)
         return loop.predict(self._predict, self._reference, *_batched(as_data(x), batch_size), self.run_eagerly)
+
+    def _data(self, x: tp.Any, y: tp.Any, sample_weight: tp.Any) -> Data:
+        data = as_data(x, y, sample_weight)
+        require_targets(self._reference.losses, self._reference.metrics, x, y)
+        return data
 
     def _order(self, size: int) -> np.ndarray:
         # From the number of steps made, so that each epoch has another order, also across several calls of `fit`.
