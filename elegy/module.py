@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy as copying
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -794,6 +795,14 @@ class Module(Node, metaclass=ModuleMeta):
         from elegy.rendering import summarise
 
         return summarise(self)
+
+    def __str__(self) -> str:
+        """What `print` shows: the `repr`, and below it how many elements and bytes the module holds, by kind."""
+        from elegy.rendering import totals
+
+        text = repr(self)
+        is_ours = type(self).__repr__ is Module.__repr__ or dataclasses.is_dataclass(self)
+        return f"{text}\n{totals(self)}" if is_ours else text
 
     def __pdoc__(self, **kwargs: tp.Any) -> tp.Any:
         """How `wadler_lindig`, and with it `equinox.tree_pformat` and jaxtyping, show a module."""
