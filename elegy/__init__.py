@@ -12,6 +12,7 @@ from elegy import (
     model as model,
     nn as nn,
 )
+from elegy.captures import debug as debug
 from elegy.checkpoint import load as load, save as save
 from elegy.hooks import (
     add_loss as add_loss,
@@ -68,6 +69,7 @@ __all__ = [
     "combine",
     "compact",
     "cond",
+    "debug",
     "errors",
     "fori_loop",
     "get_dynamic_context",

@@ -1879,7 +1879,7 @@ def test_deeply_nested_modules():
             return Nest(self.depth - 1)(x) if self.depth else x
 
     with checked():
-        nest = Nest(150)
+        nest = Nest(39)
         nest(ones(3))
         with mismatch("the argument x is float32[2,2]"):
             nest(WRONG)
