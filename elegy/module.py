@@ -41,6 +41,7 @@ from elegy.frames import (
     plain_arguments,
     require_same_trace,
 )
+from elegy.habits import better_error
 from elegy.hooks import add_summary, rng_context
 from elegy.initialise import NeedsInitPass, run_init_pass
 from elegy.leaves import Node
@@ -253,6 +254,10 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
             pytree.set_aside_undrawn(module)
             if switch.on:
                 switch.check_constructed(module)
+    except TypeError:
+        if (better := better_error(cls, args, kwargs)) is not None:
+            raise better from None
+        raise
     finally:
         state.frames.pop()
         _under_construction.discard(id(module))
@@ -824,6 +829,14 @@ class Module(Node, metaclass=ModuleMeta):
         from elegy.rendering import summarise
 
         return summarise(self)
+
+    def __str__(self) -> str:
+        """What `print` shows: the `repr`, and below it how many elements and bytes the module holds, by kind."""
+        from elegy.rendering import totals
+
+        text = repr(self)
+        is_ours = type(self).__repr__ is Module.__repr__ or dataclasses.is_dataclass(self)
+        return f"{text}\n{totals(self)}" if is_ours else text
 
     def __pdoc__(self, **kwargs: tp.Any) -> tp.Any:
         """How `wadler_lindig`, and with it `equinox.tree_pformat` and jaxtyping, show a module."""
