@@ -1,4 +1,4 @@
-"""Settings of every test: two CPU devices, JAX's strict modes, a fresh seed.
+"""Settings of every test: eight CPU devices, JAX's strict modes, a fresh seed.
 
 Warnings are errors and the package's annotations are checked on every call: see pyproject.toml.
 Nothing here may import `elegy` at the top, since the annotation checker must be in place first.
@@ -15,7 +15,7 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=2",
+        "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_parallel_codegen_split_count=1",

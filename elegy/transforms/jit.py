@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from elegy import tracing
+from elegy.devices import described as describe_array
+from elegy.devices import described_mesh, is_placed, moved, place_of, replicated
 from elegy.errors import RecompilationWarning
 from elegy.frames import Replay, name_of, paths_below, scope, warn
 from elegy.initialise import NeedsInitPass
@@ -42,12 +44,16 @@ class Config:
     """What is static in one compiled version: compared by identity.
 
     - `end`: where the running method goes on, if the function creates modules that belong to it.
+    - `place`: where the random stream goes if the first array of the modules does not say, and whether that was
+      `looked` up among the other arrays of the call.
     """
 
-    __slots__ = ("end",)
+    __slots__ = ("end", "looked", "place")
 
     def __init__(self) -> None:
         self.end: int | None = None
+        self.place: tp.Any = None
+        self.looked = False
 
 
 class _Body:
@@ -75,7 +81,7 @@ class _Body:
     ) -> tp.Any:
         view = self.threaded.view()
         explained = self.explain or self.traces >= WARN_AT - 2  # else nobody will ask what changed
-        described = _describe(self.key(view), view, elegy_leaves, args, kwargs) if explained else None
+        described = _describe(self.key(view), view, elegy_leaves, elegy_rng, args, kwargs) if explained else None
         frame = state.frames[-1] if state.frames else None
         start, constructed = None if frame is None else frame.index, state.constructed
         # JAX is inside one of its caches now, for which another thread may wait: so do not wait for one here.
@@ -180,7 +186,7 @@ class JitFunction(Transformed[Arguments, Outputs]):
         if self._donate:
             leaves = _distinct(leaves)
         traced = tracing.is_traced()
-        out, effects = self._jitted(config, leaves, rng_data(traced), *args, **kwargs)
+        out, effects = self._jitted(config, leaves, _stream(config, leaves, traced, args, kwargs), *args, **kwargs)
         if config.end is not None:
             state.frames[-1].index = config.end
         return write_back(view, out, effects, traced)
@@ -213,9 +219,11 @@ class JitFunction(Transformed[Arguments, Outputs]):
             threaded.initialise(replay.of(self.function), args, kwargs, needs)
             self._initialised.add((threaded.view().signature, replay.place))
         view = threaded.view()
-        config = self._config(view, replay)
+        config, leaves = self._config(view, replay), view.read()
         if not tp.cast(tp.Any, jax.config).jax_disable_jit:
-            traced = replay.of(self._jitted.trace)(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
+            config.place, config.looked = None, False
+            stream = _stream(config, leaves, tracing.is_traced(), args, kwargs)
+            traced = replay.of(self._jitted.trace)(config, leaves, stream, *args, **kwargs)
             if self.has_constants is False:
                 self.has_constants = tracing.has_constants(traced.jaxpr)
         return view, config
@@ -234,9 +242,26 @@ class JitFunction(Transformed[Arguments, Outputs]):
         return with_modules(self._threaded, self.function, args, kwargs, attempt)
 
 
-def _describe(key: tp.Any, view: View, leaves, args, kwargs) -> dict[str, str]:
+def _stream(config: Config, leaves: list[tp.Any], traced: bool, args: tp.Any, kwargs: tp.Any) -> tp.Any:
+    """The state of the random stream, on the devices where the function computes. It comes back from there, and has
+    to be there before, or the second call would be traced for another sharding."""
+    data = rng_data(traced)
+    if data is None or traced:
+        return data
+    place = replicated(leaves[0].sharding) if leaves and is_placed(leaves[0]) else config.place
+    if place is None and (not config.looked or is_placed(data)):
+        config.looked, place = True, place_of([*leaves, *jax.tree.leaves((args, kwargs))])
+        config.place = place
+    return moved(data, place)
+
+
+def _describe(key: tp.Any, view: View, leaves, rng, args, kwargs) -> dict[str, str]:
     mode, collects, impl, _, *_ = key
     described = {"training": str(mode), "hooks": str(collects), "random implementation": impl}
+    mesh = jax.sharding.get_abstract_mesh()
+    described["jax.set_mesh"] = "no mesh" if mesh.empty else described_mesh(mesh)
+    if rng is not None:
+        described["random stream"] = _aval(rng)
     paths: dict[int, str] = {}
     for root in view.roots:
         for identity, parts in paths_below(root).items():
@@ -263,7 +288,7 @@ def _describe_module(name: str, module: Node) -> dict[str, str]:
 
 
 def _aval(leaf: tp.Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if is_array(leaf) else repr(leaf)
+    return describe_array(leaf) if is_array(leaf) else repr(leaf)
 
 
 def _distinct(leaves: list[tp.Any]) -> list[tp.Any]:
@@ -349,8 +374,10 @@ def jit(
       count the arguments of `f`.
 
     **Returns:** the compiled function. It is traced again if, and only if, something static changed: the training
-    mode, which hooks are collected, which parameters are trainable, a static attribute of a module, the shapes of
-    arguments or parameters. It does not wait for the result. Its `traces` counts the traces so far, and its `lower` is
+    mode, which hooks are collected, which parameters are trainable, a static attribute of a module, a static argument,
+    or what JAX takes into account of arguments, parameters and the random stream: their structure, shapes, dtypes, weak
+    types and meshes, on an explicit mesh how they are sharded, and the mesh of `jax.set_mesh` and other settings of JAX
+    that were in force. It does not wait for the result. Its `traces` counts the traces so far, and its `lower` is
     that of `jax.jit`.
 
     ```python
