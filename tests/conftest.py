@@ -58,10 +58,26 @@ def fresh_state() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_caches() -> Iterator[None]:
-    """Drops the programs that the tests of a file compiled: kept for the whole run, they take gigabytes."""
+def small_caches(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drops what the tests of a file leave behind.
+
+    Compiled programs would take gigabytes. Classes of modules, which JAX's registry keeps for good, are thousands in
+    the end; each time a checker is switched on, all classes that it knows are looked through, and each time a test
+    collects garbage, all that there is. So a file sees the classes of its own and of the package, and what outlives it
+    is not searched for garbage again.
+    """
+    from elegy.typechecking import switch
+
+    classes, before = switch._classes, set(switch._classes)
+    of_other_files = {cls for cls in before if cls.__module__.startswith("tests.test_")}
+    of_other_files -= {cls for cls in before if cls.__module__ == request.module.__name__}
+    classes.difference_update(of_other_files)
     yield
     jax.clear_caches()
+    classes.difference_update({cls for cls in classes if cls not in before and cls.__module__.split(".")[0] != "elegy"})
+    classes.update(of_other_files)
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
