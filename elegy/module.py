@@ -49,6 +49,7 @@ from elegy.pytree import Meta, meta_of
 from elegy.random import RNG, KeyLike
 from elegy.state import state, training as training_mode, training_context, undoing
 from elegy.threads import holders, holding, looking, running, wait_for
+from elegy.tracebacks import shorten
 from elegy.typechecking import axes, scopes, switch
 from elegy.typechecking.import_hook import compact_methods, no_type_check
 
@@ -118,7 +119,11 @@ class ModuleMeta(abc.ABCMeta):
     def __call__(cls, *args, **kwargs):
         frame = state.frames[-1] if state.frames else None
         if frame is None or frame.building:
-            return _construct(cls, args, kwargs)
+            try:
+                return _construct(cls, args, kwargs)
+            except Exception as error:
+                shorten(error)
+                raise
         return frame.create(cls, plain_arguments(args, kwargs), lambda: _construct(cls, args, kwargs))
 
 
@@ -151,7 +156,11 @@ class Call:
             function = _call_of(module)
             if inspect.getattr_static(type(module), "call") is not self:
                 function = self.__func__
-            return run_method(module, "call", function, args, kwargs)
+            try:
+                return run_method(module, "call", function, args, kwargs)
+            except Exception as error:
+                shorten(error)
+                raise
 
         return call
 
@@ -472,7 +481,11 @@ def compact(method: Method) -> Method:
 
     @functools.wraps(method)
     def wrapper(self, /, *args, **kwargs):
-        return run_method(self, method.__qualname__, method, args, kwargs)
+        try:
+            return run_method(self, method.__qualname__, method, args, kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     compact_methods[wrapper] = compact
     return tp.cast(Method, wrapper)
@@ -553,7 +566,11 @@ class Module(Node, metaclass=ModuleMeta):
     ) -> Outputs:
         """Runs `call`. The first time, an init pass creates the parameters before."""
         module = tp.cast(Module, self)
-        return run_method(module, "call", _call_of(module), args, kwargs)
+        try:
+            return run_method(module, "call", _call_of(module), args, kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     def init(
         self: Self, /, *args: tp.Any, rng: KeyLike | RNG | None = None, method: str = "call", **kwargs: tp.Any
@@ -577,8 +594,12 @@ class Module(Node, metaclass=ModuleMeta):
         run = self if method == "call" else getattr(self, method)
         if id(self) in state.threaded:
             raise NeedsInitPass(self, getattr(run, "__qualname__", method))
-        with contextlib.nullcontext() if rng is None else rng_context(rng), undoing():
-            _init_pass(self, method, run, args, kwargs, anew=None if rng is None else self)
+        try:
+            with contextlib.nullcontext() if rng is None else rng_context(rng), undoing():
+                _init_pass(self, method, run, args, kwargs, anew=None if rng is None else self)
+        except Exception as error:
+            shorten(error)
+            raise
         return self
 
     @tp.overload

@@ -22,6 +22,7 @@ from elegy.model.steps import Step, predict, test, train
 from elegy.module import Module
 from elegy.random import RNG
 from elegy.rendering import totals
+from elegy.tracebacks import shorten
 
 Arrays = tp.Any  # an array, or a tuple or dict of arrays
 if tp.TYPE_CHECKING:
@@ -241,6 +242,9 @@ class Model:
                 if self.stop_training:
                     break
             everything.train_end()
+        except Exception as error:
+            shorten(error)
+            raise
         finally:
             everything.close()
             # A callback may have called `fit` in between, or itself be called by a `fit`.
@@ -278,7 +282,11 @@ class Model:
         data = self._data(x, y, sample_weight)
         batches, examples = _batched(data, batch_size)
         with self._shown("Evaluate", batches, -(-data.size // batch_size), self._test, verbose) as (shown, logs):
-            logs.update(loop.test(self._test, self._reference, shown, examples, self.run_eagerly))
+            try:
+                logs.update(loop.test(self._test, self._reference, shown, examples, self.run_eagerly))
+            except Exception as error:
+                shorten(error)
+                raise
         return logs
 
     def predict(self, x: Arrays, batch_size: int = 32, verbose: int = 0) -> tp.Any:
@@ -294,7 +302,11 @@ class Model:
         data = as_data(x)
         batches, examples = _batched(data, batch_size)
         with self._shown("Predict", batches, -(-data.size // batch_size), self._predict, verbose) as (shown, _):
-            return loop.predict(self._predict, self._reference, shown, examples, self.run_eagerly)
+            try:
+                return loop.predict(self._predict, self._reference, shown, examples, self.run_eagerly)
+            except Exception as error:
+                shorten(error)
+                raise
 
     @contextlib.contextmanager
     def _shown(
