@@ -98,7 +98,7 @@ def test_dropout_of_a_sharded_batch(kind):
         for placed in (x, on(mesh, x, "data")):
             elegy.set_rng(elegy.RNG(1))
             dropout = elegy.nn.Dropout(0.5)
-            run = transform(lambda x: dropout(x), modules=dropout)
+            run = transform(lambda x, dropout=dropout: dropout(x), modules=dropout)
             found.append([run(placed) for _ in range(3)])
         assert_close(found[1], found[0])
         assert {float(value) for value in np.unique(np.asarray(found[1]))} == {0.0, 2.0}
@@ -190,3 +190,30 @@ def test_explain_names_shardings_meshes_and_weak_types():
     double(jnp.asarray(1.0))
     assert "argument 0: float32[] -> float32[], weakly typed" in said[-1]
     assert len(said) == double.traces - 1 == 6
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ahead of time
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kinds
+@pytest.mark.parametrize("spread", [on, by_columns], ids=["replicated", "sharded"])
+def test_a_step_compiled_ahead_of_time(kind, spread, trained_on_one_device):
+    mesh = mesh_of(kind)
+
+    def compiled(step, modules):
+        modules[1].adapt(modules[0])
+        return elegy.jit(step, modules=modules).lower(on(mesh, X, "data")).compile()
+
+    _, found = train(spread(mesh, mlp()), on(mesh, X, "data"), transform=compiled)
+    assert_close(found, trained_on_one_device)
+
+
+def test_arrays_on_other_devices_than_it_was_compiled_for():
+    mesh = mesh_of(AxisType.Auto)
+    linear = on(mesh, elegy.nn.Linear(2).init(X))
+    compiled = elegy.jit(linear).lower(on(mesh, X, "data")).compile()
+    linear.set_parameters(jax.device_put(linear.get_parameters(), jax.devices()[1]))
+    with pytest.raises(elegy.errors.CompiledForOthersError, match="linear/w|linear/b"):
+        compiled(on(mesh, X, "data"))

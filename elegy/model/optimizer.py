@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from elegy import tracing
 from elegy.devices import is_placed, place_of
@@ -21,7 +22,7 @@ from elegy.parameters import collect
 from elegy.selections import Selection, differences, parts_of_leaves, select_trainable
 from elegy.state import undoing
 
-# What the state of an optimiser that is being initialised begins with, computed from arrays that have values and places.
+# With what the state of an optimiser begins that is being initialised, where parameters have values and places.
 _initial_state: contextvars.ContextVar[tp.Any] = contextvars.ContextVar("initial_state", default=None)
 
 Parameters = tp.Any  # nested dicts of arrays, as `get_parameters` gives them
@@ -31,8 +32,8 @@ class Optimizer(Module):
     """An [Optax](https://optax.readthedocs.io) transformation that keeps its own state.
 
     The state is a parameter, `optimizer.state`, that is not trainable. It is created by the first update, for the
-    parameters that are trainable then, on the devices where they are and sharded as they are. Like any module, an optimiser is listed in `modules=` of a transform that
-    updates it.
+    parameters that are trainable then, on the devices where they are and sharded as they are. Like any module, an
+    optimiser is listed in `modules=` of a transform that updates it.
 
     **Arguments:**
 
@@ -290,7 +291,7 @@ def _placed(state: tp.Any, parameters: Parameters) -> tp.Any:
     place = place_of(of_path.values())
 
     def leaf(path: tp.Any, value: tp.Any) -> tp.Any:
-        if not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer) or value.committed:
+        if not isinstance(value, jax.Array) or isinstance(value, Tracer) or value.committed:
             return value
         ends = [path[start:] for start in range(len(path) + 1)]
         like = next((of_path[end] for end in ends if end in of_path and of_path[end].shape == value.shape), None)
