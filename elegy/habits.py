@@ -10,8 +10,6 @@ import types
 import typing as tp
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import optax
-
 MISSING = "docs/index.md#what-is-not-here-yet"
 
 
@@ -190,6 +188,8 @@ def object_for(kind: str, name: str) -> str:
 
 def optimizer_for(name: str) -> str:
     """What to give a `Model` instead of the name of an optimiser."""
+    import optax
+
     given = name.lower() if isinstance(getattr(optax, name.lower(), None), types.FunctionType) else "adam"
     return f"Give the object instead of its name: optimizer=optax.{given}(1e-3)."
 

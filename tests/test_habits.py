@@ -304,6 +304,14 @@ def test_what_the_note_says_works():
     np.testing.assert_allclose(plain, X @ np.asarray(fixed.linear.w), rtol=1e-6)
 
 
+def test_arguments_without_names_of_their_own():
+    def choose(*args):
+        return args[0] if args[2] else args[1]
+
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        elegy.remat(choose, static_argnums=1)(X, 2, True)
+
+
 def test_another_error_says_nothing_of_flags():
     def wrong(x, n):
         raise TypeError("of the user")
