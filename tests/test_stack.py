@@ -80,8 +80,17 @@ def test_initial_values_are_those_of_separate_blocks():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("options", [{}, {"remat": True}, {"unroll": 2}, {"unroll": True}], ids=str)
-@pytest.mark.parametrize("how", ["eager", "elegy.jit"])
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [
+        ("eager", {}),
+        ("eager", {"remat": True, "unroll": 2}),
+        ("elegy.jit", {}),
+        ("elegy.jit", {"remat": True}),
+        ("elegy.jit", {"unroll": True}),
+    ],
+    ids=str,
+)
 def test_a_stack_computes_what_separate_blocks_compute(options, how):
     """Outputs, draws, losses, state and gradients."""
     results = []

@@ -27,6 +27,7 @@ class Callback:
     ```python
     import elegy
     import numpy as np
+    import optax
 
 
     class StopBelow(elegy.model.Callback):
@@ -39,8 +40,8 @@ class Callback:
 
 
     x = np.linspace(0, 1, 32, dtype=np.float32)[:, None]
-    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
-    history = model.fit(x, 2 * x, epochs=10_000, callbacks=[StopBelow(0.1)], verbose=0)
+    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError(), optimizer=optax.adam(0.1))
+    history = model.fit(x, 2 * x, epochs=1000, callbacks=[StopBelow(0.1)], verbose=0)
     assert history.history["loss"][-1] < 0.1
     ```
     """

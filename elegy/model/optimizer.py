@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import typing as tp
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
+from elegy import tracing
+from elegy.devices import is_placed, place_of
 from elegy.errors import ParameterError
 from elegy.frames import path_of
 from elegy.leaves import is_node
@@ -18,6 +22,9 @@ from elegy.parameters import collect
 from elegy.selections import Selection, differences, parts_of_leaves, select_trainable
 from elegy.state import undoing
 
+# With what the state of an optimiser begins that is being initialised, where parameters have values and places.
+_initial_state: contextvars.ContextVar[tp.Any] = contextvars.ContextVar("initial_state", default=None)
+
 Parameters = tp.Any  # nested dicts of arrays, as `get_parameters` gives them
 
 
@@ -25,8 +32,8 @@ class Optimizer(Module):
     """An [Optax](https://optax.readthedocs.io) transformation that keeps its own state.
 
     The state is a parameter, `optimizer.state`, that is not trainable. It is created by the first update, for the
-    parameters that are trainable then. Like any module, an optimiser is listed in `modules=` of a transform that
-    updates it.
+    parameters that are trainable then, on the devices where they are and sharded as they are. Like any module, an
+    optimiser is listed in `modules=` of a transform that updates it.
 
     **Arguments:**
 
@@ -98,7 +105,9 @@ class Optimizer(Module):
             raise _wrong_shapes(misfits)
         with _default_promotion():
             init = self.transformation.init
-            whole = self.add_parameter("state", initializer=lambda: init(parameters), trainable=False)
+            given = _initial_state.get()
+            create = lambda: _placed(init(parameters), parameters) if given is None else given  # noqa: E731
+            whole = _placed(self.add_parameter("state", initializer=create, trainable=False), parameters)
             state = _select(whole, jax.eval_shape(init, parameters))
             updates, state = self.transformation.update(gradients, state, parameters, **extra)
             if misfits and _misfits(updates, parameters):
@@ -124,7 +133,10 @@ class Optimizer(Module):
                     f"got a {type(leaf).__name__} among the modules."
                 )
         with undoing():
-            values = self(gradients, self.parameters(modules), **extra)
+            parameters = self.parameters(modules)
+            if not self.initialized and not tracing.is_traced():
+                self._begin(gradients, parameters, extra)
+            values = self(gradients, parameters, **extra)
             jax.tree.map(lambda module, new: module.set_parameters(new), modules, values, is_leaf=is_node)
 
     def parameters(self, modules: tp.Any) -> Parameters:
@@ -173,18 +185,26 @@ class Optimizer(Module):
         ```
         """
         parameters = self.parameters(modules)
-        if not self.initialized:
-            self.init(parameters, parameters)
-            return
-        old = self.state
-        with _default_promotion():
-            if not _missing(old, jax.eval_shape(self.transformation.init, parameters)):
-                return
-            state = _merge(self.transformation.init(parameters), old)
+        old = self.state if self.initialized else None
+        if old is not None:
+            with _default_promotion():
+                if not _missing(old, jax.eval_shape(self.transformation.init, parameters)):
+                    return
         with undoing():
             self.reset()
-            self.init(parameters, parameters)
-            self.set_parameters({"state": state})
+            state = self._begin(parameters, parameters, {})
+            self.set_parameters({"state": state if old is None else _merge(state, old)})
+
+    def _begin(self, gradients: Parameters, parameters: Parameters, extra: dict[str, tp.Any]) -> tp.Any:
+        """Creates the state from parameters that have values and places; an init pass alone knows their shapes."""
+        with _default_promotion():
+            state = _placed(self.transformation.init(parameters), parameters)
+        token = _initial_state.set(state)
+        try:
+            self.init(gradients, parameters, **extra)
+        finally:
+            _initial_state.reset(token)
+        return state
 
 
 def _not_a_transformation(given: tp.Any, more: tuple[tp.Any, ...]) -> str:
@@ -255,6 +275,30 @@ def _wrong_shapes(misfits: list[str]) -> ParameterError:
         "the gradients have other shapes than the parameters:\n" + "\n".join(misfits) + "\n"
         "  Take the gradients of one number, such as the mean over the samples, with respect to these parameters."
     )
+
+
+def _placed(state: tp.Any, parameters: Parameters) -> tp.Any:
+    """`state` on the devices of the parameters: what is like a parameter is sharded as that is, the rest is whole.
+
+    Some of it comes from nowhere in particular, as a counter does, and would be somewhere after the first step: so a
+    compiled step would be traced for a second time.
+    """
+    if all(is_placed(leaf) for leaf in jax.tree.leaves(state)):
+        return state
+    of_path = {path: leaf for path, leaf in _by_path(parameters).items() if is_placed(leaf)}
+    if not of_path:
+        return state
+    place = place_of(of_path.values())
+
+    def leaf(path: tp.Any, value: tp.Any) -> tp.Any:
+        if not isinstance(value, jax.Array) or isinstance(value, Tracer) or value.committed:
+            return value
+        ends = [path[start:] for start in range(len(path) + 1)]
+        like = next((of_path[end] for end in ends if end in of_path and of_path[end].shape == value.shape), None)
+        sharding = place if like is None else like.sharding
+        return value if sharding is None else jax.device_put(value, sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, state)
 
 
 # The state of any transformation names the parameters in its paths: `[0].mu['linear']['w']`. So the part that belongs
