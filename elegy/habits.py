@@ -10,8 +10,6 @@ import types
 import typing as tp
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import optax
-
 MISSING = "docs/index.md#what-is-not-here-yet"
 
 
@@ -190,6 +188,8 @@ def object_for(kind: str, name: str) -> str:
 
 def optimizer_for(name: str) -> str:
     """What to give a `Model` instead of the name of an optimiser."""
+    import optax
+
     given = name.lower() if isinstance(getattr(optax, name.lower(), None), types.FunctionType) else "adam"
     return f"Give the object instead of its name: optimizer=optax.{given}(1e-3)."
 
@@ -324,3 +324,26 @@ def _instead_of_keyword(name: str, known: list[str]) -> str | None:
     if candidates:
         return f"For {name}= write {candidates[0]}=."
     return _EXPLAINED.get(_plain(name))
+
+
+_IN_CALLS = _table(
+    (
+        "key rng rngs",
+        "Keys are given to init(x, rng=key) and apply(x, rng=key); in call, elegy.next_rng_key() draws one.",
+    ),
+    (
+        "train training is_training deterministic inference use_running_average eval",
+        "The mode is given to apply(x, training=False), or set by elegy.training_context(False); in call, "
+        "elegy.training() reads it.",
+    ),
+    ("mutable", "Nothing is to be declared mutable: apply(x) returns the module with its new state."),
+)
+
+
+def hint_for_call(error: Exception, kwargs: Iterable[str]) -> str | None:
+    """What to write instead of an argument that a `call` does not have."""
+    if not isinstance(error, TypeError) or "unexpected keyword argument" not in str(error):
+        return None
+    return next(
+        (_IN_CALLS[_plain(name)] for name in kwargs if repr(name) in str(error) and _plain(name) in _IN_CALLS), None
+    )

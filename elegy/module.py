@@ -41,7 +41,7 @@ from elegy.frames import (
     plain_arguments,
     require_same_trace,
 )
-from elegy.habits import better_error
+from elegy.habits import better_error, hint_for_call
 from elegy.hooks import add_summary, rng_context
 from elegy.initialise import NeedsInitPass, run_init_pass
 from elegy.leaves import Node
@@ -437,6 +437,8 @@ def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.A
             )
         if isinstance(error, TypeError) and any(leaves.is_key(leaf) for leaf in args):
             note += "\n  Keys are given by name: init(x, rng=key), apply(x, rng=key)."
+        if hint := hint_for_call(error, kwargs):
+            note += f"\n  {hint}"
         error.add_note(note)
     except Exception:
         pass  # an error that takes no note, or a module whose repr fails, must not hide the error itself

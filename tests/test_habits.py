@@ -150,6 +150,31 @@ def test_the_names_of_arguments(layer, arguments, instead):
     assert "Its arguments are " in text and ", name, dtype." in text
 
 
+@pytest.mark.parametrize(
+    "arguments, instead",
+    [
+        ({"train": True}, "apply(x, training=False)"),
+        ({"deterministic": True}, "elegy.training_context(False)"),
+        ({"key": 0}, "apply(x, rng=key)"),
+        ({"rngs": {}}, "elegy.next_rng_key()"),
+        ({"mutable": ["batch_stats"]}, "returns the module with its new state"),
+    ],
+    ids=str,
+)
+def test_arguments_of_calls(arguments, instead):
+    class Net(elegy.Module):
+        def call(self, x):
+            return x
+
+    for net in (Net(), Net().init(X)):
+        with pytest.raises(TypeError, match="unexpected keyword argument") as caught:
+            net(X, **arguments)
+        assert instead in caught.value.__notes__[0]
+    with pytest.raises(TypeError) as caught:
+        Net()(X, other=1)
+    assert "\n" not in caught.value.__notes__[0]
+
+
 def test_arguments_of_ones_own_modules():
     class Net(elegy.Module):
         def __init__(self, width=3):
@@ -277,6 +302,14 @@ def test_what_the_note_says_works():
     np.testing.assert_array_equal(fixed(X, True), np.maximum(plain, 0))
     np.testing.assert_array_equal(fixed(X, flag=True), np.maximum(plain, 0))
     np.testing.assert_allclose(plain, X @ np.asarray(fixed.linear.w), rtol=1e-6)
+
+
+def test_arguments_without_names_of_their_own():
+    def choose(*args):
+        return args[0] if args[2] else args[1]
+
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        elegy.remat(choose, static_argnums=1)(X, 2, True)
 
 
 def test_another_error_says_nothing_of_flags():

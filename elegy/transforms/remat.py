@@ -125,7 +125,7 @@ def _name_flags(
         given = signature.bind_partial(*args, **kwargs).arguments
     except (TypeError, ValueError):
         return
-    fixed = {*names, *(list(given)[number - _OURS] for number in static)}
+    fixed = {*names, *(name for number, name in enumerate(given) if number + _OURS in static)}
     flags = [name for name, value in given.items() if name not in fixed and isinstance(value, (bool, int, str))]
     if flags:
         error._elegy_flags_named = True  # type: ignore[attr-defined]
