@@ -89,7 +89,7 @@ def described(array: tp.Any) -> str:
         parts.append("weakly typed")
     if mesh is not None and not mesh.empty:
         parts.append(f"on the {described_mesh(mesh)}")
-    varying = getattr(aval, "vma", None)
+    varying = tracing.varying_axes(array)
     if varying:
         parts.append(f"varying over {', '.join(sorted(map(str, varying)))}")
     return ", ".join(parts)
