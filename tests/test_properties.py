@@ -315,6 +315,7 @@ def run_step(module, x, step, pure, outputs):
     elif step.what == "gradient" and jax.tree.leaves(module.get_parameters(trainable=True)):
         if pure:
             (loss, module), grads = elegy.value_and_grad(lambda module, x: jnp.sum(module(x) ** 2))(module, x)
+            grads = grads.get_parameters()
         else:
             loss, grads = elegy.value_and_grad(lambda x: jnp.sum(module(x) ** 2), modules=module)(x)
         parameters = module.get_parameters(trainable=True)

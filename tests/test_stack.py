@@ -449,11 +449,10 @@ def test_eight_members_train_in_one_step():
 
         (_, ensemble), grads = elegy.value_and_grad(loss)(ensemble)
         updates, state = optimiser.update(grads, state)
-        parameters = optax.apply_updates(ensemble.get_parameters(trainable=True), updates)
-        ensemble.set_parameters(parameters)
-        return ensemble, state
+        parameters, rest = elegy.partition(ensemble)
+        return elegy.combine(optax.apply_updates(parameters, updates), rest), state
 
-    state = optimiser.init(ensemble.get_parameters(trainable=True))
+    state = optimiser.init(elegy.partition(ensemble)[0])
     step = jax.jit(step)
     for _ in range(3):
         ensemble, state = step(ensemble, state)
