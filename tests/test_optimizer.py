@@ -399,7 +399,7 @@ def test_multi_steps_over_micro_batches_is_one_step_over_the_mean_gradient(gradi
         optimizer.update(module, gradients)
 
     step = elegy.jit(step, modules=[module, optimizer])
-    for number, x in enumerate(batches):
+    for x in batches:
         assert_same(module, before)
         step(x)
     assert number == 3 and step.traces <= 2
