@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 from elegy import tracing
 
@@ -72,6 +72,58 @@ def sharded_like(value: jax.Array, like: jax.Array) -> jax.Array:
     if isinstance(value, Tracer) or isinstance(like, Tracer):
         return jax.sharding.reshard(value, sharding)
     return jax.device_put(value, like.sharding)
+
+
+def _explicit(array: jax.Array) -> tuple[tp.Any, list[tuple[str, ...]]] | None:
+    """The mesh of an array, and the axes over which each of its dimensions is sharded, where its type says so."""
+    sharding = jax.typeof(array).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    axes = [() if part is None else part if isinstance(part, tuple) else (part,) for part in sharding.spec]
+    return sharding.mesh, axes
+
+
+def _over(axes: list[tuple[str, ...]], *arrays: jax.Array) -> NamedSharding:
+    """A sharding on the mesh of arrays: in a trace the mesh without its devices, else that with them."""
+    array = next((array for array in arrays if isinstance(array, Tracer)), arrays[0])
+    sharding: tp.Any = jax.typeof(array).sharding if isinstance(array, Tracer) else array.sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*(part or None for part in axes)))
+
+
+def _to(array: jax.Array, axes: list[tuple[str, ...]]) -> jax.Array:
+    sharding = _over(axes, array)
+    return jax.sharding.reshard(array, sharding) if isinstance(array, Tracer) else jax.device_put(array, sharding)
+
+
+def for_product(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tp.Any]:
+    """A matrix that can be multiplied with `x` on an explicit mesh, and the sharding of the product if JAX has to be
+    told.
+
+    An axis over which the batch is sharded is gathered in the matrix (fully sharded data parallelism), and so is one
+    that shards the contracted dimension of the matrix only. Where it shards that of both, the product is a sum over the
+    devices (tensor parallelism by rows).
+    """
+    of_w, of_x = _explicit(w), _explicit(x)
+    if of_w is None or of_x is None or of_w[0] != of_x[0] or w.ndim != 2:
+        return w, None
+    rows, columns = of_w[1]
+    *batch, contracted = of_x[1]
+    used = {axis for part in batch for axis in part}
+    new_rows = contracted if set(contracted) <= set(rows) else ()
+    new_columns = tuple(axis for axis in columns if axis not in used and axis not in new_rows)
+    if (new_rows, new_columns) != (rows, columns):
+        w = _to(w, [new_rows, new_columns])
+    if not new_rows:
+        return w, None
+    return w, _over([*batch, new_columns], x, w)
+
+
+def for_sum(b: jax.Array, y: jax.Array) -> jax.Array:
+    """A vector that can be added to the last dimension of `y` on an explicit mesh."""
+    of_b, of_y = _explicit(b), _explicit(y)
+    if of_b is None or of_y is None or of_b[0] != of_y[0] or of_b[1][-1] in ((), of_y[1][-1]) or b.ndim != 1:
+        return b
+    return _to(b, [of_y[1][-1]])
 
 
 def described(array: tp.Any) -> str:

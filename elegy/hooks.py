@@ -485,8 +485,8 @@ def require_lanes_apart(module: Node) -> None:
             "is the same in all of them, so they would draw the same numbers. The ways out:\n"
             "  1. Pass a key with the number of the shard folded in, key = jax.random.fold_in(key, "
             f"jax.lax.axis_index({axis!r})): m.apply(x, rng=key), or elegy.rng_context(key).\n"
-            "  2. If all shards are to draw the same, since they hold copies of the same activations, pass the key as it "
-            "is."
+            "  2. If all shards are to draw the same, since they hold copies of the same activations, pass the key as "
+            "it is."
         )
     if tracing.is_equal_in_all_lanes(module.__dict__[RNG_ATTRIBUTE]):
         raise TraceError(
