@@ -32,12 +32,17 @@ def _whole(mesh: tp.Any) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def home_of(arrays: Iterable[tp.Any]) -> Sharding | None:
+    """The devices of the first array that was put on some, for something whole; None if there is no such array."""
+    return next((replicated(array.sharding) for array in arrays if is_placed(array)), None)
+
+
 def place_of(arrays: Iterable[tp.Any]) -> Sharding | None:
     """Where something new goes that is used together with arrays: whole on all devices on which they lie, or else on
     those of `jax.set_mesh`, or else nowhere in particular."""
-    for array in arrays:
-        if is_placed(array):
-            return replicated(array.sharding)
+    place = home_of(arrays)
+    if place is not None:
+        return place
     mesh = None if tracing.is_traced() else jax.sharding.get_mesh()
     return None if mesh is None or mesh.empty else _whole(mesh)
 
@@ -116,6 +121,21 @@ def for_product(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tp.Any]:
     if not new_rows:
         return w, None
     return w, _over([*batch, new_columns], x, w)
+
+
+def for_convolution(x: jax.Array, w: jax.Array, channel_axis: int) -> tuple[jax.Array, tp.Any]:
+    """A kernel `[*spatial, in, out]` that can be applied to `x` on an explicit mesh, and the sharding of the result if
+    JAX has to be told. Of the kernel only the outgoing channels stay sharded, over axes that do not shard the batch."""
+    of_w, of_x = _explicit(w), _explicit(x)
+    if of_w is None or of_x is None or of_w[0] != of_x[0] or not any(of_w[1]) or of_x[1][channel_axis]:
+        return w, None
+    result = list(of_x[1])
+    used = {axis for part in result for axis in part}
+    result[channel_axis] = tuple(axis for axis in of_w[1][-1] if axis not in used)
+    kept = [*[()] * (w.ndim - 1), result[channel_axis]]
+    if kept != of_w[1]:
+        w = _to(w, kept)
+    return w, _over(result, x, w) if any(kept) else None
 
 
 def for_sum(b: jax.Array, y: jax.Array) -> jax.Array:

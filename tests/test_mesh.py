@@ -253,6 +253,19 @@ def test_a_product_of_sharded_arrays(kind, of_x, of_w, of_b):
         assert_close(jax.jit(lambda x: placed(x))(spread), linear(x))
 
 
+@kinds
+@pytest.mark.parametrize("of_w", [(None, None, "model"), (None, None, "data"), (None, "model", None)], ids=str)
+def test_a_convolution_with_a_sharded_kernel(kind, of_w):
+    mesh = mesh_of(kind)
+    x, conv = jax.random.normal(jax.random.key(1), [8, 5, 2]), elegy.nn.Conv1D(4, 3)
+    expected = elegy.value_and_grad(lambda x: jnp.sum(conv(x) ** 2), modules=conv)(x)
+    placed = conv.copy()
+    placed.set_parameters({"w": on(mesh, conv.w, *of_w), "b": on(mesh, conv.b)})
+    spread = on(mesh, x, "data")
+    np.testing.assert_allclose(placed(spread), conv(x), rtol=1e-4, atol=1e-5)
+    assert_close(elegy.jit(elegy.value_and_grad(lambda x: jnp.sum(placed(x) ** 2), modules=placed))(spread), expected)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # shard_map
 # ---------------------------------------------------------------------------------------------------------------------
@@ -382,3 +395,48 @@ def test_gradients_and_statistics_over_all_shards():
     wanted = elegy.value_and_grad(lambda x: jnp.mean((plain(x) - 1) ** 2), modules=plain)(X)
     assert_close((loss, gradients), wanted)
     assert_close(updated.get_parameters(), plain.get_parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses, metrics, Model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kinds
+def test_losses_and_metrics_of_a_sharded_batch(kind):
+    mesh = mesh_of(kind)
+    logits, labels = X[:, :4], jnp.arange(8) % 4
+
+    def results(place):
+        loss = elegy.losses.SparseCategoricalCrossentropy(from_logits=True)
+        accuracy, mean = elegy.metrics.SparseCategoricalAccuracy(), elegy.metrics.Mean()
+
+        def evaluate(logits, labels):
+            value = loss(y_true=labels, y_pred=logits)
+            return value, mean(value), accuracy(y_true=labels, y_pred=logits)
+
+        evaluate = elegy.jit(evaluate, modules=[accuracy, mean])
+        found = [evaluate(place(logits + number), place(labels)) for number in range(3)]
+        return evaluate.traces, found
+
+    (traces, found), (_, wanted) = results(lambda leaf: on(mesh, leaf, "data")), results(lambda leaf: leaf)
+    assert_close(found, wanted)
+    assert traces == 1
+
+
+@kinds
+def test_a_model_is_fitted_on_a_mesh(kind):
+    mesh = mesh_of(kind)
+
+    def history(place):
+        elegy.set_rng(elegy.RNG(0))
+        model = elegy.Model(
+            place(elegy.nn.Sequential(lambda: [elegy.nn.Linear(4), elegy.nn.Dropout(0.5)]).init(X, rng=0)),
+            loss=elegy.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=elegy.metrics.SparseCategoricalAccuracy(),
+            optimizer=optax.sgd(0.1),
+        )
+        model.fit(x=np.asarray(X), y=np.arange(8) % 4, epochs=2, batch_size=4, verbose=0)
+        return model.evaluate(x=np.asarray(X), y=np.arange(8) % 4, batch_size=4)
+
+    assert_close(history(lambda module: on(mesh, module)), history(lambda module: module))
