@@ -303,6 +303,13 @@ def test_shards_that_would_draw_the_same_are_refused(make, run, check):
         over_data(run, SPLIT, module, X, check_vma=check)
 
 
+def test_the_stream_of_the_code_around_is_refused():
+    mesh, module = mesh_of(AxisType.Explicit), on(mesh_of(AxisType.Explicit), elegy.nn.Dropout(0.5).init(X))
+    mapped = jax.shard_map(lambda x: module(x), mesh=mesh, in_specs=SPLIT, out_specs=SPLIT)
+    with pytest.raises(elegy.errors.TraceError, match=r"(?s)stream belongs.*draw a key outside, and fold.*'data'"):
+        elegy.jit(mapped, modules=module)(on(mesh, X, "data"))
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_shards_with_keys_of_their_own(check):
     module, x, key = elegy.nn.Dropout(0.5).init(X), jnp.ones([8, 16]), jax.random.key(3)
