@@ -266,6 +266,38 @@ def test_a_convolution_with_a_sharded_kernel(kind, of_w):
     assert_close(elegy.jit(elegy.value_and_grad(lambda x: jnp.sum(placed(x) ** 2), modules=placed))(spread), expected)
 
 
+class Block(elegy.Module):
+    """Two layers: the first is split by columns, the second by rows."""
+
+    def call(self, x):
+        return x + elegy.nn.Linear(x.shape[-1], name="down")(jax.nn.relu(elegy.nn.Linear(4, name="up")(x)))
+
+
+@kinds
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_stack_of_blocks_that_are_split(kind, remat):
+    mesh = mesh_of(kind)
+
+    def results(place, x):
+        stack = elegy.nn.Stack(Block, 3, remat=remat).init(X, rng=0)
+        stack = jax.tree_util.tree_map_with_path(lambda path, leaf: place(jax.tree_util.keystr(path), leaf), stack)
+        return elegy.jit(elegy.value_and_grad(lambda x: jnp.mean(stack(x) ** 2), modules=stack))(x)
+
+    def split(path, leaf):
+        spec = {"up.w": (None, None, "model"), "up.b": (None, "model"), "down.w": (None, "model", None)}
+        return on(mesh, leaf, *next((spec for name, spec in spec.items() if name in path), ()))
+
+    assert_close(results(split, on(mesh, X, "data")), results(lambda path, leaf: leaf, X))
+
+
+@kinds
+def test_an_ensemble_with_its_members_on_other_devices(kind):
+    mesh = mesh_of(kind)
+    ensemble = elegy.nn.Ensemble(lambda: elegy.nn.Linear(4), 2).init(X, rng=0)
+    spread = jax.tree.map(lambda leaf: on(mesh, leaf, "model"), ensemble)
+    np.testing.assert_allclose(elegy.jit(spread)(on(mesh, X)), ensemble(X), rtol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # shard_map
 # ---------------------------------------------------------------------------------------------------------------------
