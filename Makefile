@@ -13,7 +13,7 @@ CONSTRAINTS := .ci/constraints.txt
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
-CORE := captures compatibility copies deep ecosystem equinox errors exceptions guide hooks misuse module names \
+CORE := captures compatibility copies deep ecosystem equinox errors exceptions guide hooks initialise misuse module names \
 	parameters properties pytree random recompilation sharing stack threads trace_safety transforms
 
 .DEFAULT_GOAL := help

@@ -1,15 +1,18 @@
 """Elegy: neural networks for JAX, with modules that are immutable pytrees, lazy shapes and hooks."""
 
 import importlib.metadata
+import typing as _tp
 
 from elegy import (
     errors as errors,
+    habits as _habits,
     initializers as initializers,
     losses as losses,
     metrics as metrics,
     model as model,
     nn as nn,
 )
+from elegy.captures import debug as debug
 from elegy.checkpoint import load as load, save as save
 from elegy.hooks import (
     add_loss as add_loss,
@@ -66,6 +69,7 @@ __all__ = [
     "combine",
     "compact",
     "cond",
+    "debug",
     "errors",
     "fori_loop",
     "get_dynamic_context",
@@ -114,3 +118,11 @@ __all__ = [
     "vmap",
     "while_loop",
 ]
+
+if not _tp.TYPE_CHECKING:  # a static checker would take every name to be there
+    __getattr__ = _habits.missing_attribute(
+        "elegy",
+        __all__,
+        _habits.EVERYTHING | _habits.LAYERS,
+        ["elegy.nn", "elegy.losses", "elegy.metrics", "elegy.model", "elegy.initializers"],
+    )

@@ -4,16 +4,19 @@ JAX traces a function once, keeps the arrays in its closure as constants, and fi
 the function, for as long as that lives. A function that is made anew for each use, as a lambda in a method is, sees the
 arrays of today; one that lives on would go on with those of its first use, without a word. So it is written down here
 which functions were traced with the arrays of which modules. Where a transform of Elegy gives these modules other
-arrays, JAX is kept from finding the function again; where they change outside of one, there is a warning.
+arrays, or such a module is called outside of any trace, JAX is kept from finding the function again. Where they change
+otherwise there is a warning for those who ask for it, by `debug`: whether such a function will ever run again cannot be
+known.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 import typing as tp
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from elegy import tracing
 from elegy.errors import StaleClosureWarning
@@ -24,9 +27,39 @@ from elegy.state import placed, state
 
 # The functions that were traced with the arrays of a module, by its id.
 captures: dict[int, list[weakref.ref[tp.Any]]] = {}
-# Those among them whose arrays belonged to no trace, and of which nobody was warned. (Of arrays of an earlier trace JAX
-# itself complains.)
+# Those among them whose arrays belonged to no trace, that were traced within `debug`, and of which nobody was warned.
+# (Of arrays of an earlier trace JAX itself complains.)
 constants: dict[int, list[weakref.ref[tp.Any]]] = {}
+
+
+@contextlib.contextmanager
+def debug() -> Iterator[None]:
+    """Within it Elegy watches for mistakes that it cannot tell from correct programs.
+
+    A function that stock JAX traces meanwhile, and that closes over a module, holds the arrays of that moment for as
+    long as it lives; when they change, a `StaleClosureWarning` names the module and the function. Functions that were
+    only looked at, by `jax.eval_shape` or `jax.make_jaxpr`, are among them, since JAX keeps these traces too.
+
+    It holds for the thread that enters it, and costs nothing outside.
+
+    ```python
+    import elegy
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones([4, 3])
+    linear = elegy.nn.Linear(2).init(x)
+    with elegy.debug():
+        predict = jax.jit(lambda x: linear(x))
+        predict(x)
+        linear.set_parameters({"b": jnp.ones(2)})  # warns StaleClosureWarning: linear: its arrays change
+    ```
+    """
+    before, state.debugging = state.debugging, True
+    try:
+        yield
+    finally:
+        state.debugging = before
 
 
 def note_capture(module: Node) -> None:
@@ -61,7 +94,7 @@ def _add(module: Node, function: tp.Any) -> None:
         if id(node) not in captures:
             weakref.finalize(node, _forget, id(node)).atexit = False
         captures.setdefault(id(node), []).append(reference)
-        if node._elegy_born == tracing.EAGER and state.init_pass is None:
+        if state.debugging and node._elegy_born == tracing.EAGER and state.init_pass is None:
             constants.setdefault(id(node), []).append(reference)
 
 
@@ -84,6 +117,13 @@ def placed_for(nodes: Mapping[int, tp.Any]) -> tp.Any:
     if captures and is_captured(nodes):
         return placed(object())
     return placed("transform" if state.init_pass is None else "init pass")
+
+
+def placed_if_captured(module: Node) -> tp.Any:
+    """Within it the functions that a module gives to stock JAX see its arrays of now."""
+    if captures and is_captured({id(node): node for node in walk([module])}):
+        return placed(object())
+    return contextlib.nullcontext()
 
 
 def check_constants(nodes: Collection[Node]) -> None:

@@ -68,6 +68,47 @@ class FrozenModuleError(ElegyError, AttributeError):
     """
 
 
+class ClassDefinitionError(ElegyError, TypeError):
+    """A class of modules is defined in a way that its instances could not follow.
+
+    It defines `__call__` where Elegy runs `call`, it holds a module in its body, where all instances would share it, or
+    it declares `__slots__`.
+
+    Failing:
+
+    ```python
+    import dataclasses
+
+    import elegy
+
+    try:
+
+        class Net(elegy.Module):
+            def __call__(self, x):
+                return elegy.nn.Linear(3)(x)
+
+    except elegy.errors.ClassDefinitionError as error:
+        print(error)
+    ```
+
+    Fixed: define `call`, and make modules in `__init__`, in `call`, or by a factory.
+
+    ```python
+    class Net(elegy.Module):
+        def call(self, x):
+            return elegy.nn.Linear(3)(x)
+
+
+    @dataclasses.dataclass
+    class Block(elegy.Module):
+        layer: elegy.Module = dataclasses.field(default_factory=lambda: elegy.nn.Linear(3))
+
+        def call(self, x):
+            return self.layer(x)
+    ```
+    """
+
+
 class ModuleOrderError(ElegyError, ValueError):
     """The modules created inside `call` are not those of the first call.
 
@@ -489,6 +530,8 @@ class StaleClosureWarning(ElegyWarning):
     """The arrays of a module change, and a function that closes over it was traced by JAX with the old ones.
 
     JAX traces a function once and takes the arrays in its closure for constants, for as long as the function lives.
+    The warning is given within `elegy.debug()` only, as it cannot tell a function that will run again from one that was
+    only looked at.
 
     Failing:
 
@@ -501,10 +544,10 @@ class StaleClosureWarning(ElegyWarning):
 
     x = jnp.ones([4, 3])
     linear = elegy.nn.Linear(2).init(x)
-    predict = jax.jit(lambda x: linear(x))
-    predict(x)
-    with warnings.catch_warnings(record=True) as caught:
+    with elegy.debug(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        predict = jax.jit(lambda x: linear(x))
+        predict(x)
         linear.set_parameters({"b": jnp.ones(2)})  # predict(x) stays what it was
     print(caught[0].message)
     ```
@@ -645,5 +688,35 @@ class IdenticalMembersWarning(ElegyWarning):
 
     ```python
     elegy.nn.Ensemble(lambda: elegy.nn.Linear(1), 4)(jnp.ones([1, 2]))
+    ```
+    """
+
+
+class UninitialisedWarning(ElegyWarning):
+    """The trainable parameters of a module were asked for before it ever ran, and there are none yet.
+
+    An optimiser that is initialised with them would know none, and fail at its first update.
+
+    Failing:
+
+    ```python
+    import warnings
+
+    import elegy
+    import jax.numpy as jnp
+    import optax
+
+    linear = elegy.nn.Linear(2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = optax.adam(1e-3).init(linear.get_parameters(trainable=True))
+    print(caught[0].message)
+    ```
+
+    Fixed: initialise the module before.
+
+    ```python
+    linear.init(jnp.ones([4, 3]))
+    state = optax.adam(1e-3).init(linear.get_parameters(trainable=True))
     ```
     """

@@ -1,8 +1,12 @@
 """The init pass: one abstract run of a function, in which modules create what they need.
 
-The function runs under `jax.eval_shape`, so nothing of the forward computation is executed. Each parameter is created
+The function is traced and thrown away, so nothing of the forward computation is executed. Each parameter is created
 concretely by its initializer, from a key derived from its path, and journalled; afterwards every other change that the
-function made is taken back, and the journalled values are put in place.
+function made is taken back, and the journalled values are put in place. An initial value that was made from arrays of
+the call is computed afterwards, by the part of the trace on which it depends.
+
+A function that fails after it has created something runs again, since it may have asked for parameters before they
+were there; so what it raises counts when it has created nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +24,12 @@ from jax.core import Tracer
 
 from elegy import tracing
 from elegy.captures import placed_for
+from elegy.drawn import recipe_of
 from elegy.errors import IdenticalMembersWarning, ParameterError, TraceError
-from elegy.frames import RNG_ATTRIBUTE, parts_of, path_of, require_same_trace, warn
+from elegy.frames import RNG_ATTRIBUTE, name_of, parts_of, path_of, paths_below, require_same_trace, warn
 from elegy.hooks import Collector
 from elegy.leaves import Node, is_array, is_node
-from elegy.pytree import meta_of, nodes_in, set_born, walk
+from elegy.pytree import meta_of, nodes_in, set_born, set_undrawn, walk
 from elegy.random import fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
 from elegy.threads import holding
@@ -38,7 +43,7 @@ Axis = tuple[Hashable, int]
 class Creation:
     """One entry of the journal: a parameter, and how to compute its initial value in whatever trace asks for it."""
 
-    __slots__ = ("make", "module", "name", "traced_key", "value")
+    __slots__ = ("make", "module", "name", "stacked", "traced_key", "value")
 
     def __init__(self, module: Node, name: str, make: Make, value: tp.Any, traced_key: bool):
         self.module = module
@@ -47,6 +52,8 @@ class Creation:
         self.value = value
         # Whether the key is a value of the code around the pass, as under jax.vmap over keys.
         self.traced_key = traced_key
+        # Whether the value is that of several copies of the module, stacked.
+        self.stacked = False
 
 
 class Lane:
@@ -125,14 +132,26 @@ class InitPass:
         ids = {id(module) for module in modules}
         for creation in self.creations[start:]:
             if id(creation.module) in ids:
-                if has_tracer(creation.value) and not creation.traced_key:
-                    raise ParameterError(
-                        f"{path_of(creation.module, creation.name)}: the initializer uses data of the call, but the "
-                        "module is stacked, and all copies are initialised by one run.\n"
-                        "  Use an initializer of the shape alone, or a list of modules."
-                    )
+                creation.stacked = True
                 creation.make = functools.partial(_stacked, creation.make, lane, size)
                 creation.value = creation.module.__dict__[creation.name] = creation.make()
+
+    def draw_anew(self, root: Node) -> None:
+        """Draws what the constructors of a module, and of those below it, have drawn, from the keys of this pass."""
+        paths = paths_below(root)
+        for node in walk([root]):
+            undrawn = getattr(node, "_elegy_undrawn", None) or {}
+            for name in meta_of(node).constructed:
+                recipe = recipe_of(node.__dict__.get(name, undrawn.get(name)))
+                if recipe is not None:
+                    key = self._key([name_of(root), *paths[id(node)], name], root)
+                    self.create(node, name, *recipe.maker(node, name, key), key)
+            if undrawn:
+                log(node, functools.partial(set_undrawn, node, undrawn), created=True)
+                set_undrawn(node, {})
+                attributes = {name: node.__dict__[name] for name in (*undrawn, *node.__dict__)}
+                node.__dict__.clear()  # the order of the attributes is that of the leaves
+                node.__dict__.update(attributes)
 
     def adopt(self, module: Node, trace: tp.Any) -> bool:
         """Lets the pass change a module of the code around it, as that code itself could."""
@@ -239,6 +258,7 @@ def run_init_pass(
     kwargs: tp.Any,
     roots: Sequence[Node],
     axis: Axis | None = None,
+    anew: Node | None = None,
 ) -> bool:
     """Runs `function` abstractly; afterwards the modules that it ran hold their initial parameters, and nothing else
     changed.
@@ -248,62 +268,76 @@ def run_init_pass(
     - `args`, `kwargs`: arrays among them may be `jax.ShapeDtypeStruct`s.
     - `roots`: the modules that the function may initialise.
     - `axis`: a mapped axis to which the function may refer by its name, as in `jax.lax.pmean`.
+    - `anew`: a module of which also those parameters are drawn that constructors have drawn before.
 
     **Returns:** whether anything was created.
     """
+    created_before = False
     with holding(walk([*roots, *nodes_in((args, kwargs))])):
-        try:
-            return _attempt(function, args, kwargs, roots, _abstractly, axis)
-        except _NeedsData as needs:
-            leaves = jax.tree.leaves((args, kwargs), is_leaf=is_node)
-            if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
-                raise ParameterError(
-                    f"{needs.path}: the initializer uses data of the call, and init was given shapes only.\n"
-                    "  Give init real arrays, or use an initializer of the shape alone."
-                ) from None
-            return _attempt(function, args, kwargs, roots, _compiled, axis)
+        while True:
+            created, failure = _attempt(function, args, kwargs, roots, axis, anew)
+            if failure is None:
+                return created or created_before
+            created_before, anew = True, None
 
 
-class _NeedsData(Exception):
-    def __init__(self, path: str):
-        self.path = path
+def _trace(body: Callable[[tp.Any], None], arrays: Sequence[tp.Any], journal: InitPass) -> None:
+    """Traces the body, and computes the initial values that came out of the trace."""
+    abstract: list[Creation] = []
 
-
-def _abstractly(body, arrays, journal: InitPass) -> None:
-    def abstract(arrays):
+    def values(arrays):
         body(arrays)
-        for creation in journal.creations:
-            if has_tracer(creation.value):  # must not outlive the trace
-                creation.value = creation.module.__dict__[creation.name] = _ABSTRACT
+        abstract.extend(creation for creation in journal.creations if has_tracer(creation.value))
+        found = [creation.value for creation in abstract]
+        for creation in abstract:  # a tracer must not outlive the trace
+            creation.value = creation.module.__dict__[creation.name] = _ABSTRACT
+        return found
 
-    jax.eval_shape(abstract, arrays)
-    for creation in journal.creations:
-        if creation.value is _ABSTRACT:
-            # With a concrete key, an initial value that is abstract was computed from the data of the call.
-            if not creation.traced_key:
-                raise _NeedsData(path_of(creation.module, creation.name))
-            try:
+    closed, shapes = jax.make_jaxpr(values, return_shape=True)(arrays)
+    missing: list[int] = []
+    for index, creation in enumerate(abstract):
+        try:
+            if creation.traced_key:
                 creation.value = creation.make()
-            except jax.errors.UnexpectedTracerError:
-                raise _NeedsData(path_of(creation.module, creation.name)) from None
+        except jax.errors.UnexpectedTracerError:
+            pass
+        if creation.value is _ABSTRACT:
+            missing.append(index)
+    if missing:
+        _compute(closed, shapes, arrays, abstract, missing)
 
 
 _ABSTRACT = object()
 
 
-def _compiled(body, arrays, journal: InitPass) -> None:
-    """The fall-back for initializers that look at data: the pass is compiled, the initial values are its outputs."""
+def _compute(closed: tp.Any, shapes: tp.Any, arrays: tp.Any, creations: Sequence[Creation], wanted: list[int]) -> None:
+    """Gives those creations that are wanted the values that the outputs of a trace have for them."""
+    sizes = [len(jax.tree.leaves(shape)) for shape in shapes]
+    ends = np.cumsum(sizes)
+    outputs = [range(end - size, end) for end, size in zip(ends.tolist(), sizes, strict=True)]
+    for index in wanted:
+        if tracing.depends_on_inputs(closed, outputs[index]):
+            _require_data(creations[index], arrays)
+    values = iter(tracing.evaluate(closed, [number for index in wanted for number in outputs[index]], arrays))
+    for index in wanted:
+        leaves, treedef = jax.tree.flatten(shapes[index])
+        creations[index].value = treedef.unflatten([jnp.asarray(next(values), leaf.dtype) for leaf in leaves])
 
-    def values(arrays):
-        body(arrays)
-        found = {index: c.value for index, c in enumerate(journal.creations) if has_tracer(c.value)}
-        for index in found:
-            creation = journal.creations[index]
-            creation.value = creation.module.__dict__[creation.name] = _ABSTRACT
-        return found
 
-    for index, value in jax.jit(values)(arrays).items():
-        journal.creations[index].value = value
+def _require_data(creation: Creation, arrays: Sequence[tp.Any]) -> None:
+    """Refuses an initial value that depends on data of the call where there are none to compute it from."""
+    path = path_of(creation.module, creation.name)
+    if creation.stacked:
+        raise ParameterError(
+            f"{path}: the initializer uses data of the call, but the module is stacked, and all copies are initialised "
+            "by one run.\n"
+            "  Use an initializer of the shape alone, or a list of modules."
+        )
+    if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
+        raise ParameterError(
+            f"{path}: the initializer uses data of the call, and init was given shapes only.\n"
+            "  Give init real arrays, or use an initializer of the shape alone."
+        )
 
 
 # What JAX raises where Python needs the value of an array.
@@ -315,24 +349,34 @@ _CONCRETE = (
 )
 
 
-def _attempt(function, args, kwargs, roots, how, axis) -> bool:
+def _attempt(function, args, kwargs, roots, axis, anew) -> tuple[bool, Exception | None]:
+    """One pass: whether it created anything, and what the function raised after it had."""
     for node in roots:
         require_same_trace(node, "created its parameters")
     leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=is_node)
     arrays = [leaf for leaf in leaves if is_array(leaf)]
     journal = InitPass()
     nodes = [node for node in walk([*roots, *nodes_in((args, kwargs))]) if node._elegy_born == journal.trace]
+    failures: list[Exception] = []
 
     def body(arrays):
         stream = iter(arrays)
         args, kwargs = treedef.unflatten([next(stream) if is_array(leaf) else leaf for leaf in leaves])
         # What is not a creation is taken back while the trace still runs, so that nothing of it stays behind.
         with _inside(journal, nodes), undoing(created_only=True), placed_for({id(node): node for node in nodes}):
-            function(*args, **kwargs)
+            if anew is not None:
+                journal.draw_anew(anew)
+            drawn = len(journal.creations)
+            try:
+                function(*args, **kwargs)
+            except Exception as error:
+                if len(journal.creations) == drawn:
+                    raise
+                failures.append(error.with_traceback(None))
 
     with undoing():
         try:
-            how(body if axis is None else _within(axis, body), arrays, journal)
+            _trace(body if axis is None else _within(axis, body), arrays, journal)
         except _CONCRETE as error:
             if journal.outer is None and not getattr(error, "_elegy_explained", False):
                 error._elegy_explained = True  # type: ignore[attr-defined]
@@ -352,7 +396,7 @@ def _attempt(function, args, kwargs, roots, how, axis) -> bool:
         journal.outer.take(journal)
     elif _are_identical(journal):
         warn(identical_members(roots[0], "the modules of all lanes"))
-    return bool(journal.creations or journal.modules)
+    return bool(journal.creations or journal.modules), next(iter(failures), None)
 
 
 def _are_identical(journal: InitPass) -> bool:

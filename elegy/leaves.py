@@ -34,9 +34,10 @@ class Node:
     Set when they are needed:
 
     - `_elegy_pending`: what was updated inside a jax transform since the module was last looked at.
-    - `_elegy_depth`: how many levels of modules there are.
     - `_elegy_fixed`: what stands for the static leaves of containers while the module is flattened.
     - `_elegy_compiled`: functions compiled for this very object, and values of its cached properties.
+    - `_elegy_undrawn`: the attributes, in order, of a module whose `__init__` could draw nothing, since it ran in a
+      trace without the random stream: a value of the same shape for each that waits for `init`, None for the others.
     - `_elegy_class`: where the class is made anew on each run of a method, that of the last eager one.
     """
 
@@ -46,12 +47,12 @@ class Node:
         "_elegy_born",
         "_elegy_class",
         "_elegy_compiled",
-        "_elegy_depth",
         "_elegy_fixed",
         "_elegy_layout",
         "_elegy_meta",
         "_elegy_pending",
         "_elegy_ties",
+        "_elegy_undrawn",
     )
 
     if tp.TYPE_CHECKING:
@@ -65,12 +66,12 @@ class Node:
     _elegy_born: tp.Any
     _elegy_class: type
     _elegy_compiled: dict[tp.Any, tp.Any]
-    _elegy_depth: int
     _elegy_fixed: dict[str, tp.Any]
     _elegy_layout: Layout | None
     _elegy_meta: Meta
     _elegy_pending: tp.Any
     _elegy_ties: tuple[Tie, ...] | None
+    _elegy_undrawn: dict[str, tp.Any]
 
 
 def is_node(value: tp.Any) -> bool:
@@ -108,6 +109,13 @@ def is_foreign(value: tp.Any) -> bool:
     if isinstance(value, (Node, jax.Array)) or is_static(value) or is_plain_container(value):
         return False
     return not jax.tree_util.all_leaves([value])
+
+
+def holds_module(value: tp.Any) -> bool:
+    """Whether a value is a module, or a list, tuple or dict with one in it."""
+    if isinstance(value, dict):
+        return any(map(holds_module, value.values()))
+    return isinstance(value, Node) or isinstance(value, (list, tuple)) and any(map(holds_module, value))
 
 
 def is_dynamic(leaf: tp.Any) -> bool:

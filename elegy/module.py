@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy as copying
+import dataclasses
 import functools
 import importlib
 import inspect
 import sys
 import types
 import typing as tp
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,15 @@ import numpy as np
 from jax.core import Tracer
 
 from elegy import leaves, parameters as _parameters, pytree, tracing
-from elegy.captures import note_capture
+from elegy.captures import note_capture, placed_if_captured
 from elegy.containers import FrozenDict, FrozenList, freeze_containers
 from elegy.errors import (
+    ClassDefinitionError,
     ElegyError,
     FrozenModuleError,
-    HookError,
     NameCollisionError,
     ParameterError,
     StaticValueError,
-    TraceError,
 )
 from elegy.frames import (
     PRIVATE,
@@ -41,6 +41,7 @@ from elegy.frames import (
     plain_arguments,
     require_same_trace,
 )
+from elegy.habits import better_error, hint_for_call
 from elegy.hooks import add_summary, rng_context
 from elegy.initialise import NeedsInitPass, run_init_pass
 from elegy.leaves import Node
@@ -48,6 +49,7 @@ from elegy.pytree import Meta, meta_of
 from elegy.random import RNG, KeyLike
 from elegy.state import state, training as training_mode, training_context, undoing
 from elegy.threads import holders, holding, looking, running, wait_for
+from elegy.tracebacks import shorten
 from elegy.typechecking import axes, scopes, switch
 from elegy.typechecking.import_hook import compact_methods, no_type_check
 
@@ -77,7 +79,7 @@ class ModuleMeta(abc.ABCMeta):
 
     def __new__(mcs, name, bases, namespace, **kwargs):
         if namespace.get("__slots__"):
-            raise TypeError(
+            raise ClassDefinitionError(
                 f"class {name} declares __slots__, but a module keeps its attributes in __dict__, where JAX "
                 "finds its arrays.\n"
                 "  Remove __slots__ (for a dataclass: slots=True)."
@@ -87,6 +89,8 @@ class ModuleMeta(abc.ABCMeta):
         }
         namespace = {**namespace, **cached}
         _tell_apart(namespace)
+        if "call" in namespace:
+            namespace["call"] = _as_call(namespace["call"])
         cls: tp.Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         for base in cls.__mro__:
             if not issubclass(base, Node):  # of a mixin: it would write past the frozen attributes
@@ -96,8 +100,16 @@ class ModuleMeta(abc.ABCMeta):
         # A class of a function may be made anew on each run, and close over other values then.
         cls._elegy_is_local = "<locals>" in cls.__qualname__
         if bases != (Node,):
+            _check_class(cls)
             switch.adopt(cls)
         return cls
+
+    def __setattr__(cls, name: str, value: tp.Any) -> None:
+        if name == "call":
+            value = _as_call(value)
+        elif leaves.holds_module(value):
+            raise _module_in_class(cls, name)
+        super().__setattr__(name, value)
 
     @property
     def __signature__(cls) -> inspect.Signature:
@@ -107,8 +119,94 @@ class ModuleMeta(abc.ABCMeta):
     def __call__(cls, *args, **kwargs):
         frame = state.frames[-1] if state.frames else None
         if frame is None or frame.building:
-            return _construct(cls, args, kwargs)
+            try:
+                return _construct(cls, args, kwargs)
+            except Exception as error:
+                shorten(error)
+                raise
         return frame.create(cls, plain_arguments(args, kwargs), lambda: _construct(cls, args, kwargs))
+
+
+class Call:
+    """The method `call` as a class holds it. Read from the class it is the function that the user wrote; `module.call`
+    runs as the module itself does."""
+
+    def __init__(self, function: tp.Any):
+        self.__func__ = function
+
+    @property
+    def __isabstractmethod__(self) -> bool:
+        return getattr(self.__func__, "__isabstractmethod__", False)
+
+    def __get__(self, instance: tp.Any, owner: tp.Any = None) -> tp.Any:
+        function = self.__func__
+        if instance is None or not hasattr(function, "__get__"):
+            return function
+        frame = state.frames[-1] if state.frames else None
+        if frame is not None and frame.module is instance:
+            # `super().call` runs in the frame of the method that uses it.
+            if frame.method == "call" or inspect.getattr_static(type(instance), "call") is not self:
+                return function.__get__(instance, owner)
+        return types.MethodType(self._direct, instance)
+
+    @functools.cached_property
+    def _direct(self) -> Callable[..., tp.Any]:
+        @functools.wraps(self.__func__, updated=())
+        def call(module: Module, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+            function = _call_of(module)
+            if inspect.getattr_static(type(module), "call") is not self:
+                function = self.__func__
+            try:
+                return run_method(module, "call", function, args, kwargs)
+            except Exception as error:
+                shorten(error)
+                raise
+
+        return call
+
+    def __getstate__(self) -> tp.Any:
+        return self.__func__
+
+    def __setstate__(self, function: tp.Any) -> None:
+        self.__func__ = function
+
+
+def _as_call(value: tp.Any) -> tp.Any:
+    """What a class keeps under the name `call`."""
+    return Call(value) if callable(value) and not isinstance(value, Call) else value
+
+
+def _check_class(cls: type) -> None:
+    """Refuses a class whose instances would not do what its body says."""
+    where = next(base for base in cls.__mro__ if "__call__" in vars(base))
+    has_call = next(base for base in cls.__mro__ if "call" in vars(base)) is not Module
+    if where is not Module and not has_call and not _uses_super(vars(where)["__call__"]):
+        raise ClassDefinitionError(
+            f"class {cls.__qualname__} defines __call__ and no `call`. Parameters and layers that __call__ makes would "
+            "be new ones each time.\n"
+            "  Rename it: def call(self, ...), which runs when the module is called. What is to happen around `call` "
+            "uses super().__call__(...)."
+        )
+    for base in cls.__mro__:
+        if base is cls or not issubclass(base, Node):
+            for name, value in vars(base).items():
+                if leaves.holds_module(value.default if isinstance(value, dataclasses.Field) else value):
+                    raise _module_in_class(cls, name)
+
+
+def _uses_super(function: tp.Any) -> bool:
+    """Whether a `__call__` hands on to that of its base: then it is one around the `call` of subclasses."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and "__call__" in code.co_names
+
+
+def _module_in_class(cls: type, name: str) -> ClassDefinitionError:
+    return ClassDefinitionError(
+        f"{cls.__qualname__}.{name} is a module in the body of a class: it is no part of the instances, whose "
+        "parameters it would not be among, and all of them would share it.\n"
+        f"  Make it in __init__ (self.{name} = ...) or in call; in a dataclass give the field a factory: "
+        f"{name}: elegy.Module = dataclasses.field(default_factory=lambda: ...)."
+    )
 
 
 def _tell_apart(namespace: dict[str, tp.Any]) -> None:
@@ -143,8 +241,6 @@ def _cached(name: str, attribute: functools.cached_property) -> property:
 
 def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> tp.Any:
     pytree.register(cls)
-    if not (state.frames and state.frames[-1].building):
-        _refuse_direct_call(cls)
     state.constructed += 1
     module = cls.__new__(cls, *args, **kwargs)
     pytree.set_meta(module, Meta())
@@ -153,9 +249,6 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
     pytree.set_born(module, tracing.current())
     if module._elegy_born != tracing.EAGER:
         pytree.set_pending(module, PRIVATE)
-    if len(state.frames) % 32 == 31:
-        _refuse_endless(module)
-        _make_room(len(state.frames))
     _under_construction.add(id(module))
     frame = Frame(module, "__init__")
     state.frames.append(frame)
@@ -167,31 +260,17 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
             if state.init_pass is not None:
                 state.init_pass.modules.append(module)
             _seal(module)
+            pytree.set_aside_undrawn(module)
             if switch.on:
                 switch.check_constructed(module)
+    except TypeError:
+        if (better := better_error(cls, args, kwargs)) is not None:
+            raise better from None
+        raise
     finally:
         state.frames.pop()
         _under_construction.discard(id(module))
     return module
-
-
-def _refuse_direct_call(cls: type) -> None:
-    """Refuses to create modules for `module.call(x)`, which would be new ones each time."""
-    owner = state.frames[-1].module if state.frames else None
-    caller = sys._getframe(2)
-    while caller is not None:
-        code = caller.f_code
-        if caller.f_globals is globals() and code.co_name == "run_method":
-            return
-        if code.co_name == "call" and code.co_argcount:
-            module = caller.f_locals.get(code.co_varnames[0])
-            if isinstance(module, Node) and module is not owner:
-                raise HookError(
-                    f"{path_of(module)}: the method `call` was called directly, so {cls.__name__} would be a new one "
-                    "each time.\n  Call the module itself: module(x), not module.call(x)."
-                )
-            return
-        caller = caller.f_back
 
 
 def _seal(module: Module) -> None:
@@ -228,17 +307,8 @@ def _seal(module: Module) -> None:
                     )
             attributes[name] = frozen = freeze_containers(value, f"{owner}.{name}")
             leaves.check_keys(f"{owner}.{name}", frozen)
-    below = [child for _, child in pytree.children(module)]
-    if below:
-        depth = 1 + max(getattr(child, "_elegy_depth", 1) for child in below)
-        if depth > _MOST_LEVELS:
-            raise RecursionError(
-                f"{owner}: modules are nested more than {_MOST_LEVELS} deep, and JAX flattens recursively"
-            )
-        pytree.set_depth(module, depth)
-        _make_room(depth)
     if not meta.trainable:  # assigned in __init__, perhaps before the submodules were there
-        for child in below:
+        for _, child in pytree.children(module):
             _parameters.set_trainable(child, False)
 
 
@@ -265,36 +335,11 @@ def _check_attribute(owner: str, name: str, value: tp.Any) -> None:
                 leaves.check_static(owner, name, leaf)
 
 
-_ROOM_BELOW = 1000  # frames that the code around the modules may use
-_ROOM_PER_LEVEL = 16  # Python and C++ frames that one nested module may use
-_MOST_LEVELS = 2000
-
-
-def _make_room(depth: int) -> None:
-    """Lets deeply nested modules call each other and be flattened: raises Python's recursion limit, never lowers it."""
-    if depth > 30:
-        needed = _ROOM_BELOW + _ROOM_PER_LEVEL * min(depth, _MOST_LEVELS)
-        if sys.getrecursionlimit() < needed:
-            sys.setrecursionlimit(needed)
-
-
-def _refuse_endless(module: Module) -> None:
-    """Stops a recursion that has no end while the stack of the interpreter still has room."""
-    if len(state.frames) > _MOST_LEVELS:
-        raise RecursionError(
-            f"{type(module).__name__}: more than {_MOST_LEVELS} modules run or are constructed inside each other; does "
-            "a module call or construct itself?"
-        )
-
-
 def run_method(module: Module, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
     """Runs a method of a module in a frame of its own, after an init pass if it never ran."""
     frames = state.frames
-    if len(frames) % 32 == 31:
-        _refuse_endless(module)
-        _make_room(len(frames))
     outermost = not frames and not state.threaded and state.init_pass is None
-    with running(module) if outermost else contextlib.nullcontext(), undoing():
+    with _outermost(module) if outermost else contextlib.nullcontext(), undoing():
         if holders and not outermost:
             wait_for(module)
         trace = tracing.current()
@@ -321,6 +366,13 @@ def run_method(module: Module, method: str, function: Callable[..., tp.Any], arg
     return outputs
 
 
+@contextlib.contextmanager
+def _outermost(module: Module) -> Iterator[None]:
+    """Around a run that nothing of Elegy surrounds."""
+    with running(module), placed_if_captured(module):
+        yield
+
+
 def _bound_first(function: tp.Any) -> Callable[..., tp.Any]:
     """A transformed method as a function that takes the module first: bound to the module, it threads it."""
     bind = getattr(function, "__get__", None)
@@ -344,6 +396,7 @@ def _initialise(module: Module, method: str, function: Callable[..., tp.Any], ar
         return  # the pass that is running creates what the method asks for
     if module._elegy_born != tracing.current():
         return  # a module of an outer trace may run if it creates nothing; what it creates is refused where it does
+    pytree.require_drawn(module)
 
     def run(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         return run_method(module, method, function, args, kwargs)
@@ -351,10 +404,12 @@ def _initialise(module: Module, method: str, function: Callable[..., tp.Any], ar
     _init_pass(module, method, run, args, kwargs)
 
 
-def _init_pass(module: Module, method: str, run: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> None:
+def _init_pass(
+    module: Module, method: str, run: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any, anew: Module | None = None
+) -> None:
     with holding(pytree.walk([module])):
         if method not in meta_of(module).hooks:  # another thread may have been first
-            if run_init_pass(run, args, kwargs, [module]):
+            if run_init_pass(run, args, kwargs, [module], anew=anew):
                 note_update(module, "its parameters")
 
 
@@ -382,6 +437,8 @@ def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.A
             )
         if isinstance(error, TypeError) and any(leaves.is_key(leaf) for leaf in args):
             note += "\n  Keys are given by name: init(x, rng=key), apply(x, rng=key)."
+        if hint := hint_for_call(error, kwargs):
+            note += f"\n  {hint}"
         error.add_note(note)
     except Exception:
         pass  # an error that takes no note, or a module whose repr fails, must not hide the error itself
@@ -426,7 +483,11 @@ def compact(method: Method) -> Method:
 
     @functools.wraps(method)
     def wrapper(self, /, *args, **kwargs):
-        return run_method(self, method.__qualname__, method, args, kwargs)
+        try:
+            return run_method(self, method.__qualname__, method, args, kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     compact_methods[wrapper] = compact
     return tp.cast(Method, wrapper)
@@ -506,29 +567,26 @@ class Module(Node, metaclass=ModuleMeta):
         self: HasCall[Arguments, Outputs, tp.Any], /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Outputs:
         """Runs `call`. The first time, an init pass creates the parameters before."""
-        module, cls = tp.cast(Module, self), tp.cast(tp.Any, type(self))
-        if cls._elegy_is_local:
-            cls = class_of(module)
-        if module._elegy_born != tracing.current() and tracing.is_traced_itself(self, sys._getframe(1)):
-            raise TraceError(
-                f"{path_of(module)}: the module itself was given to a jax transform as the function. JAX keeps what it "
-                "traced by the identity of the function, and would not see the arrays of this module change.\n"
-                "  Give it a function, lambda *args: module(*args), or take the transform of the same name in elegy."
-            )
-        return run_method(module, "call", cls.call, args, kwargs)
+        module = tp.cast(Module, self)
+        try:
+            return run_method(module, "call", _call_of(module), args, kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     def init(
         self: Self, /, *args: tp.Any, rng: KeyLike | RNG | None = None, method: str = "call", **kwargs: tp.Any
     ) -> Self:
         """Creates the parameters, by an abstract run of `call`: nothing of the forward computation is executed and no
-        state is updated. Parameters that exist stay as they are.
+        state is updated. Parameters that exist stay as they are, but for those that an initializer drew in
+        `__init__`: if a key is given and nobody has replaced them since, they are drawn anew.
 
         **Arguments:**
 
         - `args`, `kwargs`: what the method takes; arrays may be given as `jax.ShapeDtypeStruct`.
         - `method`: the method to run instead of `call`, such as one that is marked by `elegy.compact`.
-        - `rng`: a seed or a key. The default is the random stream of the thread. Under `jax.vmap` over keys each lane
-          gets parameters of its own.
+        - `rng`: a seed or a key. The default is the random stream of the thread. Equal keys give equal parameters, and
+          under `jax.vmap` over keys each lane gets parameters of its own.
 
         **Returns:** the module itself.
         """
@@ -538,8 +596,12 @@ class Module(Node, metaclass=ModuleMeta):
         run = self if method == "call" else getattr(self, method)
         if id(self) in state.threaded:
             raise NeedsInitPass(self, getattr(run, "__qualname__", method))
-        with contextlib.nullcontext() if rng is None else rng_context(rng), undoing():
-            _init_pass(self, method, run, args, kwargs)
+        try:
+            with contextlib.nullcontext() if rng is None else rng_context(rng), undoing():
+                _init_pass(self, method, run, args, kwargs, anew=None if rng is None else self)
+        except Exception as error:
+            shorten(error)
+            raise
         return self
 
     @tp.overload
@@ -709,6 +771,8 @@ class Module(Node, metaclass=ModuleMeta):
         if id(self) in _under_construction or name == "trainable":
             object.__setattr__(self, name, value)
             return
+        if name in self.__dict__ and self.__dict__[name] is value:
+            return  # as in `self.bias = self.add_parameter("bias", ...)`: nothing changes
         raise FrozenModuleError(
             f"{path_of(self)}.{name} cannot be assigned: a module is immutable once its __init__ has returned.\n"
             "  To change arrays use set_parameters (or update_parameter in call); to get a changed copy use "
@@ -736,6 +800,8 @@ class Module(Node, metaclass=ModuleMeta):
                 return default_name(type(self))
             if name == "dtype":
                 return jnp.float32
+            if name != "_elegy_undrawn" and name in getattr(self, "_elegy_undrawn", ()):
+                pytree.require_drawn(self)
             if hasattr(type(self), name):
                 return object.__getattribute__(self, name)  # a property raised: it says what is missing
             message = f"{type(self).__name__!r} object has no attribute {name!r}"
@@ -769,10 +835,10 @@ class Module(Node, metaclass=ModuleMeta):
     def __getstate__(self) -> tp.Any:
         with looking(lambda: [self]):
             attributes = {name: _by_name(value) for name, value in self.__dict__.items()}
-            return (attributes, meta_of(self), getattr(self, "_elegy_depth", 1))
+            return (attributes, meta_of(self))
 
     def __setstate__(self, saved: tp.Any) -> None:
-        attributes, meta, depth = saved
+        attributes, meta = saved
         pytree.register(type(self))
         tp.cast(dict[str, tp.Any], self.__dict__).update(attributes)
         pytree.set_meta(self, meta)
@@ -781,14 +847,19 @@ class Module(Node, metaclass=ModuleMeta):
         pytree.set_born(self, tracing.current())
         if self._elegy_born != tracing.EAGER:
             pytree.set_pending(self, PRIVATE)
-        if depth > 1:
-            pytree.set_depth(self, depth)
-            _make_room(depth)
 
     def __repr__(self) -> str:
         from elegy.rendering import summarise
 
         return summarise(self)
+
+    def __str__(self) -> str:
+        """What `print` shows: the `repr`, and below it how many elements and bytes the module holds, by kind."""
+        from elegy.rendering import totals
+
+        text = repr(self)
+        is_ours = type(self).__repr__ is Module.__repr__ or dataclasses.is_dataclass(self)
+        return f"{text}\n{totals(self)}" if is_ours else text
 
     def __pdoc__(self, **kwargs: tp.Any) -> tp.Any:
         """How `wadler_lindig`, and with it `equinox.tree_pformat` and jaxtyping, show a module."""
@@ -801,6 +872,12 @@ class Module(Node, metaclass=ModuleMeta):
         from elegy.rendering import render_in_treescope
 
         return render_in_treescope(self, path, subtree_renderer)
+
+
+def _call_of(module: Module) -> tp.Any:
+    """The function that a module runs when it is called."""
+    cls: tp.Any = type(module)
+    return (class_of(module) if cls._elegy_is_local else cls).call
 
 
 def _own_classes(module: Module) -> list[type]:

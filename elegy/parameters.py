@@ -16,16 +16,26 @@ import numpy as np
 from elegy import tracing
 from elegy.captures import check_constants, constants
 from elegy.containers import is_plain_container, thaw
-from elegy.errors import HookError, NameCollisionError, ParameterError, StructureError, TraceError
-from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace
+from elegy.drawn import remember
+from elegy.errors import (
+    HookError,
+    NameCollisionError,
+    ParameterError,
+    StructureError,
+    UninitialisedWarning,
+)
+from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace, warn
 from elegy.hooks import rng_context
 from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_static
-from elegy.pytree import change, forget_pending, meta_of, walk
+from elegy.pytree import change, forget_pending, meta_of, nodes_in, set_undrawn, walk
 from elegy.random import RNG, fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
 from elegy.threads import looking
 from elegy.typechecking import scopes, switch
 from elegy.typechecking.import_hook import no_type_check
+
+Make = Callable[[], tp.Any]
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Creating
@@ -57,11 +67,15 @@ def add_parameter(
         dtype = scopes.infer_dtype(module, name, tp.cast(tp.Any, module).dtype)
     if wanted is None and callable(initializer) and _positional(initializer):
         wanted = scopes.infer_shape(module, name)
-    make, finish, key = _maker(module, name, wanted, dtype, asked, initializer, constructing)
+    recipe = Recipe(wanted, dtype, asked, initializer)
+    key = _key(module, name, constructing) if recipe.draws else None
+    make, finish = recipe.maker(module, name, key)
     if state.init_pass is not None:
         value = state.init_pass.create(module, name, make, finish, key)
     else:
         value = finish(make())
+        if key is not None:
+            value = _drawn(module, name, value, recipe)
         write(module, name, value, created=True)
     constructed = (*meta.constructed, name) if constructing else meta.constructed
     meta = dataclasses.replace(
@@ -118,47 +132,54 @@ def _as_dtype(dtype: tp.Any) -> tp.Any:
     return dtype if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.dtype(dtype)
 
 
-def _maker(module, name, shape, dtype, asked, initializer, constructing):
-    """The initial value as a function to be called in any trace, and the check of what it gives."""
-    size = () if shape is None else shape
-    key: Callable[[], jax.Array] | None = None
+class Recipe(tp.NamedTuple):
+    """How to make an initial value: what `add_parameter` was given, with the shape and dtype that it made of it.
 
-    if not callable(initializer):
+    - `asked`: the dtype that was asked for, if one was.
+    """
 
-        def make() -> tp.Any:
-            return initializer
+    shape: tuple[int, ...] | None
+    dtype: tp.Any
+    asked: tp.Any
+    initializer: tp.Any
 
-    elif not _positional(initializer):
-        make = initializer
-    elif _takes_key(initializer):
-        own = key = _key(module, name, constructing)
+    @property
+    def draws(self) -> bool:
+        """Whether the initializer takes a key, or may draw one."""
+        given = self.initializer
+        return (
+            callable(given) and bool(_positional(given)) and (_takes_key(given) or given not in (jnp.zeros, jnp.ones))
+        )
 
-        def make() -> tp.Any:
-            return initializer(own(), size, dtype)
-
-    elif initializer in (jnp.zeros, jnp.ones):
-
-        def make() -> tp.Any:
-            return initializer(size, dtype)
-
-    else:
-        own = key = _key(module, name, constructing)
+    def maker(self, module: Node, name: str, key: Make | None) -> tuple[Make, Callable[[tp.Any], tp.Any]]:
+        """The initial value as a function to be called in any trace, and the check of what it gives."""
+        shape, dtype, asked, initializer = self
+        size = () if shape is None else shape
 
         def make() -> tp.Any:
-            with rng_context(RNG(own())):
+            if not callable(initializer):
+                return initializer
+            if not _positional(initializer):
+                return initializer()
+            if key is None:
+                return initializer(size, dtype)
+            if _takes_key(initializer):
+                return initializer(key(), size, dtype)
+            with rng_context(RNG(key())):
                 return initializer(size, dtype)
 
-    def finish(value: tp.Any) -> tp.Any:
-        if jax.tree_util.all_leaves([value]):
-            value = _in_dtype(module, name, value, dtype, asked, callable(initializer))
-            if (shape is not None or callable(initializer) and make is not initializer) and value.shape != size:
-                raise ParameterError(
-                    f"{path_of(module, name)}: the initializer gave shape {value.shape} instead of {size}."
-                )
-            return value
-        return jax.tree.map(strong, value)
+        def finish(value: tp.Any) -> tp.Any:
+            if jax.tree_util.all_leaves([value]):
+                value = _in_dtype(module, name, value, dtype, asked, callable(initializer))
+                sized = shape is not None or callable(initializer) and bool(_positional(initializer))
+                if sized and value.shape != size:
+                    raise ParameterError(
+                        f"{path_of(module, name)}: the initializer gave shape {value.shape} instead of {size}."
+                    )
+                return value
+            return jax.tree.map(strong, value)
 
-    return make, finish, key
+        return make, finish
 
 
 def _in_dtype(module: Node, name: str, value: tp.Any, dtype: tp.Any, asked: tp.Any, computed: bool) -> jax.Array:
@@ -188,15 +209,19 @@ def _key(module: Node, name: str, constructing: bool) -> Callable[[], jax.Array]
         return journal.constructor_key(module, name) if constructing else journal.key_for(module, name)
     rng = state.rng
     if rng._born != tracing.current():
-        raise TraceError(
-            f"{type(module).__name__}: the parameter {name!r} was created in __init__ inside a jax transform, "
-            "but the random "
-            "stream belongs to the code outside of it.\n"
-            "  Pass a key as an argument of the transformed function and construct the module inside "
-            "`with elegy.rng_context(key):`."
-        )
+        return lambda: jax.random.key(0)  # for the shape of what cannot be drawn here
     base = rng.base_key()
     return lambda: fold_in_path(base(), name)
+
+
+def _drawn(module: Node, name: str, value: tp.Any, recipe: Recipe) -> tp.Any:
+    """A value that a constructor drew. Inside a jax transform, where the random stream is not, it stands for one that
+    waits for `init`."""
+    if state.rng._born != tracing.current():
+        value = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan if is_inexact(array) else 0), value)
+        set_undrawn(module, {**getattr(module, "_elegy_undrawn", {}), name: value})
+    remember(value, recipe)
+    return value
 
 
 _KEY_NAMES = ("key", "rng", "rng_key", "prng_key", "random_key", "k")
@@ -309,7 +334,23 @@ def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.
     with looking(lambda: walk([module])):
         if trainable is not True:
             forget_pending(module)
-        return collect(module, trainable, lambda module, name, index, value: value)
+        found = collect(module, trainable, lambda module, name, index, value: value)
+    if trainable is True and state.init_pass is None and not jax.tree.leaves(found):
+        warn_if_it_never_ran(module)
+    return found
+
+
+def warn_if_it_never_ran(module: Node) -> None:
+    """Called where the trainable parameters of a module were asked for, as for an optimiser, and there are none."""
+    meta = meta_of(module)
+    if meta.trainable and not meta.initialized:
+        warn(
+            UninitialisedWarning(
+                f"{path_of(module)} has no trainable parameters yet, since it never ran: an optimiser that is "
+                "initialised with them would know none.\n"
+                "  Initialise the module before: module.init(x), or call it once."
+            )
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -567,32 +608,47 @@ def _mask(node: tp.Any) -> tp.Any:
     return jax.tree.structure(node).unflatten(leaf_kinds(node))
 
 
+class LeafPlace(tp.NamedTuple):
+    """Where a leaf of a module is: a module, its attribute, and the position in this. And whether it is trainable."""
+
+    owner: Node
+    name: str
+    position: int
+    trainable: bool
+
+
 def leaf_kinds(root: Node) -> list[bool]:
-    """Whether each leaf of a module is trainable, in the order of `jax.tree.leaves`. Does not recurse."""
-    kinds: list[bool] = []
+    """Whether each leaf of a module is trainable, in the order of `jax.tree.leaves`."""
+    return [place.trainable for place in leaf_places(root)]
+
+
+def leaf_places(root: Node) -> list[LeafPlace]:
+    """Where each leaf of a module is, in the order of `jax.tree.leaves`. Does not recurse."""
+    places: list[LeafPlace] = []
     seen: set[int] = set()
-    stack: list[Node | bool] = [root]
+    stack: list[Node | LeafPlace] = [root]
     while stack:
         item = stack.pop()
-        if isinstance(item, bool):
-            kinds.append(item)
+        if isinstance(item, LeafPlace):
+            places.append(item)
             continue
         if id(item) in seen:
             continue
         seen.add(id(item))
-        below: list[Node | bool] = []
+        below: list[Node | LeafPlace] = []
         parameters = meta_of(item).parameters
         for name, value in item.__dict__.items():
             if isinstance(value, Node) or is_array(value) or name in parameters or not is_static(value):
                 leaves = jax.tree.leaves(value, is_leaf=is_node)
-                for leaf, flag in zip(leaves, trainable_flags(item, name, value), strict=True):
+                flags = trainable_flags(item, name, value)
+                for position, (leaf, flag) in enumerate(zip(leaves, flags, strict=True)):
                     if not isinstance(leaf, Node):
                         if is_array(leaf) or name in parameters:
-                            below.append(flag)
+                            below.append(LeafPlace(item, name, position, flag))
                     else:
                         below.append(leaf)
         stack.extend(reversed(below))
-    return kinds
+    return places
 
 
 def partition(tree: tp.Any) -> tuple[tp.Any, tp.Any]:
@@ -612,7 +668,11 @@ def partition(tree: tp.Any) -> tuple[tp.Any, tp.Any]:
     assert grads.w.shape == (3, 2)
     ```
     """
-    return eqx.partition(tree, trainable_mask(tree))
+    mask = trainable_mask(tree)
+    if state.init_pass is None and not any(jax.tree.leaves(mask)):
+        for module in nodes_in(tree):
+            warn_if_it_never_ran(module)
+    return eqx.partition(tree, mask)
 
 
 def combine(*trees: tp.Any) -> tp.Any:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from elegy import tracing
-from elegy.errors import FrozenModuleError
+from elegy.errors import FrozenModuleError, TraceError
 from elegy.leaves import Node, StaticKey, is_array, is_dynamic, is_foreign, is_node, is_static, static_key
 from elegy.threads import holders, is_held_elsewhere, lock, wait_for
 
@@ -225,6 +225,7 @@ def layout_of(node: Node) -> Layout:
     layout = node._elegy_layout
     if layout is not None:
         return layout
+    require_drawn(node)
     if getattr(node, "_elegy_pending", None):
         node._elegy_pending.clear()
         set_pending(node, None)
@@ -234,6 +235,28 @@ def layout_of(node: Node) -> Layout:
     layout = make_layout(cut(node, [tie.target for tie in ties]) if ties else node, ties)
     set_layout(node, layout)
     return layout
+
+
+def set_aside_undrawn(node: Node) -> None:
+    """Takes the parameters that a constructor could not draw out of the attributes, so that nobody reads them."""
+    blanks = getattr(node, "_elegy_undrawn", None)
+    if blanks:
+        set_undrawn(node, {name: blanks.get(name) for name in node.__dict__})
+        for name in blanks:
+            node.__dict__.pop(name, None)
+
+
+def require_drawn(node: Node) -> None:
+    """Refuses to use a module whose constructor could draw nothing, and that `init` was not called on since."""
+    waiting = [name for name, blank in getattr(node, "_elegy_undrawn", {}).items() if blank is not None]
+    if waiting:
+        raise TraceError(
+            f"{type(node).__name__}: the parameter {waiting[0]!r} was created in __init__ inside a jax transform, but "
+            "the random stream belongs to the code outside of it. There are two ways out:\n"
+            "  1. Pass a key as an argument of the transformed function, and give it to the module: "
+            "module.init(x, rng=key).\n"
+            "  2. Construct the module inside `with elegy.rng_context(key):`."
+        )
 
 
 def forget_pending(root: Node) -> None:
@@ -289,12 +312,12 @@ set_attributes = Node.__dict__["__dict__"].__set__
 set_born = Node.__dict__["_elegy_born"].__set__
 set_class = Node.__dict__["_elegy_class"].__set__
 set_compiled = Node.__dict__["_elegy_compiled"].__set__
-set_depth = Node.__dict__["_elegy_depth"].__set__
 set_fixed = Node.__dict__["_elegy_fixed"].__set__
 set_layout = Node.__dict__["_elegy_layout"].__set__
 set_meta = Node.__dict__["_elegy_meta"].__set__
 set_pending = Node.__dict__["_elegy_pending"].__set__
 set_ties = Node.__dict__["_elegy_ties"].__set__
+set_undrawn = Node.__dict__["_elegy_undrawn"].__set__
 
 
 # ---------------------------------------------------------------------------------------------------------------------

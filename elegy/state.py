@@ -53,6 +53,8 @@ class State(threading.local):
         self.unreached: frozenset[tuple[int, str]] = frozenset()
         # How many modules were constructed so far.
         self.constructed: int = 0
+        # Whether the code runs within `elegy.debug`.
+        self.debugging: bool = False
         # How many functions that elegy.vmap maps are running in each other.
         self.maps: int = 0
         # JAX values.

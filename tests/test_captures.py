@@ -34,7 +34,7 @@ def scanned(cell):
 
 
 def warnings_of(run):
-    with warnings.catch_warnings(record=True) as caught:
+    with elegy.debug(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run()
     assert all(issubclass(warning.category, StaleClosureWarning) for warning in caught), caught
@@ -109,7 +109,6 @@ def test_a_function_that_lives_on_sees_the_arrays_of_each_transform(run):
     np.testing.assert_allclose(run(), [5.0, 5.0], rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::elegy.errors.StaleClosureWarning")
 def test_training_by_a_function_that_lives_on():
     net, reference = linear(2), linear(2)
     reference.set_parameters(net.get_parameters())
@@ -192,7 +191,8 @@ def messages_after(use):
         kept.append(function)
         return function
 
-    use(net, keep)
+    with elegy.debug():
+        use(net, keep)
     return warnings_of(lambda: net.set_parameters({"b": net.b + 1}))
 
 
@@ -206,10 +206,18 @@ def test_what_goes_stale_is_told(name):
     assert len(messages_after(TOLD[name])) == 1
 
 
+@pytest.mark.parametrize("name", TOLD)
+def test_nothing_is_told_to_those_who_do_not_debug(name):
+    net, kept = linear(), []
+    TOLD[name](net, lambda function: kept.append(function) or function)
+    net.set_parameters({"b": net.b + 1})
+
+
 def test_a_kept_function_that_was_dropped_is_not_told():
     net = linear()
     step = jax.jit(lambda x: net(x))
-    step(X)
+    with elegy.debug():
+        step(X)
     del step
     gc.collect()
     assert warnings_of(lambda: net.set_parameters({"b": net.b + 1})) == []
@@ -218,7 +226,7 @@ def test_a_kept_function_that_was_dropped_is_not_told():
 @pytest.mark.parametrize("how", ["call", "elegy.jit"])
 def test_changes_by_calls_are_told(how):
     net = elegy.nn.BatchNormalization().init(XS)
-    with elegy.training_context(False):
+    with elegy.training_context(False), elegy.debug():
         predict = jax.jit(lambda x: net(x))
         predict(XS)
     train = net if how == "call" else elegy.jit(net)
@@ -233,8 +241,9 @@ def test_nothing_is_kept_of_dead_modules_and_functions():
     before = len(captures), len(constants)
     net = linear()
     step = jax.jit(lambda x: net(x))
-    step(X)
-    assert len(captures) == before[0] + 1
+    with elegy.debug():
+        step(X)
+    assert (len(captures), len(constants)) == (before[0] + 1, before[1] + 1)
     del net, step
     jax.clear_caches()
     gc.collect()
@@ -245,8 +254,9 @@ def test_a_function_of_no_module():
     namespace = {"net": elegy.nn.Linear(3).init(jnp.ones(3)), "jax": jax, "x": jnp.ones(3)}
     exec("def function(x): return net(x)", namespace)
     namespace["function"].__module__ = None
-    exec("y = jax.jit(function)(x)", namespace)
-    with pytest.warns(elegy.errors.StaleClosureWarning, match="function"):
+    with elegy.debug():
+        exec("y = jax.jit(function)(x)", namespace)
+    with elegy.debug(), pytest.warns(elegy.errors.StaleClosureWarning, match="function"):
         namespace["net"].set_parameters({"b": jnp.ones(3)})
 
 

@@ -5,6 +5,7 @@ message (the path, the value, the fix), and the fixed code, which asserts what i
 below it.
 """
 
+import dataclasses
 import functools
 import gc
 import re
@@ -22,6 +23,7 @@ import pytest
 import elegy
 from elegy.errors import (
     CheckpointError,
+    ClassDefinitionError,
     FrozenModuleError,
     HookError,
     IdenticalMembersWarning,
@@ -186,37 +188,75 @@ def a_parameter_in_another_thread():
     return lambda: Threaded(aside=True)(X), lambda: np.testing.assert_array_equal(Threaded(aside=False)(X), X)
 
 
-@misuse(HookError, "^over: ", r"add_parameter\('w'\)", "Over overrides __call__: define `call` instead")
-def an_overridden_dunder_call():
-    class Over(elegy.Module):
-        def __call__(self, x):
-            return x * self.add_parameter("w", initializer=jnp.ones)
-
+@misuse(ClassDefinitionError, r"^class .*Over defines __call__", "no `call`", r"def call\(self")
+def a_dunder_call_in_the_place_of_call():
     class Under(elegy.Module):
         def call(self, x):
             return x * self.add_parameter("w", initializer=jnp.ones)
 
-    return lambda: Over()(X), lambda: np.testing.assert_array_equal(Under()(X), X)
+    def wrong():
+        class Over(elegy.Module):
+            def __call__(self, x):
+                return x * self.add_parameter("w", initializer=jnp.ones)
+
+    return wrong, lambda: np.testing.assert_array_equal(Under()(X), X)
 
 
-@misuse(HookError, "^net: ", "Linear would be a new one each time", r"module\(x\), not module\.call\(x\)")
-def the_method_of_a_module_called_directly():
-    module = net()
-    return lambda: module.call(X), lambda: np.testing.assert_array_equal(module(X), X @ module.linear.w)
+@misuse(
+    ClassDefinitionError, r"Net\.layer is a module in the body of a class", "share it", r"in __init__ .*default_factory"
+)
+def a_module_in_the_body_of_a_class():
+    def wrong():
+        class Net(elegy.Module):
+            layer = elegy.nn.Linear(2)
 
+            def call(self, x):
+                return self.layer(x)
 
-@misuse(HookError, "^outer/net: ", "Linear would be a new one each time", r"module\(x\), not module\.call\(x\)")
-def the_method_of_a_child_called_directly():
-    class Outer(elegy.Module):
-        def __init__(self, directly):
-            self.net, self.directly = Net(), directly
+    class Fixed(elegy.Module):
+        def __init__(self):
+            self.layer = elegy.nn.Linear(2)
 
         def call(self, x):
-            return self.net.call(x) if self.directly else self.net(x)
+            return self.layer(x)
 
-    return lambda: Outer(directly=True)(X), lambda: np.testing.assert_array_equal(
-        Outer(directly=False)(X).shape, (4, 2)
-    )
+    def fixed():
+        a, b = Fixed().init(X), Fixed().init(X)
+        assert a.layer is not b.layer and a.get_parameters()["layer"]["w"].shape == (3, 2)
+
+    return wrong, fixed
+
+
+@misuse(ClassDefinitionError, r"Net\.layers is a module in the body of a class", "share it", "default_factory")
+def a_module_as_the_default_of_a_field():
+    def wrong():
+        @dataclasses.dataclass
+        class Net(elegy.Module):
+            layers: tuple = dataclasses.field(default=(elegy.nn.Linear(2),))
+
+            def call(self, x):
+                return self.layers[0](x)
+
+    @dataclasses.dataclass
+    class Fixed(elegy.Module):
+        layers: tuple = dataclasses.field(default_factory=lambda: (elegy.nn.Linear(2),))
+
+        def call(self, x):
+            return self.layers[0](x)
+
+    def fixed():
+        assert Fixed().layers[0] is not Fixed().layers[0] and Fixed()(X).shape == (4, 2)
+
+    return wrong, fixed
+
+
+@misuse(ClassDefinitionError, r"Net\.layer is a module in the body of a class", "share it", "default_factory")
+def a_module_put_into_a_class_later():
+    class Net(elegy.Module):
+        def call(self, x):
+            return elegy.nn.Linear(2)(x)
+
+    return lambda: setattr(Net, "layer", elegy.nn.Linear(2)), lambda: Net()(X)
 
 
 @misuse(NotImplementedError, "torch_like", "TorchLike does not define `call`", r"(?i)define call\(self")
@@ -518,26 +558,6 @@ def layers_first_called_inside_the_branches_of_a_stock_cond():
         np.testing.assert_allclose(module(X + 1), module.linear(X + 1), rtol=1e-5)
 
     return lambda: Branches(before=False)(X), fixed
-
-
-@misuse(
-    TraceError, "^outer/linear: the module itself", "as the function", r"lambda \*args: module\(\*args\), or .* elegy"
-)
-def a_module_as_the_function_of_a_stock_transform():
-    class Outer(elegy.Module):
-        def __init__(self):
-            self.linear = elegy.nn.Linear(2).init(X)
-
-        def call(self, x, lifted):
-            if not lifted:
-                return jax.checkpoint(self.linear)(x)
-            return jax.checkpoint(lambda x: self.linear(x))(x) + elegy.remat(self.linear)(x)
-
-    def fixed():
-        module = Outer()
-        np.testing.assert_allclose(module(X, True), 2 * module.linear(X), rtol=1e-5)
-
-    return lambda: Outer()(X, False), fixed
 
 
 @misuse(TraceError, "^net: ", "created inside a jax transform", r"Initialise the module before: module\.init\(x\)")

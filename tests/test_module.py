@@ -719,18 +719,157 @@ def test_the_mask_of_a_copy_is_its_own():
     assert_same(a, b)
 
 
-def test_overriding_dunder_call_is_explained():
-    # As modules of Flax and Equinox are written.
-    class Flaxish(elegy.Module):
-        def __call__(self, x):
-            return x * self.add_parameter("w", [], initializer=jnp.ones)
+class Doubling(elegy.Module):
+    """A base class that does something around the `call` of its subclasses."""
 
-    try:
-        y = Flaxish()(jnp.ones([]))
-    except Exception as error:
-        assert "`call`" in str(error) or "def call" in str(error)
-    else:
-        assert y == 1
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Scaling(elegy.Module):
+    def call(self, x):
+        return Affine(3)(x) * self.add_parameter("scale", initializer=jnp.ones)
+
+
+class DoublingScaling(Doubling, Scaling):
+    pass
+
+
+class Around(Scaling):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Direct(Scaling):
+    def __call__(self, x):
+        return 2 * self.call(x)
+
+
+@pytest.mark.parametrize("cls", [DoublingScaling, Around, Direct])
+def test_something_around_the_call(cls):
+    x = jnp.ones((2, 3))
+    module = cls().init(x)
+    assert set(module.get_parameters()) == {"affine", "scale"}
+    y = module(x)
+    np.testing.assert_allclose(y, 2 * x @ module.affine.w, rtol=1e-6)
+    np.testing.assert_allclose(elegy.jit(module)(x), y, rtol=1e-6)
+    assert set(module.get_parameters()) == {"affine", "scale"}
+
+
+def test_a_dunder_call_of_a_mixin_is_refused_too():
+    class Mixin:
+        def __call__(self, x):
+            return x
+
+    with pytest.raises(elegy.errors.ClassDefinitionError, match="Mixed defines __call__ and no `call`"):
+        type("Mixed", (Mixin, elegy.Module), {})
+
+
+def test_a_module_of_a_mixin_is_refused_too():
+    class Mixin:
+        layers = {"first": [Affine(2)]}
+
+    with pytest.raises(elegy.errors.ClassDefinitionError, match=r"Mixed\.layers is a module in the body"):
+        type("Mixed", (Mixin, elegy.Module), {})
+    assert type("Fine", (elegy.Module,), {"kind": Affine, "sizes": [1, {"a": 2}]}).kind is Affine
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The method `call`, called directly
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_method_called_directly_does_what_the_module_does():
+    x = jnp.ones((2, 3))
+    module = Scaling()
+    y = module.call(x)
+    assert module.initialized and set(module.get_parameters()) == {"affine", "scale"}
+    np.testing.assert_array_equal(module(x), y)
+    np.testing.assert_array_equal(module.call(x), y)
+    np.testing.assert_allclose(elegy.jit(module.call)(x), y, rtol=1e-6)
+    assert str(inspect.signature(module.call)) == "(x)" and module.call.__self__ is module
+    assert module.call == module.call and inspect.signature(Scaling.call) == inspect.signature(lambda self, x: None)
+
+
+def test_the_method_of_a_child_called_directly():
+    class Outer(elegy.Module):
+        def __init__(self):
+            self.inner = Scaling()
+
+        def call(self, x):
+            return self.inner.call(x) + self.inner(x)
+
+    x = jnp.ones((2, 3))
+    outer = Outer()
+    y = outer(x)
+    assert set(outer.inner.get_parameters()) == {"affine", "scale"} and set(outer.submodules) == {"inner"}
+    np.testing.assert_allclose(y, 2 * outer.inner(x), rtol=1e-6)
+
+
+def test_the_method_called_by_another_method_of_the_module():
+    class Net(Scaling):
+        def call(self, x):
+            return 3 * super().call(x)
+
+        @elegy.compact
+        def tripled(self, x):
+            return self.call(x)
+
+        @elegy.compact
+        def plain(self, x):
+            return super().call(x)
+
+        def helper(self, x):
+            return self.call(x)
+
+    x = jnp.ones((2, 3))
+    net = Net()
+    y = net(x)
+    np.testing.assert_array_equal(net.tripled(x), y)
+    np.testing.assert_array_equal(net.helper(x), y)
+    assert set(net.submodules) == {"affine"}
+    assert net.plain(x).shape == (2, 3) and set(net.submodules) == {"affine", "affine_1"}
+
+
+def test_a_function_of_the_user_called_call():
+    def call(model, x):
+        return model(x) + Affine(3)(x)
+
+    class Outer(elegy.Module):
+        def __init__(self):
+            self.inner = Scaling()
+
+        def call(self, x):
+            return call(self.inner, x)
+
+    outer = Outer()
+    outer(jnp.ones((2, 3)))
+    assert set(outer.submodules) == {"inner", "affine"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Assigning what is there already
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_assigning_what_an_attribute_holds_is_no_change():
+    class Net(elegy.Module):
+        def call(self, x):
+            self.bias = self.add_parameter("bias", [3], initializer=jnp.ones)
+            self.tables = self.add_parameter("tables", initializer=lambda: [jnp.zeros(2)])
+            self.affine = Affine(3)
+            return self.affine(x + jnp.broadcast_to(self.bias, x.shape))
+
+    x = jnp.ones((2, 3))
+    for run in (lambda net: net, elegy.jit, lambda net: elegy.jit(lambda x: net(x), modules=net)):
+        net = Net()
+        run(net)(x)
+        run(net)(x)
+        assert set(net.get_parameters()) == {"bias", "tables", "affine"}
+    with pytest.raises(elegy.errors.FrozenModuleError, match=r"net\.bias cannot be assigned"):
+        net.bias = net.bias + 1
+    with pytest.raises(elegy.errors.FrozenModuleError, match=r"net\.other cannot be assigned"):
+        net.other = net.bias
 
 
 # ---------------------------------------------------------------------------------------------------------------------

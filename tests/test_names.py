@@ -499,18 +499,6 @@ def test_an_initialised_module_used_from_outside_keeps_its_updates():
     assert list(module.submodules) == ["affine"]
 
 
-def test_a_module_in_the_class_body_is_one_of_outside():
-    class Outer(elegy.Module):
-        inner = Affine(2)
-
-        def call(self, x):
-            return self.inner(x)
-
-    module = Outer()
-    assert module(jnp.ones([1, 2])).shape == (1, 2)
-    assert module.submodules == {}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Declared, and used later
 # ---------------------------------------------------------------------------------------------------------------------

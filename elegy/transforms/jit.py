@@ -21,6 +21,7 @@ from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import layout_of, structure, walk
 from elegy.state import state, training, undoing
 from elegy.threads import Busy, begin_again, holders, holding, lock, may_give_up, wait_for_all
+from elegy.tracebacks import shorten
 from elegy.transforms.core import (
     Threaded,
     Transformed,
@@ -181,6 +182,9 @@ class JitFunction(Transformed[Arguments, Outputs]):
         except Busy as busy:
             begin_again(busy)
             return self._first_call(args, kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     def _run(self, view: View, config: Config, args: tp.Any, kwargs: tp.Any) -> tp.Any:
         with lock:
@@ -212,6 +216,9 @@ class JitFunction(Transformed[Arguments, Outputs]):
                     needs = for_us(found, self._threaded.view())
                 except Busy as busy:
                     begin_again(busy)
+                except Exception as error:
+                    shorten(error)
+                    raise
 
     def _prepare(
         self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None, replay: Replay

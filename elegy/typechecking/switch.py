@@ -223,6 +223,9 @@ def _checking(cls: type, name: str, value: tp.Any, below: bool = False) -> tp.An
     if isinstance(value, (classmethod, staticmethod)):
         function = checked_function(value.__func__)
         return value if function is value.__func__ else type(value)(function)
+    if name == "call" and hasattr(value, "__func__"):  # the method as a class of modules keeps it
+        function = _checking(cls, name, value.__func__, below)
+        return value if function is value.__func__ else type(value)(function)
     if is_transform(value):
         inner = _checking(cls, name, value.function, below=True)
         return value if inner is value.function else value._around(inner)
