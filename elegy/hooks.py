@@ -455,7 +455,17 @@ def next_rng_key() -> jax.Array:
         "to the code outside of it, so every call would draw the same key. There are two ways out:\n"
         "  1. Pass a key as an argument of the transformed function: m.apply(x, rng=key), or elegy.rng_context(key).\n"
         "  2. Use the transform of the same name in elegy, which carries the stream through: elegy.jit(f, "
-        "modules=module)."
+        f"modules=module).{_of_shards()}"
+    )
+
+
+def _of_shards() -> str:
+    axes = tracing.manual_axes()
+    if not axes:
+        return ""
+    return (
+        "\n  There is none of jax.shard_map. There, draw a key outside, and fold the number of the shard into it: "
+        f"jax.random.fold_in(key, jax.lax.axis_index({axes[0]!r}))."
     )
 
 

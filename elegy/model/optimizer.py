@@ -113,8 +113,8 @@ class Optimizer(Module):
             raise _wrong_shapes(misfits)
         with _default_promotion():
             init = self.transformation.init
-            given = _initial_state.get()
-            create = lambda: _placed(init(parameters), parameters) if given is None else given  # noqa: E731
+            begun = _initial_state.get()
+            create = lambda: _placed(init(parameters), parameters) if begun is None else begun  # noqa: E731
             whole = _placed(self.add_parameter("state", initializer=create, trainable=False), parameters)
             state = _select(whole, jax.eval_shape(init, parameters))
             updates, state = self.transformation.update(gradients, state, parameters, **extra)

@@ -10,9 +10,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from elegy import tracing
-from elegy.devices import described as describe_array, described_mesh, is_placed, moved, place_of, replicated
+from elegy.devices import described as describe_array, described_mesh, home_of, is_placed, moved, place_of, replicated
 from elegy.errors import RecompilationWarning
 from elegy.frames import Replay, name_of, paths_below, scope, warn
 from elegy.initialise import NeedsInitPass
@@ -226,7 +227,9 @@ class JitFunction(Transformed[Arguments, Outputs]):
         threaded = self._threaded
         place = threaded.view().signature, replay.place
         if needs is not None or (threaded.uninitialised() and place not in self._initialised):
+            known = threaded.view().read()
             threaded.initialise(replay.of(self.function), args, kwargs, needs)
+            _place_created(threaded.view(), known, (args, kwargs))
             self._initialised.add((threaded.view().signature, replay.place))
         view = threaded.view()
         config, leaves = self._config(view, replay), view.read()
@@ -299,6 +302,23 @@ class JitFunction(Transformed[Arguments, Outputs]):
 
 class _Undone(Exception):
     """Ends a block of which nothing shall remain."""
+
+
+def _place_created(view: View, known: list[tp.Any], arguments: tp.Any) -> None:
+    """Puts the arrays that an init pass created on the mesh of the others, from where they come back when they change:
+    else the second call would be traced for another sharding."""
+    if tracing.is_traced():
+        return
+    place = home_of([*known, *jax.tree.leaves(arguments)])
+    if not isinstance(place, NamedSharding):
+        return
+    before = {id(leaf) for leaf in known}
+    created = [
+        (index, leaf)
+        for index, leaf in enumerate(view.read())
+        if id(leaf) not in before and isinstance(leaf, jax.Array) and not leaf.committed
+    ]
+    view.write([index for index, _ in created], [jax.device_put(leaf, place) for _, leaf in created])
 
 
 def _stream(config: Config, leaves: list[tp.Any], traced: bool, args: tp.Any, kwargs: tp.Any) -> tp.Any:
