@@ -12,6 +12,9 @@ import os
 # little, so XLA is told to spend less on optimising: that makes the suite several times faster. Of the pinned versions,
 # 0.10 has two kinds of code generators, of which the older compiles twice as fast; the others refuse that option.
 os.environ["MPLBACKEND"] = "Agg"
+# XLA's CPU has as many threads as this says, and at least one for each device. A run on eight devices takes one for
+# each until all have met; with none to spare, a copy for which the last of them waits could wait behind them for ever.
+os.environ["NPROC"] = "32"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
