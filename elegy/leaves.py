@@ -34,7 +34,7 @@ class Node:
     Set when they are needed:
 
     - `_elegy_pending`: what was updated inside a jax transform since the module was last looked at.
-    - `_elegy_fixed`: what stands for the static leaves of containers while the module is flattened.
+    - `_elegy_fixed`: what stands for the static leaves of foreign pytrees while the module is flattened.
     - `_elegy_compiled`: functions compiled for this very object, and values of its cached properties.
     - `_elegy_undrawn`: the attributes, in order, of a module whose `__init__` could draw nothing, since it ran in a
       trace without the random stream: a value of the same shape for each that waits for `init`, None for the others.
@@ -66,7 +66,7 @@ class Node:
     _elegy_born: tp.Any
     _elegy_class: type
     _elegy_compiled: dict[tp.Any, tp.Any]
-    _elegy_fixed: dict[str, tp.Any]
+    _elegy_fixed: dict[tuple[str, int], tp.Any]
     _elegy_layout: Layout | None
     _elegy_meta: Meta
     _elegy_pending: tp.Any

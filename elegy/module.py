@@ -7,9 +7,7 @@ import contextlib
 import copy as copying
 import dataclasses
 import functools
-import importlib
 import inspect
-import sys
 import types
 import typing as tp
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +19,7 @@ from jax.core import Tracer
 
 from elegy import leaves, parameters as _parameters, pytree, tracing
 from elegy.captures import note_capture, placed_if_captured
-from elegy.containers import FrozenDict, FrozenList, freeze_containers
+from elegy.containers import freeze_containers
 from elegy.errors import (
     ClassDefinitionError,
     ElegyError,
@@ -45,6 +43,7 @@ from elegy.habits import better_error, hint_for_call
 from elegy.hooks import add_summary, rng_context
 from elegy.initialise import NeedsInitPass, run_init_pass
 from elegy.leaves import Node
+from elegy.pickling import portable
 from elegy.pytree import Meta, meta_of
 from elegy.random import RNG, KeyLike
 from elegy.state import state, training as training_mode, training_context, undoing
@@ -74,8 +73,16 @@ class HasCall(tp.Protocol[Arguments, Outputs_co, Own_co]):
 _under_construction: set[int] = set()
 
 
-class ModuleMeta(abc.ABCMeta):
+# The metaclass of `typing.Protocol` derives from ABCMeta, so that a module may also be of a class of protocols.
+_Meta = abc.ABCMeta if tp.TYPE_CHECKING else type(tp.Protocol)
+
+
+class ModuleMeta(_Meta):
     """Makes construction a hook: inside `call` it gives the module of the first run back."""
+
+    # No class of modules is itself a protocol, for which that of Protocol would look at each question.
+    __instancecheck__ = abc.ABCMeta.__instancecheck__
+    __subclasscheck__ = abc.ABCMeta.__subclasscheck__
 
     def __new__(mcs, name, bases, namespace, **kwargs):
         if namespace.get("__slots__"):
@@ -834,7 +841,7 @@ class Module(Node, metaclass=ModuleMeta):
 
     def __getstate__(self) -> tp.Any:
         with looking(lambda: [self]):
-            attributes = {name: _by_name(value) for name, value in self.__dict__.items()}
+            attributes = {name: portable(value) for name, value in self.__dict__.items()}
             return (attributes, meta_of(self))
 
     def __setstate__(self, saved: tp.Any) -> None:
@@ -892,34 +899,6 @@ def compiled(module: Node, name: tp.Any, compute: Callable[[], tp.Any]) -> tp.An
     if name not in known:
         known[name] = compute()
     return known[name]
-
-
-class _Named:
-    """Pickles an object that pickle refuses, such as `jax.nn.relu`, as pickle does a function: by its name."""
-
-    def __init__(self, module: str, name: str):
-        self.names = (module, name)
-
-    def __reduce__(self):
-        return _import, self.names
-
-
-def _import(module: str, name: str) -> tp.Any:
-    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-
-
-def _by_name(value: tp.Any) -> tp.Any:
-    if isinstance(value, FrozenList):
-        return FrozenList(map(_by_name, value))
-    if isinstance(value, FrozenDict):
-        return FrozenDict((key, _by_name(item)) for key, item in value.items())
-    if type(value) is tuple:
-        return tuple(map(_by_name, value))
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if not callable(value) or isinstance(value, (type, types.FunctionType)) or not (module and name):
-        return value
-    found = functools.reduce(lambda place, part: getattr(place, part, None), name.split("."), sys.modules.get(module))
-    return _Named(module, name) if found is value else value
 
 
 if tp.TYPE_CHECKING:

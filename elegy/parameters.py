@@ -27,7 +27,7 @@ from elegy.errors import (
 from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace, warn
 from elegy.hooks import rng_context
 from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_static
-from elegy.pytree import change, forget_pending, meta_of, nodes_in, set_undrawn, walk
+from elegy.pytree import change, forget_pending, meta_of, set_undrawn, walk
 from elegy.random import RNG, fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
 from elegy.threads import looking
@@ -336,11 +336,11 @@ def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.
             forget_pending(module)
         found = collect(module, trainable, lambda module, name, index, value: value)
     if trainable is True and state.init_pass is None and not jax.tree.leaves(found):
-        warn_if_it_never_ran(module)
+        _warn_if_it_never_ran(module)
     return found
 
 
-def warn_if_it_never_ran(module: Node) -> None:
+def _warn_if_it_never_ran(module: Node) -> None:
     """Called where the trainable parameters of a module were asked for, as for an optimiser, and there are none."""
     meta = meta_of(module)
     if meta.trainable and not meta.initialized:
@@ -668,11 +668,7 @@ def partition(tree: tp.Any) -> tuple[tp.Any, tp.Any]:
     assert grads.w.shape == (3, 2)
     ```
     """
-    mask = trainable_mask(tree)
-    if state.init_pass is None and not any(jax.tree.leaves(mask)):
-        for module in nodes_in(tree):
-            warn_if_it_never_ran(module)
-    return eqx.partition(tree, mask)
+    return eqx.partition(tree, trainable_mask(tree))
 
 
 def combine(*trees: tp.Any) -> tp.Any:

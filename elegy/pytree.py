@@ -15,10 +15,13 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.tree_util import DictKey, SequenceKey
 
 from elegy import tracing
+from elegy.containers import FrozenDict
 from elegy.errors import FrozenModuleError, TraceError
 from elegy.leaves import Node, StaticKey, is_array, is_dynamic, is_foreign, is_node, is_static, static_key
+from elegy.pickling import portable
 from elegy.threads import holders, is_held_elsewhere, lock, wait_for
 
 
@@ -89,12 +92,45 @@ class Tie(tp.NamedTuple):
     source: tuple[Step, ...]
 
 
-class Compound(tp.NamedTuple):
-    """How to split a container or foreign pytree into its dynamic and its static part."""
+class Mixed(tp.NamedTuple):
+    """How to split a foreign pytree into its dynamic and its static leaves."""
 
     treedef: tp.Any
     dynamic: tuple[bool, ...]
     static: tuple[tp.Any, ...]
+
+    def __reduce__(self):
+        return Mixed, (self.treedef, self.dynamic, portable(self.static))
+
+
+class Branch(tp.NamedTuple):
+    """The entries of a container that hold something dynamic: their keys, and below each another branch, or the number
+    of a part."""
+
+    keys: tuple[tp.Any, ...]
+    below: tuple[Branch | int, ...]
+
+
+class Compound(tp.NamedTuple):
+    """How to split the value of an attribute, a container or foreign pytree, into its dynamic and its static part.
+
+    - `treedef`: that of the value, where foreign pytrees, None and what is wholly dynamic are leaves, the *parts*.
+    - `static`: the static parts, and None for the others.
+    - `mixed`: how to split those parts that are foreign pytrees with static leaves, by their number.
+    - `entries`: which parts are dynamic, and where they are.
+    """
+
+    treedef: tp.Any
+    static: tuple[tp.Any, ...]
+    mixed: dict[int, Mixed]
+    entries: Branch | int
+
+    def __reduce__(self):
+        return Compound, (self.treedef, portable(self.static), self.mixed, self.entries)
+
+    def key(self) -> Hashable:
+        mixed = tuple((number, m.treedef, m.dynamic, static_key(m.static)) for number, m in self.mixed.items())
+        return (self.treedef, static_key(self.static), mixed, self.entries)
 
 
 class Layout:
@@ -136,6 +172,10 @@ class Layout:
 
     def __hash__(self):
         return hash((self.cls, self.names))
+
+    def __reduce__(self):
+        static = FrozenDict(self.static)
+        return _remade, (self.cls, self.meta, self.names, portable(static), self.compounds, self.ties, self.order)
 
     def __repr__(self):
         parts = [f"{name}={value!r}" for name, value in self.static.items()]
@@ -179,16 +219,57 @@ def _split(attributes: dict[str, tp.Any], parameters: Mapping[str, bool]):
         elif is_static(value) and name not in parameters:
             static[name] = value
         else:
-            parts, treedef = jax.tree.flatten(value, is_leaf=_is_wholly_dynamic)
-            dynamic = tuple(map(_is_wholly_dynamic, parts))
-            if any(dynamic) or is_foreign(value) or name in parameters:
+            compound, moves = _compound(value)
+            if moves or name in parameters:
                 names.append(name)
-                if not all(dynamic):
-                    rest = tuple(None if moves else part for moves, part in zip(dynamic, parts, strict=True))
-                    compounds[name] = Compound(treedef, dynamic, rest)
+                if compound is not None:
+                    compounds[name] = compound
             else:
                 static[name] = value
     return tuple(names), static, compounds
+
+
+def _compound(value: tp.Any) -> tuple[Compound | None, bool]:
+    """How to split a value, or None if it is dynamic as a whole; and whether any part of it is dynamic."""
+    places, treedef = jax.tree_util.tree_flatten_with_path(value, is_leaf=_is_part)
+    static: list[tp.Any] = []
+    mixed: dict[int, Mixed] = {}
+    moving: list[tuple[tuple[tp.Any, ...], int]] = []
+    for number, (path, part) in enumerate(places):
+        moves = part is None or _is_wholly_dynamic(part)
+        if not moves and is_foreign(part):
+            mixed[number], moves = _mixed(part), True
+        static.append(None if moves else part)
+        if moves:
+            moving.append((path, number))
+    moves = any(places[number][1] is not None for _, number in moving)
+    if len(moving) == len(places) and not mixed:
+        return None, moves
+    return Compound(treedef, tuple(static), mixed, _entries(moving, 0)), moves
+
+
+def _is_part(value: tp.Any) -> bool:
+    return value is None or _is_wholly_dynamic(value) or is_foreign(value)
+
+
+def _mixed(part: tp.Any) -> Mixed:
+    leaves, treedef = jax.tree.flatten(part, is_leaf=_is_wholly_dynamic)
+    dynamic = tuple(map(_is_wholly_dynamic, leaves))
+    static = tuple(None if moves else leaf for moves, leaf in zip(dynamic, leaves, strict=True))
+    return Mixed(treedef, dynamic, static)
+
+
+def _entries(places: Sequence[tuple[tuple[tp.Any, ...], int]], depth: int) -> Branch | int:
+    if len(places) == 1 and len(places[0][0]) == depth:
+        return places[0][1]
+    groups: dict[tp.Any, list[tuple[tuple[tp.Any, ...], int]]] = {}
+    for path, number in places:
+        groups.setdefault(path[depth], []).append((path, number))
+    keys = tuple(groups)
+    if any(isinstance(key, SequenceKey) and key.idx != number for number, key in enumerate(keys)):
+        # Whoever makes a sequence of such keys, as Orbax does, expects all numbers; this key reads the same.
+        keys = tuple(DictKey(key.idx) if isinstance(key, SequenceKey) else key for key in keys)
+    return Branch(keys, tuple(_entries(group, depth + 1) for group in groups.values()))
 
 
 def _is_wholly_dynamic(value: tp.Any) -> bool:
@@ -201,13 +282,17 @@ def make_layout(node: Node, ties: tuple[Tie, ...]) -> Layout:
     cls, meta = type(node), node._elegy_meta
     names, static, compounds = _split(node.__dict__, meta.parameters)
     order = tuple(node.__dict__) if ties or any(value is TIED for value in static.values()) else ()
+    return _interned(cls, meta, names, static, compounds, ties, order)
+
+
+def _interned(cls, meta, names, static, compounds, ties, order) -> Layout:
     key = (
         cls,
         meta.key(),
         names,
         order,
         tuple((name, static_key(value)) for name, value in static.items()),
-        tuple((name, c.treedef, c.dynamic, static_key(c.static)) for name, c in compounds.items()),
+        tuple((name, compound.key()) for name, compound in compounds.items()),
         ties,
     )
     try:
@@ -218,6 +303,12 @@ def make_layout(node: Node, ties: tuple[Tie, ...]) -> Layout:
         layout = Layout(cls, meta, names, static, compounds, ties, order, key)
         layout = _layouts.setdefault(key, layout)
     return layout
+
+
+def _remade(cls, meta, names, static, compounds, ties, order) -> Layout:
+    """A layout from a pickle, which is the one that is here already if there is an equal one."""
+    register(cls)
+    return _interned(cls, meta, names, dict(static), compounds, ties, order)
 
 
 def layout_of(node: Node) -> Layout:
@@ -325,8 +416,27 @@ set_undrawn = Node.__dict__["_elegy_undrawn"].__set__
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Entries:
+    """The dynamic entries of a container, while its module is flattened. The static ones are a part of the layout, so
+    that no empty node stands for them: what maps a tree and stops at such nodes would change them."""
+
+    __slots__ = ("items", "keys")
+
+    def __init__(self, keys: tuple[tp.Any, ...], items: Iterable[tp.Any]):
+        self.keys = keys
+        self.items = tuple(items)
+
+
+jax.tree_util.register_pytree_with_keys(
+    Entries,
+    lambda entries: (tuple(zip(entries.keys, entries.items, strict=True)), entries.keys),
+    Entries,
+    lambda entries: (entries.items, entries.keys),
+)
+
+
 class Fixed:
-    """A static leaf of a container or foreign pytree, while its module is flattened: a node without leaves.
+    """A static leaf of a foreign pytree, while its module is flattened: a node without leaves.
 
     It is one object for each place, so that `equinox.nn.inference_mode` can find the place and put another value there.
     """
@@ -340,43 +450,68 @@ class Fixed:
 jax.tree_util.register_pytree_node(Fixed, lambda fixed: ((), StaticKey(fixed.value)), lambda key, _: Fixed(key.value))
 
 
-def _fixed_leaves(node: Node, name: str, compound: Compound) -> tuple[Fixed, ...]:
+def _fixed_leaves(node: Node, place: tuple[str, int], mixed: Mixed) -> tuple[Fixed, ...]:
     found = getattr(node, "_elegy_fixed", None)
     if found is None:
         set_fixed(node, found := {})
-    if name not in found:
-        found[name] = tuple(map(Fixed, compound.static))
-    return found[name]
+    if place not in found:
+        found[place] = tuple(map(Fixed, mixed.static))
+    return found[place]
 
 
 def _dynamic_part(node: Node, name: str, compound: Compound) -> tp.Any:
     value = node.__dict__[name]
     try:
         parts = compound.treedef.flatten_up_to(value)
+        for number, mixed in compound.mixed.items():
+            leaves = mixed.treedef.flatten_up_to(parts[number])
+            fixed = _fixed_leaves(node, (name, number), mixed)
+            parts[number] = mixed.treedef.unflatten(
+                leaf if moves else still for moves, leaf, still in zip(mixed.dynamic, leaves, fixed, strict=True)
+            )
     except (TypeError, ValueError) as error:
         raise FrozenModuleError(
             f"{type(node).__name__}.{name} has another structure than when the module was constructed, and modules are "
             f"immutable: {error}\n  Build a new module, or change the arrays only (set_parameters, equinox.tree_at)."
         ) from None
-    fixed = _fixed_leaves(node, name, compound)
-    return compound.treedef.unflatten(
-        part if moves else still for moves, part, still in zip(compound.dynamic, parts, fixed, strict=True)
-    )
+    return _gather(compound.entries, parts)
+
+
+def _gather(entries: Branch | int, parts: Sequence[tp.Any]) -> tp.Any:
+    if isinstance(entries, int):
+        return parts[entries]
+    return Entries(entries.keys, (_gather(below, parts) for below in entries.below))
+
+
+def _scatter(entries: Branch | int, child: tp.Any, parts: list[tp.Any]) -> None:
+    if isinstance(entries, int):
+        parts[entries] = child
+        return
+    if not entries.keys:
+        return  # nothing of it is dynamic
+    if not isinstance(child, Entries) or child.keys != entries.keys:
+        raise ValueError
+    for below, item in zip(entries.below, child.items, strict=True):
+        _scatter(below, item, parts)
 
 
 def _join(compound: Compound, child: tp.Any) -> tuple[tp.Any, bool]:
     """The value of a container attribute, and whether its static leaves are those of the layout."""
+    parts = list(compound.static)
+    same = True
     try:
-        parts = compound.treedef.flatten_up_to(child)
+        _scatter(compound.entries, child, parts)
+        for number, mixed in compound.mixed.items():
+            leaves = mixed.treedef.flatten_up_to(parts[number])
+            for index, (leaf, moves) in enumerate(zip(leaves, mixed.dynamic, strict=True)):
+                if isinstance(leaf, Fixed):
+                    leaves[index] = leaf.value
+                    same = same and leaf.value is mixed.static[index]
+                else:
+                    same = same and moves  # else equinox.tree_at has replaced a static leaf
+            parts[number] = mixed.treedef.unflatten(leaves)
     except (TypeError, ValueError):
         return child, False  # an object that a caller of tree_unflatten put in the place of the whole container
-    same = True
-    for index, (part, moves) in enumerate(zip(parts, compound.dynamic, strict=True)):
-        if isinstance(part, Fixed):
-            parts[index] = part.value
-            same = same and part.value is compound.static[index]
-        else:
-            same = same and moves  # else equinox.tree_at has replaced a static leaf
     return compound.treedef.unflatten(parts), same
 
 
