@@ -72,8 +72,16 @@ class HasCall(tp.Protocol[Arguments, Outputs_co, Own_co]):
 _under_construction: set[int] = set()
 
 
-class ModuleMeta(abc.ABCMeta):
+# What classes of `typing.Protocol` are made by, which derives from ABCMeta: a module may be of such a class too.
+_Meta = abc.ABCMeta if tp.TYPE_CHECKING else type(tp.Protocol)
+
+
+class ModuleMeta(_Meta):
     """Makes construction a hook: inside `call` it gives the module of the first run back."""
+
+    # Those of Protocol's metaclass look for a protocol first, which a module class never is itself.
+    __instancecheck__ = abc.ABCMeta.__instancecheck__
+    __subclasscheck__ = abc.ABCMeta.__subclasscheck__
 
     def __new__(mcs, name, bases, namespace, **kwargs):
         if namespace.get("__slots__"):
@@ -282,6 +290,9 @@ def _seal(module: Module) -> None:
                 f"{owner}.{name} holds the parameter {parameters[id(value)]!r} under another name, and would keep its "
                 f"old value when the parameter changes.\n  Write self.{name} = self.add_parameter({name!r}, ...)."
             )
+        if leaves.is_plain(value):
+            attributes[name] = freeze_containers(value, f"{owner}.{name}")
+            continue
         _check_attribute(owner, name, value)
         if not isinstance(value, Node) and not leaves.is_array(value) and name not in meta.parameters:
             for leaf in jax.tree.leaves(value, is_leaf=leaves.is_node) if parameters else ():
