@@ -1,9 +1,11 @@
 """Elegy: neural networks for JAX, with modules that are immutable pytrees, lazy shapes and hooks."""
 
 import importlib.metadata
+import typing as _tp
 
 from elegy import (
     errors as errors,
+    habits as _habits,
     initializers as initializers,
     losses as losses,
     metrics as metrics,
@@ -116,3 +118,11 @@ __all__ = [
     "vmap",
     "while_loop",
 ]
+
+if not _tp.TYPE_CHECKING:  # a static checker would take every name to be there
+    __getattr__ = _habits.missing_attribute(
+        "elegy",
+        __all__,
+        _habits.EVERYTHING | _habits.LAYERS,
+        ["elegy.nn", "elegy.losses", "elegy.metrics", "elegy.model", "elegy.initializers"],
+    )

@@ -606,6 +606,38 @@ class UncheckedAnnotationWarning(ElegyWarning):
     """
 
 
+class CompiledForOthersError(ElegyError, ValueError):
+    """What `elegy.jit(f).lower(...).compile()` gave was called for other modules than those it was compiled for.
+
+    It is compiled once and for all: for the structure of the modules, for the mode, and for what hooks collect. The
+    message says what changed.
+
+    Failing:
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    x = jnp.ones([4, 3])
+    dropout = elegy.nn.Dropout(0.5)
+    compiled = elegy.jit(dropout).lower(x).compile()
+    try:
+        with elegy.training_context(False):
+            compiled(x)
+    except elegy.errors.CompiledForOthersError as error:
+        print(error)
+    ```
+
+    Fixed: compile for each.
+
+    ```python
+    with elegy.training_context(False):
+        compiled = elegy.jit(dropout).lower(x).compile()
+        compiled(x)
+    ```
+    """
+
+
 class RecompilationWarning(ElegyWarning):
     """A function compiled by `elegy.jit` was traced ten times; the message says what changed last.
 

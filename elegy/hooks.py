@@ -431,6 +431,9 @@ def next_rng_key() -> jax.Array:
     transform, which cannot carry that stream, a module that came in as an argument draws from a key of its own: an
     array of its state, made when the module was initialised, which it advances and which leaves with it.
 
+    **Raises:** `TraceError` if there is no such key, and in the lanes of a `jax.vmap` and the shards of a
+    `jax.shard_map` if all have the same one.
+
     ```python
     import elegy
     import jax
@@ -452,7 +455,17 @@ def next_rng_key() -> jax.Array:
         "to the code outside of it, so every call would draw the same key. There are two ways out:\n"
         "  1. Pass a key as an argument of the transformed function: m.apply(x, rng=key), or elegy.rng_context(key).\n"
         "  2. Use the transform of the same name in elegy, which carries the stream through: elegy.jit(f, "
-        "modules=module)."
+        f"modules=module).{_of_shards()}"
+    )
+
+
+def _of_shards() -> str:
+    axes = tracing.manual_axes()
+    if not axes:
+        return ""
+    return (
+        "\n  There is none of jax.shard_map. There, draw a key outside, and fold the number of the shard into it: "
+        f"jax.random.fold_in(key, jax.lax.axis_index({axes[0]!r}))."
     )
 
 
@@ -473,7 +486,18 @@ def _own_key(module: Node) -> jax.Array:
 
 
 def require_lanes_apart(module: Node) -> None:
-    """Refuses to let a module draw from its own key in each lane of a `jax.vmap` to which it came in unmapped."""
+    """Refuses to let a module draw from its own key in each lane of a `jax.vmap`, or each shard of a `jax.shard_map`,
+    where it is the same in all of them."""
+    if tracing.is_equal_in_all_shards(module.__dict__[RNG_ATTRIBUTE]):
+        axis = tracing.manual_axes()[0]
+        raise TraceError(
+            f"{path_of(module)}: next_rng_key() was called in each shard of a jax.shard_map, and the key of the module "
+            "is the same in all of them, so they would draw the same numbers. The ways out:\n"
+            "  1. Pass a key with the number of the shard folded in, key = jax.random.fold_in(key, "
+            f"jax.lax.axis_index({axis!r})): m.apply(x, rng=key), or elegy.rng_context(key).\n"
+            "  2. If all shards are to draw the same, since they hold copies of the same activations, pass the key as "
+            "it is."
+        )
     if tracing.is_equal_in_all_lanes(module.__dict__[RNG_ATTRIBUTE]):
         raise TraceError(
             f"{path_of(module)}: next_rng_key() was called in each lane of a jax.vmap, and the key of the module is "

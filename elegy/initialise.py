@@ -273,7 +273,7 @@ def run_init_pass(
     **Returns:** whether anything was created.
     """
     created_before = False
-    with holding(walk([*roots, *nodes_in((args, kwargs))])):
+    with holding(walk([*roots, *nodes_in((args, kwargs))])), undoing():
         while True:
             created, failure = _attempt(function, args, kwargs, roots, axis, anew)
             if failure is None:

@@ -41,6 +41,7 @@ from elegy.frames import (
     plain_arguments,
     require_same_trace,
 )
+from elegy.habits import better_error, hint_for_call
 from elegy.hooks import add_summary, rng_context
 from elegy.initialise import NeedsInitPass, run_init_pass
 from elegy.leaves import Node
@@ -48,6 +49,7 @@ from elegy.pytree import Meta, meta_of
 from elegy.random import RNG, KeyLike
 from elegy.state import state, training as training_mode, training_context, undoing
 from elegy.threads import holders, holding, looking, running, wait_for
+from elegy.tracebacks import shorten
 from elegy.typechecking import axes, scopes, switch
 from elegy.typechecking.import_hook import compact_methods, no_type_check
 
@@ -125,7 +127,11 @@ class ModuleMeta(_Meta):
     def __call__(cls, *args, **kwargs):
         frame = state.frames[-1] if state.frames else None
         if frame is None or frame.building:
-            return _construct(cls, args, kwargs)
+            try:
+                return _construct(cls, args, kwargs)
+            except Exception as error:
+                shorten(error)
+                raise
         return frame.create(cls, plain_arguments(args, kwargs), lambda: _construct(cls, args, kwargs))
 
 
@@ -158,7 +164,11 @@ class Call:
             function = _call_of(module)
             if inspect.getattr_static(type(module), "call") is not self:
                 function = self.__func__
-            return run_method(module, "call", function, args, kwargs)
+            try:
+                return run_method(module, "call", function, args, kwargs)
+            except Exception as error:
+                shorten(error)
+                raise
 
         return call
 
@@ -261,6 +271,10 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
             pytree.set_aside_undrawn(module)
             if switch.on:
                 switch.check_constructed(module)
+    except TypeError:
+        if (better := better_error(cls, args, kwargs)) is not None:
+            raise better from None
+        raise
     finally:
         state.frames.pop()
         _under_construction.discard(id(module))
@@ -434,6 +448,8 @@ def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.A
             )
         if isinstance(error, TypeError) and any(leaves.is_key(leaf) for leaf in args):
             note += "\n  Keys are given by name: init(x, rng=key), apply(x, rng=key)."
+        if hint := hint_for_call(error, kwargs):
+            note += f"\n  {hint}"
         error.add_note(note)
     except Exception:
         pass  # an error that takes no note, or a module whose repr fails, must not hide the error itself
@@ -478,7 +494,11 @@ def compact(method: Method) -> Method:
 
     @functools.wraps(method)
     def wrapper(self, /, *args, **kwargs):
-        return run_method(self, method.__qualname__, method, args, kwargs)
+        try:
+            return run_method(self, method.__qualname__, method, args, kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     compact_methods[wrapper] = compact
     return tp.cast(Method, wrapper)
@@ -559,7 +579,11 @@ class Module(Node, metaclass=ModuleMeta):
     ) -> Outputs:
         """Runs `call`. The first time, an init pass creates the parameters before."""
         module = tp.cast(Module, self)
-        return run_method(module, "call", _call_of(module), args, kwargs)
+        try:
+            return run_method(module, "call", _call_of(module), args, kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     def init(
         self: Self, /, *args: tp.Any, rng: KeyLike | RNG | None = None, method: str = "call", **kwargs: tp.Any
@@ -583,8 +607,12 @@ class Module(Node, metaclass=ModuleMeta):
         run = self if method == "call" else getattr(self, method)
         if id(self) in state.threaded:
             raise NeedsInitPass(self, getattr(run, "__qualname__", method))
-        with contextlib.nullcontext() if rng is None else rng_context(rng), undoing():
-            _init_pass(self, method, run, args, kwargs, anew=None if rng is None else self)
+        try:
+            with contextlib.nullcontext() if rng is None else rng_context(rng), undoing():
+                _init_pass(self, method, run, args, kwargs, anew=None if rng is None else self)
+        except Exception as error:
+            shorten(error)
+            raise
         return self
 
     @tp.overload
@@ -835,6 +863,14 @@ class Module(Node, metaclass=ModuleMeta):
         from elegy.rendering import summarise
 
         return summarise(self)
+
+    def __str__(self) -> str:
+        """What `print` shows: the `repr`, and below it how many elements and bytes the module holds, by kind."""
+        from elegy.rendering import totals
+
+        text = repr(self)
+        is_ours = type(self).__repr__ is Module.__repr__ or dataclasses.is_dataclass(self)
+        return f"{text}\n{totals(self)}" if is_ours else text
 
     def __pdoc__(self, **kwargs: tp.Any) -> tp.Any:
         """How `wadler_lindig`, and with it `equinox.tree_pformat` and jaxtyping, show a module."""

@@ -608,32 +608,47 @@ def _mask(node: tp.Any) -> tp.Any:
     return jax.tree.structure(node).unflatten(leaf_kinds(node))
 
 
+class LeafPlace(tp.NamedTuple):
+    """Where a leaf of a module is: a module, its attribute, and the position in this. And whether it is trainable."""
+
+    owner: Node
+    name: str
+    position: int
+    trainable: bool
+
+
 def leaf_kinds(root: Node) -> list[bool]:
-    """Whether each leaf of a module is trainable, in the order of `jax.tree.leaves`. Does not recurse."""
-    kinds: list[bool] = []
+    """Whether each leaf of a module is trainable, in the order of `jax.tree.leaves`."""
+    return [place.trainable for place in leaf_places(root)]
+
+
+def leaf_places(root: Node) -> list[LeafPlace]:
+    """Where each leaf of a module is, in the order of `jax.tree.leaves`. Does not recurse."""
+    places: list[LeafPlace] = []
     seen: set[int] = set()
-    stack: list[Node | bool] = [root]
+    stack: list[Node | LeafPlace] = [root]
     while stack:
         item = stack.pop()
-        if isinstance(item, bool):
-            kinds.append(item)
+        if isinstance(item, LeafPlace):
+            places.append(item)
             continue
         if id(item) in seen:
             continue
         seen.add(id(item))
-        below: list[Node | bool] = []
+        below: list[Node | LeafPlace] = []
         parameters = meta_of(item).parameters
         for name, value in item.__dict__.items():
             if isinstance(value, Node) or is_array(value) or name in parameters or not is_static(value):
                 leaves = jax.tree.leaves(value, is_leaf=is_node)
-                for leaf, flag in zip(leaves, trainable_flags(item, name, value), strict=True):
+                flags = trainable_flags(item, name, value)
+                for position, (leaf, flag) in enumerate(zip(leaves, flags, strict=True)):
                     if not isinstance(leaf, Node):
                         if is_array(leaf) or name in parameters:
-                            below.append(flag)
+                            below.append(LeafPlace(item, name, position, flag))
                     else:
                         below.append(leaf)
         stack.extend(reversed(below))
-    return kinds
+    return places
 
 
 def partition(tree: tp.Any) -> tuple[tp.Any, tp.Any]:

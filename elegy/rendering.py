@@ -27,7 +27,7 @@ import wadler_lindig as wl
 from elegy.containers import is_plain_container
 from elegy.leaves import Node, is_array, is_node, is_static
 from elegy.parameters import declared_flags, trainable_flags
-from elegy.pytree import children, meta_of
+from elegy.pytree import children, meta_of, walk
 
 _WIDTH = 100  # characters on a line
 _MOST_LEVELS = 16  # of modules and containers in each other
@@ -44,6 +44,47 @@ _SKETCH = "elegy_sketch"
 def summarise(module: Node) -> str:
     """The `repr` of a module."""
     return wl.pformat(module, width=_WIDTH, custom=_short)
+
+
+def totals(module: Node) -> str:
+    """How many elements and bytes a module and all below it hold, by kind: the last line of `print(module)`."""
+    sizes = {"trainable": [0, 0], "state": [0, 0], "frozen": [0, 0]}
+    for node in walk([module]):
+        for name, value in node.__dict__.items():
+            for kind, leaf in _kinds(node, name, value):
+                sizes[kind][0] += leaf.size
+                sizes[kind][1] += leaf.size * leaf.dtype.itemsize
+    parts = [f"{size:,} {kind} ({_bytes(room)})" for kind, (size, room) in sizes.items() if size]
+    if len(parts) > 1:
+        size, room = (sum(column) for column in zip(*sizes.values(), strict=True))
+        parts[-1] += f"; {size:,} in all ({_bytes(room)})"
+    if not meta_of(module).initialized:
+        return f"Parameters: {', '.join(parts)}; the first call may create more" if parts else "Parameters: none yet"
+    return f"Parameters: {', '.join(parts) or 'none'}"
+
+
+def _kinds(module: Node, name: str, value: tp.Any) -> list[tuple[str, tp.Any]]:
+    """The arrays of an attribute, each with its kind."""
+    if isinstance(value, Node) or (is_static(value) and name not in meta_of(module).parameters):
+        return []
+    try:
+        leaves = jax.tree.leaves(value, is_leaf=is_node)
+        flags = zip(trainable_flags(module, name, value), declared_flags(module, name, value), strict=True)
+        return [
+            ("trainable" if trainable else "frozen" if declared else "state", leaf)
+            for leaf, (trainable, declared) in zip(leaves, flags, strict=True)
+            if is_array(leaf)
+        ]
+    except Exception:  # some other object stands where the attribute was
+        return []
+
+
+def _bytes(number: float | int) -> str:
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1024 and len(units) > 1:
+        number /= 1024
+        del units[0]
+    return f"{number:.4g} {units[0]}"
 
 
 def document(module: Node, **kwargs: tp.Any) -> wl.AbstractDoc:

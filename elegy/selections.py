@@ -227,7 +227,7 @@ class Selection(tp.Generic[Tree]):
     @property
     def paths(self) -> tuple[str, ...]:
         """The path of each selected array, in the order of `get_parameters`."""
-        return _paths(self._places())
+        return _paths(self.places())
 
     def __len__(self) -> int:
         """The number of selected arrays."""
@@ -245,7 +245,7 @@ class Selection(tp.Generic[Tree]):
     def _has(self, place: Place) -> bool:
         return place.keys[0] in self._keys
 
-    def _places(self) -> list[Place]:
+    def places(self) -> list[Place]:
         everything = _places(self.tree)
         self._in(self.tree, everything)
         return [place for place in everything if self._has(place)]
@@ -320,7 +320,7 @@ class Selection(tp.Generic[Tree]):
 
         **Raises:** `ParameterError`, naming every array whose shape or dtype would change.
         """
-        return self._changed([(place, function(place.value)) for place in self._places()], [])
+        return self._changed([(place, function(place.value)) for place in self.places()], [])
 
     def _changed(self, changes: list[tuple[Place, tp.Any]], problems: list[str]) -> Tree:
         new: dict[KeyPath, tp.Any] = {}
@@ -351,7 +351,7 @@ class Selection(tp.Generic[Tree]):
         return self._with_meta(_unfrozen)
 
     def _with_meta(self, change: Callable[[Node, set[tuple[str, int]]], Meta]) -> Tree:
-        self._places()
+        self.places()
         tree = copied(self.tree, lambda _, leaf: fresh(leaf))
         arrays: dict[int, tuple[Node, set[tuple[str, int]]]] = {}
         for place in filter(self._has, _places(tree)):
@@ -372,7 +372,7 @@ class Selection(tp.Generic[Tree]):
     def mask(self) -> Tree:
         """A pytree like the tree with a bool for each leaf: whether it is selected. Fits `equinox.partition`, and
         `optax.masked` where the parameters are the tree itself."""
-        selected = {keys for place in self._places() for keys in place.keys}
+        selected = {keys for place in self.places() for keys in place.keys}
         return tree_map_with_path(lambda keys, _: keys in selected, self.tree)
 
     def mask_for(self, parameters: tp.Any) -> tp.Any:
@@ -421,7 +421,7 @@ class Selection(tp.Generic[Tree]):
         assert adapted.layers[0].lora_a.shape == (3, 2)
         ```
         """
-        owners = {place.keys[0][: place.depth]: place.owner for place in self._places()}
+        owners = {place.keys[0][: place.depth]: place.owner for place in self.places()}
         for keys, owner in owners.items():
             if owner is None:
                 raise SelectionError("replace takes modules, and some of the selected arrays are in none.")
@@ -476,7 +476,7 @@ def _is_same(a: tp.Any, b: tp.Any) -> bool:
 
 def arranged(selection: Selection[tp.Any], leaf: Callable[[Place], tp.Any]) -> tp.Any:
     """`leaf(place)` for each selected array, in the form of `get_parameters`."""
-    chosen = {place.identity: place for place in selection._places()}
+    chosen = {place.identity: place for place in selection.places()}
     seen: set[int] = set()
 
     def at(owner: Node, name: str, position: int, value: tp.Any) -> tp.Any:
@@ -502,7 +502,7 @@ def select_trainable(tree: Tree, where: tp.Any) -> Selection[Tree]:
         )
     chosen: frozenset[KeyPath] = frozenset()
     for part in where if isinstance(where, (tuple, list)) else (where,):
-        places = list(select(tree, part)._places())
+        places = list(select(tree, part).places())
         trainable = frozenset(place.keys[0] for place in places if place.trainable)
         others = {place.path: _why_not_trainable(place) for place in places if not place.trainable}
         frozen = [path for path, why in others.items() if why == _FROZEN]
@@ -532,6 +532,11 @@ def _why_not_trainable(place: Place) -> str:
 def parts_of_leaves(parameters: tp.Any) -> list[tuple[str, ...]]:
     """The path of each leaf, the same for a module and for the dict of its parameters."""
     return [_parts(keys) for keys, _ in tree_flatten_with_path(parameters)[0]]
+
+
+def names_of(tree: tp.Any) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """For the path of each array that a tree has at several places, as where two modules share one, the first path."""
+    return {_parts(keys): _parts(place.keys[0]) for place in _places(tree) for keys in place.keys[1:]}
 
 
 def differences(paths: Mapping[str, Collection[tuple[str, ...]]]) -> str:

@@ -1,20 +1,28 @@
-"""Settings of every test: two CPU devices, JAX's strict modes, a fresh seed.
+"""Settings of every test: eight CPU devices, JAX's strict modes, a fresh seed.
 
 Warnings are errors and the package's annotations are checked on every call: see pyproject.toml.
 Nothing here may import `elegy` at the top, since the annotation checker must be in place first.
 """
 
+import gc
+import importlib.metadata
 import os
 
 # Both are read once, at the first import of matplotlib and the first use of a device. Tests compile much and compute
-# little, so XLA is told to spend less on optimising: that halves the time of the suite.
+# little, so XLA is told to spend less on optimising: that makes the suite several times faster. Of the pinned versions,
+# 0.10 has two kinds of code generators, of which the older compiles twice as fast; the others refuse that option.
 os.environ["MPLBACKEND"] = "Agg"
+# XLA's CPU has as many threads as this says, and at least one for each device. A run on eight devices takes one for
+# each until all have met; with none to spare, a copy for which the last of them waits could wait behind them for ever.
+os.environ["NPROC"] = "32"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=2",
+        "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
     ]
 )
 
@@ -53,10 +61,26 @@ def fresh_state() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_caches() -> Iterator[None]:
-    """Drops the programs that the tests of a file compiled: kept for the whole run, they take gigabytes."""
+def small_caches(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drops what the tests of a file leave behind.
+
+    Compiled programs would take gigabytes. Classes of modules, which JAX's registry keeps for good, are thousands in
+    the end; each time a checker is switched on, all classes that it knows are looked through, and each time a test
+    collects garbage, all that there is. So a file sees the classes of its own and of the package, and what outlives it
+    is not searched for garbage again.
+    """
+    from elegy.typechecking import switch
+
+    classes, before = switch._classes, set(switch._classes)
+    of_other_files = {cls for cls in before if cls.__module__.startswith("tests.test_")}
+    of_other_files -= {cls for cls in before if cls.__module__ == request.module.__name__}
+    classes.difference_update(of_other_files)
     yield
     jax.clear_caches()
+    classes.difference_update({cls for cls in classes if cls not in before and cls.__module__.split(".")[0] != "elegy"})
+    classes.update(of_other_files)
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -71,3 +95,9 @@ def default_promotion() -> Iterator[None]:
     """JAX as its users have it: dtypes and ranks are promoted without asking."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def pytest_collection_finish() -> None:
+    """Takes what was imported out of what is searched for garbage: many tests collect it, to see a module die."""
+    gc.collect()
+    gc.freeze()

@@ -431,7 +431,7 @@ def test_a_layer_of_equinox_in_a_module(path):
     np.testing.assert_array_equal(loaded(jnp.ones(2)), module(jnp.ones(2)))
 
 
-def test_a_module_a_thousand_levels_deep(path):
+def test_a_module_forty_levels_deep(path):
     class Level(elegy.Module):
         def __init__(self, below, value):
             self.w = self.add_parameter("w", initializer=jnp.float32(value))
@@ -439,13 +439,13 @@ def test_a_module_a_thousand_levels_deep(path):
 
     def chain(sign):
         level = None
-        for value in range(1000):
+        for value in range(40):
             level = Level(level, sign * value)
         return level
 
     elegy.save(path, chain(1))
     loaded = elegy.load(path, like=chain(-1))
-    for value in reversed(range(1000)):
+    for value in reversed(range(40)):
         assert loaded.w == value
         loaded = loaded.below
 

@@ -189,6 +189,14 @@ def test_markdown(path: Path, namespace: dict[str, object]) -> None:
         run_block(block, path, namespace)
 
 
+def test_the_guide_to_devices_on_automatic_axes(namespace: dict[str, object]) -> None:
+    path = ROOT / "docs" / "guides" / "devices.md"
+    text = path.read_text(encoding="utf-8")
+    assert text.count("AxisType.Explicit, AxisType.Explicit") == 1
+    for block in read_blocks(text.replace("AxisType.Explicit, AxisType.Explicit", "AxisType.Auto, AxisType.Auto")):
+        run_block(block, path, namespace)
+
+
 @pytest.mark.parametrize("docstring", DOCSTRINGS, ids=lambda docstring: docstring.name)
 def test_docstring(docstring: Docstring, namespace: dict[str, object]) -> None:
     import elegy

@@ -1,5 +1,7 @@
 """What leaves a lifted transform besides outputs: state, draws, hooks, new modules; and what is refused."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -363,8 +365,12 @@ CREATING = {
 }
 
 
-@pytest.mark.parametrize("name", CREATING)
-@pytest.mark.parametrize("style", ["eager", "elegy.jit", "init", "jax.jit"])
+# Each transform eagerly and in one of the other styles, which take turns.
+@pytest.mark.parametrize(
+    ("name", "style"),
+    [(name, "eager") for name in CREATING]
+    + [*zip(CREATING, itertools.cycle(["elegy.jit", "init", "jax.jit"]), strict=False)],
+)
 def test_modules_are_created_inside_a_transform_inside_call(name, style):
     """Each function of the transform creates its modules once, however often it is traced."""
 

@@ -814,8 +814,10 @@ def test_one_line_for_each_epoch_where_there_is_no_terminal(verbose, capsys):
     history = model.fit(x, y, epochs=2, validation_split=0.2, verbose=verbose).history
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
+    # The only loss is the total, and is shown once.
+    assert {"mse_loss", "val_mse_loss"} < history.keys()
     for name, values in history.items():
-        assert f"  {name}: {values[1]:.4g}" in lines[1]
+        assert (f"  {name}: {values[1]:.4g}" in lines[1]) == (not name.endswith("mse_loss"))
     assert lines[0].split()[2].endswith("s")
     assert "\r" not in "".join(lines)
 
@@ -841,10 +843,100 @@ def test_one_line_that_is_kept_up_to_date_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     make_model().fit(x, y, batch_size=4, epochs=2, verbose=1)
     shown = terminal.getvalue().split("\r\x1b[K")
-    assert [part[:15] for part in shown[1:6]] == [f"Epoch 1/2  {i}/5 " for i in range(1, 6)]
-    assert all(len(part) < 40 for part in shown[1:6])
-    assert shown[6].startswith("Epoch 1/2  ") and shown[6].count("\n") == 1 and "loss: " in shown[6]
-    assert terminal.getvalue().count("\n") == 2
+    assert shown[1:3] == ["Epoch 1/2  compiling"] * 2  # the init pass, and the trace of the step
+    assert [part[:15] for part in shown[3:8]] == [f"Epoch 1/2  {i}/5 " for i in range(1, 6)]
+    assert all(len(part) < 40 for part in shown[1:8])
+    assert shown[8].startswith("Epoch 1/2  ") and shown[8].count("\n") == 1 and "loss: " in shown[8]
+    assert terminal.getvalue().count("\n") == 2 and terminal.getvalue().count("compiling") == 2
+
+
+def test_after_an_exception_the_terminal_shows_no_progress(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def fail(y_true, y_pred):
+        raise ZeroDivisionError
+
+    x, y = data()
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    model = make_model(loss=fail)
+    for run in (model.fit, model.evaluate):
+        with pytest.raises(ZeroDivisionError):
+            run(x, y, verbose=1)
+        assert terminal.getvalue().endswith("compiling\r\x1b[K")
+
+
+@pytest.mark.parametrize("verbose", [1, 2])
+def test_evaluate_and_predict_show_a_line(verbose, capsys):
+    x, y = data(20)
+    model = make_model(loss=mse, metrics=mse)
+    logs = model.evaluate(x, y, batch_size=6, verbose=verbose)
+    line = capsys.readouterr().out
+    assert line.startswith("Evaluate  4/4  ") and line.count("\n") == 1
+    assert line.endswith(f"s  loss: {logs['loss']:.4g}  mse: {logs['mse']:.4g}\n")
+    predicted = model.predict(x, batch_size=6, verbose=verbose)
+    line = capsys.readouterr().out
+    assert line.startswith("Predict  4/4  ") and line.endswith("s\n") and line.count("\n") == 1
+    np.testing.assert_array_equal(predicted, model.predict(x, batch_size=6))
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="verbose must be 0"):
+        model.evaluate(x, y, verbose=3)
+
+
+def test_evaluate_and_predict_keep_one_line_up_to_date_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    x, y = data(20)
+    model = make_model(loss=mse)
+    model.module.init(x)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(callbacks.ProgressLine, "_SECONDS", 0)
+    model.evaluate(x, y, batch_size=10, verbose=1)
+    shown = terminal.getvalue().split("\r\x1b[K")
+    assert shown[1:6] == ["Evaluate  compiling"] * 2 + ["Evaluate  1/2", "Evaluate  2/2", shown[5]]
+    assert shown[5].startswith("Evaluate  2/2  ") and shown[5].endswith("\n")
+    model.predict(x, batch_size=10, verbose=1)
+    assert "\r\x1b[KPredict  1/2\r\x1b[KPredict  2/2\r\x1b[KPredict  2/2  " in terminal.getvalue()
+
+
+def test_a_history_is_printed_as_a_table():
+    history = elegy.model.History()
+    assert str(history) == repr(history) == "History(no epochs)"
+    for epoch, loss in enumerate([0.5, 0.25, float("nan")]):
+        history.on_epoch_end(epoch, {"loss": loss, "mse_loss": loss, "accuracy": 0.9})
+    assert repr(history) == "History(3 epochs: loss 0.5 -> nan, accuracy 0.9 -> 0.9)"
+    assert str(history).splitlines() == [
+        "epoch  loss  accuracy",
+        "    1   0.5       0.9",
+        "    2  0.25       0.9",
+        "    3   nan       0.9",
+    ]
+    for epoch in range(3, 100):
+        history.on_epoch_end(epoch, {"loss": 1.0, "mse_loss": 0.75, "other_loss": 0.25, "accuracy": 0.9})
+    lines = str(history).splitlines()
+    assert lines[0].split() == ["epoch", "loss", "mse_loss", "accuracy", "other_loss"]
+    numbers = [*range(1, 11), "...", *range(91, 101)]
+    assert [line.split()[0] for line in lines[1:]] == list(map(str, numbers))
+
+
+def test_a_model_is_printed():
+    x, y = data()
+    model = make_model(loss=mse, metrics=mse)
+    model.fit(x, y, batch_size=len(x), epochs=2, verbose=0)
+    name = type(model.module).__name__
+    assert repr(model) == (
+        f"Model(module={name}, losses=[mse_loss], metrics=[mse], optimizer={type(model.optimizer).__name__}, steps=2)"
+    )
+    text = str(model)
+    assert text.startswith(
+        "Model after 2 steps\n  losses: mse_loss\n  metrics: mse\n  optimizer: Optimizer. Parameters: "
+    )
+    assert text.endswith(str(model.module))
 
 
 def test_the_progress_line_reads_the_device_at_a_limited_rate(monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 
 import elegy
 from elegy.errors import ParameterError
+from tests.helpers import assert_same
 
 TRANSFORMATIONS = {
     "adamw": lambda: optax.adamw(0.05, weight_decay=0.1),
@@ -376,3 +377,102 @@ def test_half_precision_parameters_keep_their_dtype():
     parameters = {"w": jnp.ones(2, jnp.bfloat16)}
     new = elegy.Optimizer(optax.adam(0.1))({"w": jnp.ones(2, jnp.bfloat16)}, parameters)
     assert new["w"].dtype == jnp.bfloat16
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other objects with init and update
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient_modules", [False, True])
+def test_multi_steps_over_micro_batches_is_one_step_over_the_mean_gradient(gradient_modules, default_promotion):
+    batches = jax.random.normal(jax.random.key(0), [4, 2, 3])
+    module = elegy.nn.Linear(1).init(batches[0], rng=0)
+    whole, before = module.copy(), module.copy()
+    loss = lambda module, x: jnp.mean(module(x) ** 2)  # noqa: E731
+    optimizer = elegy.Optimizer(optax.MultiSteps(optax.adam(0.1), every_k_schedule=4))
+
+    def step(x):
+        if gradient_modules:
+            gradients, _ = elegy.grad(loss)(module, x)
+        else:
+            gradients = elegy.grad(lambda: loss(module, x), modules=module)()
+        optimizer.update(module, gradients)
+
+    step = elegy.jit(step, modules=[module, optimizer])
+    for x in batches:
+        assert_same(module, before)
+        step(x)
+    assert step.traces <= 2
+
+    gradients, _ = elegy.grad(lambda module: jnp.mean(jnp.stack([loss(module, x) for x in batches])))(whole)
+    elegy.Optimizer(optax.adam(0.1)).update(whole, gradients)
+    assert_close(module, whole)
+
+
+def test_a_model_takes_multi_steps():
+    x, y = np.ones([8, 3], np.float32), np.zeros([8, 1], np.float32)
+    optimizer = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=4)
+    model = elegy.Model(elegy.nn.Linear(1).init(x, rng=0), loss=elegy.losses.MeanSquaredError(), optimizer=optimizer)
+    before = model.module.copy()
+    model.fit(x, y, batch_size=2, epochs=1, verbose=0, shuffle=False)
+    loss, gradients = elegy.value_and_grad(lambda: jnp.mean((before(x) - y) ** 2), modules=before)()
+    assert_close(model.module.w, before.w - 0.1 * gradients["w"])
+
+
+class Descent:
+    """An optimiser that is no transformation of Optax, and takes no extra arguments."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def init(self, parameters):
+        return {"steps": jnp.zeros([], jnp.int32)}
+
+    def update(self, gradients, state, parameters):
+        return jax.tree.map(lambda g: -self.rate * g, gradients), {"steps": state["steps"] + 1}
+
+
+class DescentByValue(Descent):
+    def update(self, gradients, state, parameters=None, *, value=1.0, **extra):
+        return jax.tree.map(lambda g: -self.rate * value * g, gradients), state
+
+
+def test_an_object_with_init_and_update_is_an_optimiser():
+    optimizer = elegy.Optimizer(Descent(0.5))
+    parameters = {"w": jnp.ones([2])}
+    for _ in range(2):
+        parameters = optimizer({"w": jnp.full([2], 0.5)}, parameters, value=jnp.full([], 3.0))
+    assert parameters["w"].tolist() == [0.5, 0.5] and optimizer.state["steps"] == 2
+    by_value = elegy.Optimizer(DescentByValue(0.5))
+    assert by_value({"w": jnp.ones([])}, {"w": jnp.ones([])}, value=3.0)["w"] == -0.5
+
+
+def test_objects_with_other_signatures_are_refused():
+    class Other(Descent):
+        def update(self, parameters, gradients):
+            return parameters
+
+    with pytest.raises(TypeError, match=r"Other\.update\(parameters, gradients\) cannot be called so"):
+        elegy.Optimizer(Other(0.1))
+
+    class Initialised(Descent):
+        def init(self):
+            return None
+
+    with pytest.raises(TypeError, match=r"calls init\(parameters\) of a transformation, and Initialised\.init\(\)"):
+        elegy.Optimizer(Initialised(0.1))
+
+
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [
+        (optax.adam, r"the function adam\.\n  Call it: optax\.adam\(\.\.\.\)"),
+        ("adam", r"got 'adam'\.\n  Call the function of that name: optax\.adam\(\.\.\.\)"),
+        (optax.MultiSteps, r"the class MultiSteps\.\n  Construct it: MultiSteps\(\.\.\.\)"),
+        (Descent, r"the class Descent\.\n  Construct it"),
+    ],
+)
+def test_what_is_not_constructed_is_refused_with_the_fix(given, fix):
+    with pytest.raises(TypeError, match=fix):
+        elegy.Optimizer(given)

@@ -161,7 +161,7 @@ def test_set_after_get_changes_nothing(recipe):
     for kind in (None, True, False):
         module.set_parameters(module.get_parameters(trainable=kind))
         assert picture(module) == before
-    assert bits(module.get_parameters(True)) == bits(elegy.partition(module)[0])
+    assert bits(module.get_parameters(True)) == bits(elegy.partition(module)[0].get_parameters())
 
 
 @some(40)
@@ -315,6 +315,7 @@ def run_step(module, x, step, pure, outputs):
     elif step.what == "gradient" and jax.tree.leaves(module.get_parameters(trainable=True)):
         if pure:
             (loss, module), grads = elegy.value_and_grad(lambda module, x: jnp.sum(module(x) ** 2))(module, x)
+            grads = grads.get_parameters()
         else:
             loss, grads = elegy.value_and_grad(lambda x: jnp.sum(module(x) ** 2), modules=module)(x)
         parameters = module.get_parameters(trainable=True)
@@ -369,13 +370,17 @@ def assert_close(one: Any, other: Any) -> None:
         )
 
 
-@pytest.mark.parametrize("style", ["shim", "shim, stream of the thread", "jax.jit", "elegy.jit, pure"])
-@some(12)
-@given(specs(depth=2), st.lists(phases, min_size=1, max_size=2), st.booleans())
+@some(24)
+@given(
+    st.sampled_from(["shim", "shim, stream of the thread", "jax.jit", "elegy.jit, pure"]),
+    specs(depth=2),
+    st.lists(phases, min_size=1, max_size=2),
+    st.booleans(),
+)
 def test_programs_do_the_same_in_every_style(style, spec, program, lazily):
     # A function that looks at a module before it calls it sees one that is initialised already, if it is compiled.
     first = program[0].steps[0].what
-    lazily = lazily and style.startswith("shim") and first in ("call", "losses", "gradient", "nested")
+    lazily = lazily and style.startswith("shim") and first in ("call", "losses", "nested")
     eager, other = build(spec, 0, initialise=not lazily), build(spec, 0, initialise=not lazily)
     for index, phase in enumerate(program):
         for number, trainable in phase.freezes:
@@ -396,7 +401,7 @@ def test_the_strategies_reach_what_they_are_for():
     """The properties above would hold of empty modules too."""
     seen = {"shared": 0, "frozen": 0, "created": 0, "list": 0, "state": 0, "deep": 0}
 
-    @settings(settings.get_profile("modules"), max_examples=150)
+    @settings(settings.get_profile("modules"), max_examples=80)
     @given(specs())
     def look(spec):
         module = build(spec)

@@ -742,9 +742,9 @@ def test_gradients_in_the_pure_form():
 
     (value, updated), grads = elegy.value_and_grad(loss, where=selection)(other)
     assert updated.counter.n == 1 and other.counter.n == 0
-    assert_close(grads, elegy.grad(loss_of(other), modules=other, where=selection)())
+    assert_close(grads.get_parameters(), elegy.grad(loss_of(other), modules=other, where=selection)())
     grads, updated = elegy.grad(loss, where="affine/b")(module)
-    assert grads["affine"]["b"].shape == (1,) and len(jax.tree.leaves(grads)) == 1
+    assert grads.affine.b.shape == (1,) and len(jax.tree.leaves(grads)) == 1
 
 
 def test_gradients_of_a_module_that_is_initialised_by_the_call():
@@ -848,7 +848,7 @@ def test_an_optimizer_of_a_selection(kind):
     for _ in range(3):
         grads, reference = elegy.grad(lambda m: loss_of(m)(), where="affine")(reference)
         parameters = select(reference, "affine")
-        updates, state = default_promotion(transformation.update, grads, state, parameters.get())
+        updates, state = default_promotion(transformation.update, grads.get_parameters(), state, parameters.get())
         reference = parameters.set(default_promotion(optax.apply_updates, parameters.get(), updates))
     assert_close(module.affine.get_parameters(), reference.affine.get_parameters())
 

@@ -80,8 +80,17 @@ def test_initial_values_are_those_of_separate_blocks():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("options", [{}, {"remat": True}, {"unroll": 2}, {"unroll": True}], ids=str)
-@pytest.mark.parametrize("how", ["eager", "elegy.jit"])
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [
+        ("eager", {}),
+        ("eager", {"remat": True, "unroll": 2}),
+        ("elegy.jit", {}),
+        ("elegy.jit", {"remat": True}),
+        ("elegy.jit", {"unroll": True}),
+    ],
+    ids=str,
+)
 def test_a_stack_computes_what_separate_blocks_compute(options, how):
     """Outputs, draws, losses, state and gradients."""
     results = []
@@ -440,11 +449,10 @@ def test_eight_members_train_in_one_step():
 
         (_, ensemble), grads = elegy.value_and_grad(loss)(ensemble)
         updates, state = optimiser.update(grads, state)
-        parameters = optax.apply_updates(ensemble.get_parameters(trainable=True), updates)
-        ensemble.set_parameters(parameters)
-        return ensemble, state
+        parameters, rest = elegy.partition(ensemble)
+        return elegy.combine(optax.apply_updates(parameters, updates), rest), state
 
-    state = optimiser.init(ensemble.get_parameters(trainable=True))
+    state = optimiser.init(elegy.partition(ensemble)[0])
     step = jax.jit(step)
     for _ in range(3):
         ensemble, state = step(ensemble, state)

@@ -3,9 +3,7 @@
 import copy
 import faulthandler
 import pickle
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 import warnings
@@ -20,6 +18,8 @@ import pytest
 import elegy
 
 X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+# After so many seconds a test that hangs fails; no machine is so slow.
+HOUR = 3600
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def run_together(*functions: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(timeout=HOUR)
         if thread.is_alive():
             faulthandler.dump_traceback()
             pytest.fail("a thread did not end")
@@ -158,7 +158,7 @@ def training_run(seed: int, steps: int, compiled: bool) -> Callable[[], Any]:
     return run
 
 
-@pytest.mark.parametrize(("compiled", "repeats"), [(False, 4), (True, 4)])
+@pytest.mark.parametrize(("compiled", "repeats"), [(False, 2), (True, 2)])
 def test_two_threads_train_their_own_modules(compiled, repeats):
     expected = [alone(training_run(seed, 3, compiled)) for seed in (1, 2)]
     assert expected[0] != expected[1]
@@ -310,7 +310,7 @@ def test_an_eager_call_in_progress_does_not_see_the_tracers_of_another_thread():
         return np.asarray(net(X)).tolist()
 
     def trace():
-        begun.wait(timeout=5)
+        begun.wait(timeout=HOUR)
         return np.asarray(elegy.jit(net)(X)).tolist()
 
     assert run_together(call, trace) == [X.tolist(), X.tolist()]
@@ -326,7 +326,7 @@ def held_by(net, way):
         return net(x)
 
     def read():
-        in_the_middle.wait(timeout=10)
+        in_the_middle.wait(timeout=HOUR)
         try:
             return way(net)
         finally:
@@ -445,95 +445,59 @@ def test_the_warnings_of_lost_updates_come_in_the_thread_that_lost_them():
     alone(drop)
 
 
+class Scale(elegy.Module):
+    def call(self, x):
+        return x * self.add_parameter("w", [], initializer=jnp.ones)
+
+
 def test_a_trace_and_a_compiled_function_called_inside_it_do_not_deadlock():
     """One thread traces `inner` for a shape; the other one, in the middle of a trace of its own, needs the same."""
-    program = """
-        import faulthandler, threading, time
-        import jax.numpy as jnp
-        import elegy
+    net = Scale().init(jnp.ones([1]))
+    inner = elegy.jit(net)
+    inner(jnp.ones([2]))  # so that only the shape is new below
+    in_the_middle = threading.Event()
 
-        faulthandler.dump_traceback_later(25, exit=True)
+    def outer(x):
+        in_the_middle.set()
+        time.sleep(0.3)
+        return inner(x)
 
-        class Net(elegy.Module):
-            def call(self, x):
-                return x * self.add_parameter("w", [], initializer=jnp.ones)
+    def call():
+        in_the_middle.wait(timeout=HOUR)
+        return inner(jnp.ones([3]))
 
-        net = Net().init(jnp.ones([1]))
-        inner = elegy.jit(net)
-        inner(jnp.ones([2]))  # so that only the shape is new below
-        in_the_middle = threading.Event()
-
-        def outer(x):
-            in_the_middle.set()
-            time.sleep(0.3)
-            return inner(x)
-
-        results = []
-        first = threading.Thread(target=lambda: results.append(elegy.jit(outer, modules=net)(jnp.ones([3]))))
-        second = threading.Thread(target=lambda: (in_the_middle.wait(), results.append(inner(jnp.ones([3])))))
-        first.start()
-        second.start()
-        first.join()
-        second.join()
-        assert [list(map(float, result)) for result in results] == [[1.0] * 3] * 2
-        print("done")
-    """
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=90, check=False
-    )
-    assert run.stdout.strip() == "done", run.stderr[-3000:]
+    results = run_together(lambda: elegy.jit(outer, modules=net)(jnp.ones([3])), call)
+    assert [result.tolist() for result in results] == [[1.0] * 3] * 2
 
 
 DEADLOCKS = {
-    "value_and_grad": "elegy.value_and_grad(lambda m, x: m(x).sum())(m, x)[0][0]",
-    "get_parameters": "m.get_parameters()['w'].sum() + m(x).sum()",
-    "set_parameters": "m.set_parameters(m.get_parameters()) or m(x).sum()",
-    "elegy.jit": "elegy.jit(lambda m, x: m(x).sum())(m, x)",
+    "value_and_grad": lambda m, x: elegy.value_and_grad(lambda m, x: m(x).sum())(m, x)[0][0],
+    "get_parameters": lambda m, x: m.get_parameters()["w"].sum() + m(x).sum(),
+    "set_parameters": lambda m, x: m.set_parameters(m.get_parameters()) or m(x).sum(),
+    "elegy.jit": lambda m, x: elegy.jit(lambda m, x: m(x).sum())(m, x),
 }
 
 
 @pytest.mark.parametrize("inside", DEADLOCKS)
 def test_a_trace_of_jax_that_both_threads_need_does_not_deadlock(inside):
     """One thread is inside a function that jax.jit compiles; the other one, inside Elegy, waits for that function."""
-    program = f"""
-        import faulthandler, threading, time
-        import jax, jax.numpy as jnp
-        import elegy
+    x = jnp.ones([3])
+    m, m2 = Scale().init(x), Scale().init(x)
+    begun = threading.Event()
 
-        faulthandler.dump_traceback_later(60, exit=True)
-        x = jnp.ones([3])
+    def slow(m, x):
+        begun.set()
+        time.sleep(0.3)
+        return DEADLOCKS[inside](m, x)
 
-        class Net(elegy.Module):
-            def call(self, x):
-                return x * self.add_parameter("w", [], initializer=jnp.ones)
+    inner = jax.jit(slow)
 
-        m, m2 = Net().init(x), Net().init(x)
-        begun = threading.Event()
+    def other():
+        begun.wait(timeout=HOUR)
+        return elegy.value_and_grad(lambda x: inner(m2, x) + m2(x).sum(), modules=m2)(x)[0]
 
-        def slow(m, x):
-            begun.set()
-            time.sleep(0.5)
-            return {DEADLOCKS[inside]}
-
-        inner = jax.jit(slow)
-        results = []
-
-        def other():
-            begun.wait()
-            results.append(elegy.value_and_grad(lambda x: inner(m2, x) + m2(x).sum(), modules=m2)(x)[0])
-
-        first = threading.Thread(target=lambda: results.append(inner(m, x)))
-        second = threading.Thread(target=other)
-        first.start(), second.start()
-        first.join(), second.join()
-        one, other = sorted(map(float, results))
-        assert other == one + 3, results
-        print("done")
-    """
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert run.stdout.strip() == "done", run.stderr[-3000:]
+    one, other = run_together(lambda: inner(m, x), other)
+    assert other == one + 3
 
 
 def test_a_compiled_function_that_two_threads_call_for_the_first_time_is_traced_once():
@@ -648,7 +612,7 @@ def test_a_very_long_wait_is_told(monkeypatch):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         alone(lambda: elegy.jit(slow, modules=module)(X))
-        reader.join(timeout=60)
+        reader.join(timeout=HOUR)
     assert caught and not reader.is_alive()
     assert all(issubclass(warning.category, RuntimeWarning) for warning in caught)
     assert "the thread reader has waited 0.05 s for modules that are being traced" in str(caught[0].message)
@@ -667,5 +631,5 @@ def test_a_short_wait_is_not_told(monkeypatch):
         return module(x)
 
     alone(lambda: elegy.jit(slow, modules=module)(X))  # warnings are errors
-    readers[0].join(timeout=60)
+    readers[0].join(timeout=HOUR)
     assert not readers[0].is_alive()

@@ -45,6 +45,7 @@ from elegy.typechecking import switch
 from tests.helpers import checked, mismatch, ones
 
 X = jnp.ones([4, 3])
+HOUR = 3600  # seconds, after which a thread that hangs is given up
 
 
 def fits(value, annotation):
@@ -417,7 +418,7 @@ def in_thread(function, *args):
     found = []
     thread = threading.Thread(target=lambda: found.append(function(*args)))
     thread.start()
-    thread.join(60)
+    thread.join(HOUR)
     return found[0]
 
 
@@ -436,17 +437,17 @@ def test_a_thread_that_runs_already_is_checked_and_blocks_of_threads_overlap():
         found.append(outcome(twice, WRONG))
         with checked():
             entered.set()
-            left.wait(60)
+            left.wait(HOUR)
             found.append(outcome(twice, WRONG))
 
     with elegy.typechecker(None):
         thread = threading.Thread(target=run)
         thread.start()
-        entered.wait(60)
+        entered.wait(HOUR)
         assert outcome(twice, WRONG) == "refused"
     assert outcome(twice, WRONG) == "refused"
     left.set()
-    thread.join(60)
+    thread.join(HOUR)
     assert found == ["passed", "refused"]
     assert outcome(twice, WRONG) == "passed"
 
@@ -456,7 +457,7 @@ def test_scopes_belong_to_their_thread():
         def call(self, x: Float[Array, "n"]):
             if slowly:
                 entered.set()
-                left.wait(60)
+                left.wait(HOUR)
             return x
 
     class Net(elegy.Module):
@@ -464,7 +465,7 @@ def test_scopes_belong_to_their_thread():
 
         def call(self, x: Float[Array, "n"]):
             thread.start()
-            entered.wait(60)
+            entered.wait(HOUR)
             return self.add_parameter("w", [2, 2])
 
     slowly, entered, left, five = False, threading.Event(), threading.Event(), ones(5)
@@ -476,7 +477,7 @@ def test_scopes_belong_to_their_thread():
             Net()(ones(3))
     finally:
         left.set()
-        thread.join(60)
+        thread.join(HOUR)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -126,8 +126,9 @@ def transforms() -> None:
 
     assert_type(elegy.value_and_grad(loss_fn, modules=scale)(x), tuple[Array, Any])
     assert_type(elegy.value_and_grad(scale)(x), tuple[Array, Any])
-    assert_type(elegy.value_and_grad(pure_loss_fn)(scale, x), tuple[tuple[tuple[Array, str], Scale], Any])
-    assert_type(elegy.grad(pure_loss_fn)(scale, x), tuple[Any, Scale])
+    assert_type(elegy.value_and_grad(pure_loss_fn)(scale, x), tuple[tuple[tuple[Array, str], Scale], Scale])
+    assert_type(elegy.grad(pure_loss_fn)(scale, x), tuple[Scale, Scale])
+    assert_type(elegy.grad(pure_loss_fn, argnums=1)(scale, x), tuple[Any, Scale])
     elegy.value_and_grad(loss_fn, modules=scale)("a")  # pyright: ignore[reportArgumentType]
 
     assert_type(elegy.vmap(loss_fn, modules=scale)(x, weight=1.0), Array)

@@ -1,5 +1,8 @@
 """Losses: modules that compare targets and predictions, and the functions that they reduce."""
 
+import typing as _tp
+
+from elegy import habits as _habits
 from elegy.losses.loss import Loss as Loss, Reduction as Reduction
 from elegy.losses.mean_squared_error import (
     MeanSquaredError as MeanSquaredError,
@@ -18,3 +21,6 @@ __all__ = [
     "sparse_categorical_crossentropy",
     "SparseCategoricalCrossentropy",
 ]
+
+if not _tp.TYPE_CHECKING:  # a static checker would take every name to be there
+    __getattr__ = _habits.missing_attribute("elegy.losses", __all__, _habits.LOSSES, ["optax.losses"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
 
 if tp.TYPE_CHECKING:
     from elegy.model.model import Model
@@ -24,6 +27,7 @@ class Callback:
     ```python
     import elegy
     import numpy as np
+    import optax
 
 
     class StopBelow(elegy.model.Callback):
@@ -36,8 +40,8 @@ class Callback:
 
 
     x = np.linspace(0, 1, 32, dtype=np.float32)[:, None]
-    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
-    history = model.fit(x, 2 * x, epochs=10_000, callbacks=[StopBelow(0.1)], verbose=0)
+    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError(), optimizer=optax.adam(0.1))
+    history = model.fit(x, 2 * x, epochs=1000, callbacks=[StopBelow(0.1)], verbose=0)
     assert history.history["loss"][-1] < 0.1
     ```
     """
@@ -96,6 +100,24 @@ class LazyLogs(Mapping[str, float]):
         return repr(self._now)
 
 
+_MOST_ROWS = 20  # epochs of a history that are printed
+
+
+def _distinct(values: Mapping[str, tp.Any]) -> dict[str, tp.Any]:
+    """What is to be shown: without the only loss where it is the total, which says the same under `loss`."""
+    shown = dict(values)
+    for total in ("loss", "val_loss"):
+        of_validation = total.startswith("val_")
+        losses = [
+            name
+            for name in values
+            if name != total and "loss" in name.partition("/")[0] and name.startswith("val_") == of_validation
+        ]
+        if total in values and len(losses) == 1 and np.array_equal(values[total], values[losses[0]], equal_nan=True):
+            del shown[losses[0]]
+    return shown
+
+
 class History(Callback):
     """The logs of all epochs: what `Model.fit` returns.
 
@@ -120,6 +142,27 @@ class History(Callback):
         self.history: dict[str, list[float]] = {}
         self.epoch: list[int] = []
 
+    def __repr__(self) -> str:
+        """The first and the last value of each name, on one line."""
+        if not self.epoch:
+            return "History(no epochs)"
+        ends = [f"{name} {values[0]:.4g} -> {values[-1]:.4g}" for name, values in _distinct(self.history).items()]
+        return f"History({len(self.epoch)} epoch{'s' * (len(self.epoch) > 1)}: {', '.join(ends)})"
+
+    def __str__(self) -> str:
+        """A table with a row for each epoch, or for the first and the last ones if there are many."""
+        if not self.epoch:
+            return repr(self)
+        columns = {"epoch": [str(epoch + 1) for epoch in self.epoch]}
+        for name, values in _distinct(self.history).items():
+            columns[name] = [f"{value:.4g}" for value in values]
+        if len(self.epoch) > _MOST_ROWS:
+            for name, cells in columns.items():
+                columns[name] = [*cells[: _MOST_ROWS // 2], "...", *cells[-_MOST_ROWS // 2 :]]
+        widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
+        rows = [tuple(columns), *zip(*columns.values(), strict=True)]
+        return "\n".join("  ".join(map(str.rjust, row, widths.values())) for row in rows)
+
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         for name in {**self.history, **logs}:
             before = [float("nan")] * len(self.epoch)
@@ -137,8 +180,11 @@ class EpochLines(Callback):
         print(self._line(epoch, f"{time.perf_counter() - self._began:.1f}s", logs), flush=True)
 
     def _line(self, epoch: int, position: str, logs: Logs) -> str:
-        values = "".join(f"  {name}: {value:.4g}" for name, value in logs.items())
-        return f"Epoch {epoch + 1}/{self.params['epochs']}  {position}{values}"
+        return f"Epoch {epoch + 1}/{self.params['epochs']}  {position}{_shown(logs)}"
+
+
+def _shown(logs: Logs) -> str:
+    return "".join(f"  {name}: {value:.4g}" for name, value in _distinct(logs).items())
 
 
 class ProgressLine(EpochLines):
@@ -158,23 +204,74 @@ class ProgressLine(EpochLines):
             self._shown = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        self._show("")
+        self.close()
         super().on_epoch_end(epoch, logs)
 
+    def compiling(self) -> None:
+        """While a step is traced and compiled, which happens before the first batch of each shape."""
+        self._show(self._line(self._epoch, "compiling", {}))
+
+    def close(self) -> None:
+        self._show("")
+
     def _show(self, line: str) -> None:
-        columns = shutil.get_terminal_size().columns - 1
-        # Carriage return, and the escape sequence that clears the line.
-        sys.stdout.write("\r\x1b[K" + line[:columns])
-        sys.stdout.flush()
+        _show(line)
+
+
+def _show(line: str) -> None:
+    """Puts a line in the place of the one that the terminal shows."""
+    columns = shutil.get_terminal_size().columns - 1
+    # Carriage return, and the escape sequence that clears the line.
+    sys.stdout.write("\r\x1b[K" + line[:columns])
+    sys.stdout.flush()
+
+
+class PassLine:
+    """One line for one pass over data, kept up to date on a terminal: what `evaluate` and `predict` show."""
+
+    def __init__(self, name: str, steps: int, verbose: int):
+        self._name = name
+        self._steps = steps
+        self._silent = _verbosity(verbose) == 0
+        self._live = verbose == 1 and sys.stdout.isatty()
+        self._began = self._last = time.perf_counter()
+
+    def compiling(self) -> None:
+        if self._live:
+            _show(f"{self._name}  compiling")
+
+    def over(self, batches: Iterable[tp.Any]) -> Iterator[tp.Any]:
+        """The batches, with a look at the clock after each."""
+        for number, batch in enumerate(batches):
+            yield batch
+            if self._live and time.perf_counter() - self._last >= ProgressLine._SECONDS:
+                _show(f"{self._name}  {number + 1}/{self._steps}")
+                self._last = time.perf_counter()
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[dict[str, float]]:
+        """Shows, at the end, what is put into the dict; after an exception it clears the line."""
+        logs: dict[str, float] = {}
+        try:
+            yield logs
+        finally:
+            if self._live:
+                _show("")
+        if not self._silent:
+            print(f"{self._name}  {self._steps}/{self._steps}  {time.perf_counter() - self._began:.1f}s{_shown(logs)}")
 
 
 def progress(verbose: int) -> list[Callback]:
     """What shows the progress: nothing for 0; for 1 a line that is kept up to date, on a terminal; else lines."""
-    if verbose not in (0, 1, 2):
-        raise ValueError(f"verbose must be 0 (silent), 1 (progress) or 2 (a line for each epoch), got {verbose!r}.")
-    if verbose == 0:
+    if _verbosity(verbose) == 0:
         return []
     return [ProgressLine()] if verbose == 1 and sys.stdout.isatty() else [EpochLines()]
+
+
+def _verbosity(verbose: int) -> int:
+    if verbose not in (0, 1, 2):
+        raise ValueError(f"verbose must be 0 (silent), 1 (progress) or 2 (a line for each epoch), got {verbose!r}.")
+    return int(verbose)
 
 
 class Callbacks:
@@ -219,6 +316,17 @@ class Callbacks:
     def batch_end(self, batch: int, logs: Logs) -> None:
         for callback in self.of_batches:
             callback.on_train_batch_end(batch, logs)
+
+    def compiling(self) -> None:
+        for callback in self._all:
+            if isinstance(callback, ProgressLine):
+                callback.compiling()
+
+    def close(self) -> None:
+        """After the last epoch, or an exception: the terminal shows no line that was to be replaced."""
+        for callback in self._all:
+            if isinstance(callback, ProgressLine):
+                callback.close()
 
     def stop(self) -> bool:
         """Whether one of them has set `stop_training`."""

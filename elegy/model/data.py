@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import typing as tp
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Int, PyTree, Shaped
 
+from elegy.habits import MISSING
 from elegy.module import Module
 
 Samples = Shaped[np.ndarray, "samples *shape"]
@@ -30,6 +31,8 @@ class Data(tp.NamedTuple):
 
 def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
     """Checks arrays, and brings them to the dtypes that JAX computes with."""
+    if y is None:
+        _refuse_batches(x)
     data = Data(_as_arrays("x", x), _as_arrays("y", y), _as_arrays("sample_weight", sample_weight))
     if not jax.tree.leaves(data.x):
         raise ValueError("x holds no array: give an array, or a tuple or dict of arrays.")
@@ -41,6 +44,22 @@ def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
     if data.size == 0:
         raise ValueError("there are no samples: the arrays are empty.")
     return data
+
+
+def _refuse_batches(x: tp.Any) -> None:
+    """Refuses what gives batches one by one, and a list of batches, which would be one argument of the module."""
+    if hasattr(x, "__iter__") and not hasattr(x, "__array__") and not isinstance(x, (str, Sequence, Mapping)):
+        raise TypeError(
+            f"x is a {type(x).__name__}: give an array, or a tuple or dict of arrays.\n"
+            f"  Data from generators and loaders are not here yet ({MISSING})."
+        )
+    if isinstance(x, list) and x and all(isinstance(item, (tuple, list)) and 2 <= len(item) <= 3 for item in x):
+        what = "(x, y)" if len(x[0]) == 2 else "(x, y, sample_weight)"
+        raise TypeError(
+            f"x is a list of {len(x)} {type(x[0]).__name__}{'s' * (len(x) > 1)}, as {what} or batches of it are: a "
+            "Model takes whole arrays, and makes the batches itself.\n"
+            "  Give the arrays, as in fit(x, y, batch_size=32); np.concatenate joins those of batches."
+        )
 
 
 def _as_arrays(name: str, tree: tp.Any) -> tp.Any:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as tp
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import optax
 
+from elegy.habits import optimizer_for
 from elegy.hooks import numbered
 from elegy.losses import Loss
 from elegy.metrics import Metric
 from elegy.model import loop
-from elegy.model.callbacks import Callback, Callbacks, History, progress
+from elegy.model.callbacks import Callback, Callbacks, History, PassLine, progress
 from elegy.model.data import Data, as_data, batches, split
-from elegy.model.objectives import Losses, Metrics
+from elegy.model.objectives import Losses, Metrics, require_targets
 from elegy.model.optimizer import Optimizer
 from elegy.model.steps import Step, predict, test, train
 from elegy.module import Module
 from elegy.random import RNG
+from elegy.rendering import totals
+from elegy.tracebacks import shorten
 
 Arrays = tp.Any  # an array, or a tuple or dict of arrays
+if tp.TYPE_CHECKING:
+    Transformation = optax.GradientTransformation | Optimizer
+else:
+    Transformation = tp.Any  # other values are refused by messages of our own
 
 _ARGUMENTS = ("module", "loss", "metrics", "optimizer", "seed")
 _ASSIGNABLE = ("run_eagerly", "stop_training")
@@ -81,7 +89,7 @@ class Model:
         module: Module,
         loss: tp.Any = None,
         metrics: tp.Any = None,
-        optimizer: optax.GradientTransformation | Optimizer | None = None,
+        optimizer: Transformation | None = None,
         run_eagerly: bool = False,
         seed: int = 42,
     ):
@@ -91,6 +99,10 @@ class Model:
             raise TypeError(f"elegy.Model takes a module, got {module!r}.\n  {hint}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be an integer that is not negative, got {seed!r}.")
+        if isinstance(optimizer, str):
+            raise TypeError(
+                f"elegy.Model takes an Optax transformation, got {optimizer!r}.\n  {optimizer_for(optimizer)}"
+            )
         optimizer = optax.adam(1e-3) if optimizer is None else optimizer
         self.module = module
         self.optimizer = optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer)
@@ -205,7 +217,7 @@ class Model:
         if isinstance(callbacks, Callback):
             raise TypeError("callbacks is a list of callbacks, got one: callbacks=[callback].")
         shown = progress(verbose)
-        data = as_data(x, y, sample_weight)
+        data = self._data(x, y, sample_weight)
         validation: Data | None = None
         if validation_data is not None:
             if validation_split:
@@ -230,7 +242,12 @@ class Model:
                 if self.stop_training:
                     break
             everything.train_end()
-        finally:  # a callback may have called `fit` in between, or itself be called by a `fit`
+        except Exception as error:
+            shorten(error)
+            raise
+        finally:
+            everything.close()
+            # A callback may have called `fit` in between, or itself be called by a `fit`.
             self._history, self.stop_training = history, before
         return history
 
@@ -239,39 +256,94 @@ class Model:
     ) -> dict[str, float]:
         """Trains and validates once. **Returns:** the logs of both."""
         eagerly = self.run_eagerly
-        logs = loop.train(self._train, self._reference, *_batched(data, batch_size, order), callbacks, eagerly)
-        if validation is not None:
+        tell = None if eagerly else callbacks.compiling
+        with self._train.tracing.telling(tell), self._test.tracing.telling(tell):
+            logs = loop.train(self._train, self._reference, *_batched(data, batch_size, order), callbacks, eagerly)
+            if validation is None:
+                return logs
             tested = loop.test(self._test, self._reference, *_batched(validation, batch_size), eagerly)
-            for name, value in tested.items():
-                logs[numbered(f"val_{name}", logs)[0]] = value
+        for name, value in tested.items():
+            logs[numbered(f"val_{name}", logs)[0]] = value
         return logs
 
     def evaluate(
-        self, x: Arrays, y: Arrays | None = None, batch_size: int = 32, sample_weight: tp.Any = None
+        self, x: Arrays, y: Arrays | None = None, batch_size: int = 32, sample_weight: tp.Any = None, verbose: int = 0
     ) -> dict[str, float]:
         """The losses and metrics of data, with `elegy.training()` false. The model stays as it is, but a module that is
         not initialised yet gets its parameters.
 
-        **Arguments:** as for `fit`.
+        **Arguments:** as for `fit`. `verbose` is 0, which shows nothing, or else a line at the end, which 1 keeps up to
+        date meanwhile if the output is a terminal.
 
         **Returns:** a float for each name: means over samples; the values of a `Metric` are its own. Without any loss
         there is no `"loss"`.
         """
         _require_positive("batch_size", batch_size)
-        data = as_data(x, y, sample_weight)
-        return loop.test(self._test, self._reference, *_batched(data, batch_size), self.run_eagerly)
+        data = self._data(x, y, sample_weight)
+        batches, examples = _batched(data, batch_size)
+        with self._shown("Evaluate", batches, -(-data.size // batch_size), self._test, verbose) as (shown, logs):
+            try:
+                logs.update(loop.test(self._test, self._reference, shown, examples, self.run_eagerly))
+            except Exception as error:
+                shorten(error)
+                raise
+        return logs
 
-    def predict(self, x: Arrays, batch_size: int = 32) -> tp.Any:
+    def predict(self, x: Arrays, batch_size: int = 32, verbose: int = 0) -> tp.Any:
         """The outputs of the module, with `elegy.training()` false. The model stays as it is, but a module that is not
         initialised yet gets its parameters.
 
-        **Arguments:** as for `fit`.
+        **Arguments:** as for `fit`; `verbose` as for `evaluate`.
 
         **Returns:** what the module returns, in NumPy arrays for all samples. Several threads may predict at once.
         Where the module draws random numbers, they are the same in each call.
         """
         _require_positive("batch_size", batch_size)
-        return loop.predict(self._predict, self._reference, *_batched(as_data(x), batch_size), self.run_eagerly)
+        data = as_data(x)
+        batches, examples = _batched(data, batch_size)
+        with self._shown("Predict", batches, -(-data.size // batch_size), self._predict, verbose) as (shown, _):
+            try:
+                return loop.predict(self._predict, self._reference, shown, examples, self.run_eagerly)
+            except Exception as error:
+                shorten(error)
+                raise
+
+    @contextlib.contextmanager
+    def _shown(
+        self, name: str, batches: Iterable[Data], steps: int, step: Step, verbose: int
+    ) -> Iterator[tuple[Iterable[Data], dict[str, float]]]:
+        """Shows how far a pass is: gives the batches, and a dict for what is to be shown at the end."""
+        line = PassLine(name, steps, verbose)
+        if not verbose:
+            yield batches, {}
+            return
+        with step.tracing.telling(None if self.run_eagerly else line.compiling), line.shown() as logs:
+            yield line.over(batches), logs
+
+    def __repr__(self) -> str:
+        names = (
+            f"losses=[{', '.join(self._reference.losses.names)}], metrics=[{', '.join(self._reference.metrics.names)}]"
+        )
+        made = f"optimizer={type(self.optimizer).__name__}, steps={self._reference.steps}"
+        return f"{type(self).__name__}(module={type(self.module).__name__}, {names}, {made})"
+
+    def __str__(self) -> str:
+        """What it was made of, how far it has trained, and the module as `print` shows it."""
+        losses, metrics = self._reference.losses.names, self._reference.metrics.names
+        return "\n".join(
+            [
+                f"{type(self).__name__} after {self._reference.steps} steps",
+                f"  losses: {', '.join(losses) or 'those of add_loss'}",
+                f"  metrics: {', '.join(metrics) or 'none'}",
+                f"  optimizer: {type(self.optimizer).__name__}. {totals(self.optimizer)}",
+                str(self.module),
+            ]
+        )
+
+    def _data(self, x: tp.Any, y: tp.Any, sample_weight: tp.Any) -> Data:
+        data = as_data(x, y, sample_weight)
+        require_targets(self._reference.losses, self._reference.metrics, x, y)
+        return data
 
     def _order(self, size: int) -> np.ndarray:
         # From the number of steps made, so that each epoch has another order, also across several calls of `fit`.

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from elegy.frames import name_of
+from elegy.habits import object_for
 from elegy.hooks import numbered
 from elegy.leaves import is_array
 from elegy.losses import Loss
@@ -77,6 +78,7 @@ def _named(kind: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], Call
     for path, function in jax.tree_util.tree_flatten_with_path(functions, is_leaf=callable)[0]:
         if not callable(function) or isinstance(function, type):
             hint = f"\n  Construct it: {function.__name__}(...)." if isinstance(function, type) else ""
+            hint = f"\n  {object_for(kind, function)}" if isinstance(function, str) else hint
             raise TypeError(f"a {kind} must be a function or a module, got {function!r}.{hint}")
         if not accepted(function).keys() - {"sample_weight"}:
             known = "; ".join(", ".join(names) for key, names in INPUTS.items() if key != "sample_weight")
@@ -106,11 +108,8 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
     """A loss or metric of a batch: scalars, in a dict if the function gives one."""
     weight = inputs["sample_weight"]
     taken = accepted(function)
-    if inputs["y_true"] is None and "y_true" in taken and taken["y_true"].default is inspect.Parameter.empty:
-        raise ValueError(
-            f"{name} compares predictions with targets, and there are none.\n"
-            "  Give y, as in fit(x, y) or validation_data=(x, y)."
-        )
+    if inputs["y_true"] is None and _needs_targets(taken):
+        raise ValueError(_no_targets(name))
     arguments = {
         parameter.name: inputs[key] for key, parameter in taken.items() if key != "sample_weight" or weight is not None
     }
@@ -120,6 +119,28 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
     if weight is None or "sample_weight" in taken:
         return jax.tree.map(lambda value: jnp.mean(jnp.asarray(value, dtype=jnp.result_type(float))), value)
     return jax.tree.map(lambda value: _weighted(name, jnp.asarray(value), weight), value)
+
+
+def _needs_targets(taken: dict[str, inspect.Parameter]) -> bool:
+    return "y_true" in taken and taken["y_true"].default is inspect.Parameter.empty
+
+
+def _no_targets(name: str) -> str:
+    return (
+        f"{name} compares predictions with targets, and there are none.\n"
+        "  Give y, as in fit(x, y) or validation_data=(x, y)."
+    )
+
+
+def require_targets(losses: Losses, metrics: Metrics, x: tp.Any, y: tp.Any) -> None:
+    """Refuses data without targets before anything runs on them."""
+    if y is not None:
+        return
+    for objectives in (losses, metrics):
+        for name, function in zip(objectives.names, objectives.functions, strict=True):
+            if _needs_targets(accepted(function)):
+                pair = isinstance(x, (tuple, list)) and len(x) == 2
+                raise ValueError(_no_targets(name) + (" Is it in x, as (x, y)? Then write fit(*x)." if pair else ""))
 
 
 def _sample_by_sample(name: str, function: Callable[..., tp.Any], arguments: dict[str, tp.Any]) -> tp.Any:

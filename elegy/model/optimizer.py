@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import inspect
 import typing as tp
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
+from elegy import tracing
+from elegy.devices import is_placed, place_of
 from elegy.errors import ParameterError
 from elegy.frames import path_of
 from elegy.leaves import is_node
 from elegy.module import Module
 from elegy.parameters import collect
-from elegy.selections import Selection, differences, parts_of_leaves, select_trainable
+from elegy.pytree import nodes_in
+from elegy.selections import Selection, differences, names_of, parts_of_leaves, select_trainable
 from elegy.state import undoing
+
+# With what the state of an optimiser begins that is being initialised, where parameters have values and places.
+_initial_state: contextvars.ContextVar[tp.Any] = contextvars.ContextVar("initial_state", default=None)
 
 Parameters = tp.Any  # nested dicts of arrays, as `get_parameters` gives them
 
@@ -25,12 +34,13 @@ class Optimizer(Module):
     """An [Optax](https://optax.readthedocs.io) transformation that keeps its own state.
 
     The state is a parameter, `optimizer.state`, that is not trainable. It is created by the first update, for the
-    parameters that are trainable then. Like any module, an optimiser is listed in `modules=` of a transform that
-    updates it.
+    parameters that are trainable then, on the devices where they are and sharded as they are. Like any module, an
+    optimiser is listed in `modules=` of a transform that updates it.
 
     **Arguments:**
 
-    - `transformation`: an `optax.GradientTransformation`, with or without extra arguments.
+    - `transformation`: an `optax.GradientTransformation`, with or without extra arguments; an `optax.MultiSteps`; or
+      another object with `init(parameters)` and `update(gradients, state, parameters)`.
     - `where`: what to update, if it is not all that is trainable: a `Selection`, or what `elegy.select` takes (a class,
       a path, a predicate; a tuple of several). The gradients must be those of the same arrays, as
       `elegy.value_and_grad(..., where=where)` gives them. Given by keyword.
@@ -68,9 +78,9 @@ class Optimizer(Module):
 
     def __init__(self, transformation: tp.Any, *more: tp.Any, where: tp.Any = None, name: str | None = None):
         super().__init__(name=name)
-        if more or not isinstance(transformation, optax.GradientTransformation):
+        if more:
             raise TypeError(_not_a_transformation(transformation, more))
-        self.transformation = optax.with_extra_args_support(transformation)
+        self.transformation = _as_transformation(transformation)
         if is_node(where):
             raise TypeError("where= of an optimiser takes no module, which would become a part of it: give its path.")
         # A selection holds arrays, so its paths are kept in its place.
@@ -82,9 +92,10 @@ class Optimizer(Module):
         **Arguments:**
 
         - `gradients`, `parameters`: two pytrees of one structure, with arrays of the same shapes; `parameters` may be
-          `module.get_parameters(trainable=True)` or any other pytree of arrays. A transformation that reduces the
-          gradients of single samples, as `optax.contrib.differentially_private_aggregate`, takes them with one more
-          axis in front.
+          `module.get_parameters(trainable=True)` or any other pytree of arrays. Either may be modules instead of the
+          dict of their parameters, as `elegy.partition` and the pure form of `elegy.value_and_grad` give them. A
+          transformation that reduces the gradients of single samples, as
+          `optax.contrib.differentially_private_aggregate`, takes them with one more axis in front.
         - `extra`: what the transformation takes besides, such as `value` for `optax.contrib.reduce_on_plateau`.
 
         **Returns:** a pytree like `parameters`, of the same dtypes.
@@ -92,19 +103,25 @@ class Optimizer(Module):
         **Raises:** `ParameterError` if the structures or the shapes differ, or if the state lacks some of the
         parameters. Then nothing has changed.
         """
+        given = parameters
+        # The state of the optimiser is by name, whether it is called with modules or updates them.
+        parameters = _as_dicts(parameters)
+        gradients = _by_name(gradients, parameters, given)
         _require_equal_structures(gradients, parameters)
         misfits = _misfits(gradients, parameters)
         if misfits and not _are_of_samples(gradients, parameters):
             raise _wrong_shapes(misfits)
         with _default_promotion():
             init = self.transformation.init
-            whole = self.add_parameter("state", initializer=lambda: init(parameters), trainable=False)
+            begun = _initial_state.get()
+            create = lambda: _placed(init(parameters), parameters) if begun is None else begun  # noqa: E731
+            whole = _placed(self.add_parameter("state", initializer=create, trainable=False), parameters)
             state = _select(whole, jax.eval_shape(init, parameters))
             updates, state = self.transformation.update(gradients, state, parameters, **extra)
             if misfits and _misfits(updates, parameters):
                 raise _wrong_shapes(misfits)
             self.update_parameter("state", _merge(whole, state))
-            return optax.apply_updates(parameters, updates)
+            return _with_values(given, optax.apply_updates(parameters, updates))
 
     def update(self, modules: tp.Any, gradients: Parameters, **extra: tp.Any) -> None:
         """Gives the trainable parameters of modules their values after one step, in place.
@@ -112,7 +129,8 @@ class Optimizer(Module):
         **Arguments:**
 
         - `modules`: a module, or a list, tuple or dict of modules.
-        - `gradients`: what `elegy.value_and_grad(..., modules=modules)` gives.
+        - `gradients`: what `elegy.value_and_grad(..., modules=modules)` gives; or the modules that its pure form gives
+          where `modules` are the first argument.
         - `extra`: as for a call.
 
         **Raises:** as a call does. After any exception the modules and the state are what they were.
@@ -124,7 +142,11 @@ class Optimizer(Module):
                     f"got a {type(leaf).__name__} among the modules."
                 )
         with undoing():
-            values = self(gradients, self.parameters(modules), **extra)
+            parameters = self.parameters(modules)
+            gradients = _by_name(gradients, parameters, modules)
+            if not self.initialized and not tracing.is_traced():
+                self._begin(gradients, parameters, extra)
+            values = self(gradients, parameters, **extra)
             jax.tree.map(lambda module, new: module.set_parameters(new), modules, values, is_leaf=is_node)
 
     def parameters(self, modules: tp.Any) -> Parameters:
@@ -173,28 +195,77 @@ class Optimizer(Module):
         ```
         """
         parameters = self.parameters(modules)
-        if not self.initialized:
-            self.init(parameters, parameters)
-            return
-        old = self.state
-        with _default_promotion():
-            if not _missing(old, jax.eval_shape(self.transformation.init, parameters)):
-                return
-            state = _merge(self.transformation.init(parameters), old)
+        old = self.state if self.initialized else None
+        if old is not None:
+            with _default_promotion():
+                if not _missing(old, jax.eval_shape(self.transformation.init, parameters)):
+                    return
         with undoing():
             self.reset()
-            self.init(parameters, parameters)
-            self.set_parameters({"state": state})
+            state = self._begin(parameters, parameters, {})
+            self.set_parameters({"state": state if old is None else _merge(state, old)})
+
+    def _begin(self, gradients: Parameters, parameters: Parameters, extra: dict[str, tp.Any]) -> tp.Any:
+        """Creates the state from parameters that have values and places; an init pass alone knows their shapes."""
+        with _default_promotion():
+            state = _placed(self.transformation.init(parameters), parameters)
+        token = _initial_state.set(state)
+        try:
+            self.init(gradients, parameters, **extra)
+        finally:
+            _initial_state.reset(token)
+        return state
+
+
+def _as_transformation(given: tp.Any) -> optax.GradientTransformation:
+    """What an optimiser uses of an object with `init` and `update`: these two, the second with extra arguments."""
+    if isinstance(given, optax.MultiSteps):
+        return given.gradient_transformation()
+    if isinstance(given, optax.GradientTransformation):
+        return optax.with_extra_args_support(given)
+    methods = [getattr(given, name, None) for name in ("init", "update")]
+    if is_node(given) or isinstance(given, type) or not all(map(callable, methods)):
+        raise TypeError(_not_a_transformation(given, ()))
+    init, update = tp.cast(list[Callable[..., tp.Any]], methods)
+    _require_signature(given, init, "init", "parameters")
+    _require_signature(given, update, "update", "gradients", "state", "parameters")
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(update).parameters.values()):
+        return optax.GradientTransformationExtraArgs(init, update)
+    return optax.with_extra_args_support(optax.GradientTransformation(init, update))
+
+
+def _require_signature(given: tp.Any, method: Callable[..., tp.Any], name: str, *arguments: str) -> None:
+    try:
+        inspect.signature(method).bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"elegy.Optimizer calls {name}({', '.join(arguments)}) of a transformation, and {type(given).__name__}."
+            f"{name}{inspect.signature(method)} cannot be called so: {error}.\n"
+            "  Give it the signatures of Optax, init(parameters) and update(gradients, state, parameters); the second "
+            "returns the updates and the new state."
+        ) from None
 
 
 def _not_a_transformation(given: tp.Any, more: tuple[tp.Any, ...]) -> str:
+    fix = ""
     if is_node(given):
         what = f"a module, {type(given).__name__}; parameters come with update(module, gradients)"
     elif more:
         what = f"{1 + len(more)} positional arguments; where= and name= are given by keyword"
+    elif isinstance(given, type):
+        what, fix = f"the class {given.__name__}", f"\n  Construct it: {given.__name__}(...)."
+    elif inspect.isfunction(given):
+        what, fix = f"the function {given.__name__}", f"\n  Call it: optax.{given.__name__}(...)."
+        if getattr(given, "__module__", "").partition(".")[0] != "optax":
+            fix = f"\n  Call it, if it returns a transformation: {given.__name__}(...)."
     else:
         what = repr(given)
-    return f"elegy.Optimizer takes an Optax transformation, such as optax.adam(1e-3), got {what}."
+        fix = f"\n  Call the function of that name: optax.{given}(...)." if _names_a_function(given) else ""
+    return f"elegy.Optimizer takes an Optax transformation, such as optax.adam(1e-3), got {what}.{fix}"
+
+
+def _names_a_function(given: tp.Any) -> bool:
+    return isinstance(given, str) and inspect.isfunction(getattr(optax, given, None))
 
 
 @contextlib.contextmanager
@@ -216,20 +287,67 @@ def trainable_parameters(modules: tp.Any) -> Parameters:
     return jax.tree.map(parameters, modules, is_leaf=is_node)
 
 
+def _as_dicts(tree: tp.Any) -> tp.Any:
+    """A tree with the dict of its parameters in the place of each module; without modules, the tree itself."""
+    if not nodes_in(tree):
+        return tree
+    seen: set[int] = set()
+    values = lambda owner, name, index, value: value  # noqa: E731
+    return jax.tree.map(
+        lambda part: ({} if id(part) in seen else collect(part, None, values, seen)) if is_node(part) else part,
+        tree,
+        is_leaf=is_node,
+    )
+
+
+def _by_name(gradients: tp.Any, parameters: Parameters, modules: tp.Any) -> Parameters:
+    """Gradients in the structure of the parameters; those that are no modules as they are.
+
+    **Arguments:**
+
+    - `modules`: what the parameters belong to. What two of these share has one name among the parameters, and two among
+      gradients that are modules.
+    """
+    if not nodes_in(gradients):
+        return gradients
+    first_names = names_of(modules)
+    given: dict[tuple[str, ...], tp.Any] = {}
+    for parts, gradient in zip(parts_of_leaves(gradients), jax.tree.leaves(gradients), strict=True):
+        given.setdefault(first_names.get(parts, parts), gradient)
+    names = parts_of_leaves(parameters)
+    if given.keys() != set(names):
+        raise _other_parameters(list(given), names, "")
+    return jax.tree.structure(parameters).unflatten([given[parts] for parts in names])
+
+
+def _with_values(tree: tp.Any, values: Parameters) -> tp.Any:
+    """A tree that may have modules, with the arrays that the dicts in the place of the modules have."""
+    if not nodes_in(tree):
+        return values
+    first_names = names_of(tree)
+    by_name = dict(zip(parts_of_leaves(values), jax.tree.leaves(values), strict=True))
+    leaves = [by_name[first_names.get(parts, parts)] for parts in parts_of_leaves(tree)]
+    return jax.tree.structure(tree).unflatten(leaves)
+
+
+def _other_parameters(given: list[tuple[str, ...]], updated: list[tuple[str, ...]], otherwise: str) -> ParameterError:
+    sides = {
+        "only among the gradients": [parts for parts in given if parts not in updated],
+        "only among the parameters": [parts for parts in updated if parts not in given],
+    }
+    return ParameterError(
+        "the gradients are not those of the parameters that are to be updated:\n"
+        f"{differences(sides) or otherwise}\n"
+        "  Take them with respect to the same modules, with the same parts frozen, and with the where= of the "
+        "optimiser."
+    )
+
+
 def _require_equal_structures(gradients: Parameters, parameters: Parameters) -> None:
     found, wanted = jax.tree.structure(gradients), jax.tree.structure(parameters)
     if found != wanted:
-        given, updated = parts_of_leaves(gradients), parts_of_leaves(parameters)
-        sides = {
-            "only among the gradients": [parts for parts in given if parts not in updated],
-            "only among the parameters": [parts for parts in updated if parts not in given],
-        }
-        lines = differences(sides) or f"  gradients:  {found}\n  parameters: {wanted}"
-        raise ParameterError(
-            f"the gradients are not those of the parameters that are to be updated:\n{lines}\n"
-            "  Take them with respect to the same modules, with the same parts frozen, and with the where= of the "
-            "optimiser."
-        )
+        otherwise = f"  gradients:  {found}\n  parameters: {wanted}"
+        raise _other_parameters(parts_of_leaves(gradients), parts_of_leaves(parameters), otherwise)
 
 
 def _misfits(gradients: Parameters, parameters: Parameters) -> list[str]:
@@ -255,6 +373,30 @@ def _wrong_shapes(misfits: list[str]) -> ParameterError:
         "the gradients have other shapes than the parameters:\n" + "\n".join(misfits) + "\n"
         "  Take the gradients of one number, such as the mean over the samples, with respect to these parameters."
     )
+
+
+def _placed(state: tp.Any, parameters: Parameters) -> tp.Any:
+    """`state` on the devices of the parameters: what is like a parameter is sharded as that is, the rest is whole.
+
+    Some of it comes from nowhere in particular, as a counter does, and would be somewhere after the first step: so a
+    compiled step would be traced for a second time.
+    """
+    if all(is_placed(leaf) for leaf in jax.tree.leaves(state)):
+        return state
+    of_path = {path: leaf for path, leaf in _by_path(parameters).items() if is_placed(leaf)}
+    if not of_path:
+        return state
+    place = place_of(of_path.values())
+
+    def leaf(path: tp.Any, value: tp.Any) -> tp.Any:
+        if not isinstance(value, jax.Array) or isinstance(value, Tracer) or value.committed:
+            return value
+        ends = [path[start:] for start in range(len(path) + 1)]
+        like = next((of_path[end] for end in ends if end in of_path and of_path[end].shape == value.shape), None)
+        sharding = place if like is None else like.sharding
+        return value if sharding is None else jax.device_put(value, sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, state)
 
 
 # The state of any transformation names the parameters in its paths: `[0].mu['linear']['w']`. So the part that belongs

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import typing as tp
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +186,25 @@ class Structure:
 Leaves = list[Array | np.ndarray]
 
 
+class Listener:
+    """Who is told that a step is being traced, to be compiled then."""
+
+    def __init__(self) -> None:
+        self._tell: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        if self._tell is not None:
+            self._tell()
+
+    @contextlib.contextmanager
+    def telling(self, tell: Callable[[], None] | None) -> Iterator[None]:
+        before, self._tell = self._tell, tell
+        try:
+            yield
+        finally:
+            self._tell = before
+
+
 class Step:
     """Runs one of the functions above as a pure function: `(leaves of a state, totals) -> (leaves, totals)`.
 
@@ -199,7 +219,7 @@ class Step:
     - `initial`: the stream from which parameters are initialised.
 
     **Attributes:** `eager` runs the step as it is, and `compiled` compiles it. Neither refers to this object, so there
-    is no circle of references.
+    is no circle of references. `tracing` is called when the step is traced.
     """
 
     def __init__(self, function: Callable[..., tp.Any], training: bool, seed: int, initial: RNG):
@@ -209,7 +229,8 @@ class Step:
         self._structures: dict[tp.Any, Structure] = {}
         # The shapes and dtypes of the outputs, by those of a batch and by the structure of the state.
         self._outputs: dict[tp.Any, tp.Any] = {}
-        self.eager = _as_pure(function, training, seed)
+        self.tracing = Listener()
+        self.eager = _as_pure(function, training, seed, self.tracing)
         self.compiled = jit(self.eager, static_argnums=0)
 
     def flatten(self, state: State, examples: Sequence[Data]) -> tuple[Structure, Leaves, tp.Any]:
@@ -227,6 +248,7 @@ class Step:
             shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch)), jax.tree.structure(batch)
             outputs = self._outputs.get((shapes, treedef))
             if outputs is None:
+                self.tracing()
                 outputs = self._initialise(state, batch)
                 leaves, treedef = _flatten(state)
                 self._outputs[shapes, treedef] = outputs
@@ -253,10 +275,13 @@ def _flatten(state: State) -> tuple[Leaves, tp.Any]:
         return jax.tree.flatten(state)
 
 
-def _as_pure(function: Callable[..., tp.Any], training: bool, seed: int) -> Callable[..., tuple[Leaves, tp.Any]]:
+def _as_pure(
+    function: Callable[..., tp.Any], training: bool, seed: int, tracing: Listener
+) -> Callable[..., tuple[Leaves, tp.Any]]:
     """A step as a function of arrays."""
 
     def run(structure: Structure, leaves: Leaves, totals: tp.Any, batch: Data) -> tuple[Leaves, tp.Any]:
+        tracing()
         state = structure.treedef.unflatten(leaves)
         stream = fold_in_path(jax.random.key(seed), function.__name__)
         with rng_context(jax.random.fold_in(stream, state.step)), training_context(training):

@@ -1,5 +1,8 @@
 """Layers."""
 
+import typing as _tp
+
+from elegy import habits as _habits
 from elegy.nn.batch_normalization import BatchNormalization as BatchNormalization
 from elegy.nn.conv import (
     Conv1D as Conv1D,
@@ -30,3 +33,6 @@ __all__ = [
     "Stack",
     "sequential",
 ]
+
+if not _tp.TYPE_CHECKING:  # a static checker would take every name to be there
+    __getattr__ = _habits.missing_attribute("elegy.nn", __all__, _habits.LAYERS, ["elegy", "jax.nn"])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
+from elegy.devices import sharded_like
 from elegy.errors import ParameterError
 from elegy.frames import path_of
 from elegy.hooks import is_initializing
@@ -191,7 +192,7 @@ class BatchNormalization(Module):
                 f"    module = elegy.combine(jax.tree.map(lambda w: w.astype(jnp.{running.dtype}), parameters), rest)"
             )
         average = self.decay_rate * running + (1 - self.decay_rate) * batch.astype(running.dtype)
-        self.update_parameter(name, average)
+        self.update_parameter(name, sharded_like(average, running))
 
     def _normalise(
         self, x: Array, axes: tuple[int, ...], mean: Array, var: Array, scale: tp.Any, offset: tp.Any

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
 
+from elegy.devices import for_convolution
 from elegy.frames import path_of
 from elegy.initializers import VarianceScaling
 from elegy.module import Module
@@ -120,14 +121,18 @@ class ConvND(Module):
             )
         shape = (*self.kernel_shape, channels // self.groups, self.output_channels)
         w = self.add_parameter("w", shape, initializer=self.w_init)
+        x = converted(self, x, w.dtype)
+        w = w if self.mask is None else w * self._fitted(self.mask, w)
+        w, out_sharding = for_convolution(x, w, channel_axis)
         y = jax.lax.conv_general_dilated(
-            converted(self, x, w.dtype),
-            w if self.mask is None else w * self._fitted(self.mask, w),
+            x,
+            w,
             window_strides=self.stride,
             padding=self.padding,
             rhs_dilation=self.rate,
             dimension_numbers=(self.data_format, _SPATIAL[self.num_spatial_dims] + "IO", self.data_format),
             feature_group_count=self.groups,
+            out_sharding=out_sharding,
         )
         if self.with_bias:
             b = self.add_parameter("b", [self.output_channels], initializer=self.b_init)

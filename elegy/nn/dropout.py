@@ -71,4 +71,5 @@ class Dropout(Module):
         if not training:
             return x
         kept = jax.random.bernoulli(key, 1 - self.rate, x.shape)
-        return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
+        # A scalar goes with any sharding of the mask; an array of zeros has that of `x`, which the mask need not have.
+        return jnp.where(kept, x / (1 - self.rate), 0)

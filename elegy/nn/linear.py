@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
 
+from elegy.devices import for_product, for_sum
 from elegy.frames import path_of
 from elegy.initializers import VarianceScaling
 from elegy.module import Module
@@ -74,8 +75,10 @@ class Linear(Module):
         if jnp.ndim(x) == 0:
             raise ValueError(f"{path_of(self)}: the input of Linear must have at least one axis, got a scalar.")
         w = self.add_parameter("w", [jnp.shape(x)[-1], self.output_size], initializer=self.w_init)
-        y = jnp.dot(converted(self, x, w.dtype), w)
+        x = converted(self, x, w.dtype)
+        w, out_sharding = for_product(x, w)
+        y = jnp.dot(x, w, out_sharding=out_sharding)
         if self.with_bias:
             b = self.add_parameter("b", [self.output_size], initializer=self.b_init)
-            y = y + jnp.broadcast_to(b, y.shape)
+            y = y + jnp.broadcast_to(for_sum(b, y), y.shape)
         return y

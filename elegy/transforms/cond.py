@@ -103,6 +103,15 @@ def _branch(transform, functions, choose, operands, modules):
         indices = sorted({index for _, _, _, record in effects for index in record.indices})
         draws = any(advanced is not None for _, advanced, _, _ in effects)
         declared = _declared(transform, [(record.events, values) for _, _, values, record in effects])
+        # Where the branches run in the shards of a jax.shard_map, what varies in one of them varies in all.
+        found = [values for values, _, _, _ in effects]
+        places = [{index: number for number, index in enumerate(record.indices)} for _, _, _, record in effects]
+        likes = {
+            index: [values[at[index]] for values, at in zip(found, places, strict=True) if index in at]
+            for index in indices
+        }
+        streams = [advanced for _, advanced, _, _ in effects if advanced is not None]
+        events_of_all = jax.tree.leaves([values for _, _, values, _ in effects])
         has_references = any(record.has_references for _, _, _, record in effects)
 
         def complete(step):
@@ -111,10 +120,12 @@ def _branch(transform, functions, choose, operands, modules):
             def branch(*operands):
                 out, (values, advanced, events, record) = step(leaves, rng, operands)
                 changed = dict(zip(record.indices, values, strict=True))
-                values = [changed.get(index, leaves[index]) for index in indices]
+                values = [tracing.varying_as(changed.get(index, leaves[index]), *likes[index]) for index in indices]
                 own = dict(_keyed(record.events, events))
                 events = [_completed(key, own.get(key), like) for key, like in declared.items()]
-                return out, values, (rng if advanced is None else advanced) if draws else None, events
+                events = jax.tree.map(lambda value: tracing.varying_as(value, *events_of_all), events)
+                stream = tracing.varying_as(rng if advanced is None else advanced, *streams) if draws else None
+                return out, values, stream, events
 
             return branch
 

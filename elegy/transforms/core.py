@@ -29,6 +29,7 @@ from elegy.parameters import collect
 from elegy.pytree import layout_of, meta_of, nodes_in, set_born, structure, walk
 from elegy.state import log, state, undoing
 from elegy.threads import Busy, begin_again, holders, holding, lock, looking, may_give_up, wait_for_all
+from elegy.tracebacks import shorten
 
 Place = tuple[dict[str, tp.Any], str]
 
@@ -446,6 +447,9 @@ def with_modules(
                 needs = for_us(found, threaded.view())
             except Busy as busy:
                 begin_again(busy)
+            except Exception as error:
+                shorten(error)
+                raise
 
 
 def for_us(needs: NeedsInitPass, view: View) -> NeedsInitPass:

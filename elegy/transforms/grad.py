@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from elegy import tracing
 from elegy.errors import NothingToDifferentiateError, StructureError
 from elegy.frames import Replay, name_of
+from elegy.leaves import Node, is_inexact, is_node
 from elegy.module import HasCall
+from elegy.parameters import leaf_places
 from elegy.pytree import copied, nodes_in, walk
 from elegy.selections import arranged, select_trainable
 from elegy.transforms.core import (
@@ -71,12 +73,13 @@ class GradFunction(Transformed[..., tp.Any]):
         if not args or not nodes_in(args[0]):
             return self._without_modules(args, kwargs)
         # The pure form is the shim over a copy.
-        first, *rest = copied(args)
-        function = functools.partial(self.function, first)
-        argnums = jax.tree.map(lambda number: self._behind_the_modules(number), self._argnums)
-        threaded = Threaded((first, *(node for node in nodes_in((rest, kwargs)))))
-        out, grads = self._differentiate(function, threaded, argnums, rest, kwargs, first)
-        return ((out, first), grads) if self._with_value else (grads, first)
+        tree, *rest = copied(args)
+        first = FirstArgument(tree)
+        function = functools.partial(_with_arrays, self.function, first)
+        jax.tree.map(self._require_behind_the_modules, self._argnums)
+        threaded = Threaded((tree, *(node for node in nodes_in((rest, kwargs)))))
+        out, grads = self._differentiate(function, threaded, self._argnums, (first.arrays, *rest), kwargs, first)
+        return ((out, tree), grads) if self._with_value else (grads, tree)
 
     def _without_modules(self, args: tp.Any, kwargs: tp.Any) -> tp.Any:
         if self._argnums is None:
@@ -89,16 +92,21 @@ class GradFunction(Transformed[..., tp.Any]):
         out, grads = self._differentiate(self.function, Threaded(None), self._argnums, args, kwargs)
         return (out, grads) if self._with_value else grads
 
-    def _behind_the_modules(self, number: int) -> int:
+    def _require_behind_the_modules(self, number: int) -> None:
         if number < 1:
             raise ValueError(
                 f"argnums={self._argnums}: count from the left, where argument 0 is the modules; with respect to these "
                 "the gradient is taken without argnums=, or by where=."
             )
-        return number - 1
 
     def _differentiate(
-        self, function: tp.Any, threaded: Threaded, argnums: tp.Any, args: tp.Any, kwargs: tp.Any, first: tp.Any = None
+        self,
+        function: tp.Any,
+        threaded: Threaded,
+        argnums: tp.Any,
+        args: tp.Any,
+        kwargs: tp.Any,
+        first: FirstArgument | None = None,
     ) -> tp.Any:
         replay = Replay()
         function = replay.of(function)
@@ -112,10 +120,10 @@ class GradFunction(Transformed[..., tp.Any]):
 
     def _attempt(self, function, threaded, view, argnums, args, kwargs, first):
         leaves = view.read()
-        tree = self._selected(threaded, view, leaves, view.modules if first is None else first)
-        indices, treedef = jax.tree.flatten(tree)
-        numbers = _numbers(argnums, args)
-        if not indices and not numbers:
+        tree = self._selected(threaded, view, leaves, first)
+        numbers, treedef = jax.tree.flatten(tree)
+        positions = _positions(argnums, args)
+        if not numbers and not positions:
             raise NothingToDifferentiateError(
                 f"{', '.join(name_of(root) for root in view.roots) or 'modules'}: there is no trainable parameter to "
                 "differentiate with respect to.\n  Are the modules frozen (module.trainable), or is the list of "
@@ -123,23 +131,29 @@ class GradFunction(Transformed[..., tp.Any]):
             )
         traced = tracing.is_traced()
         rng = rng_data(traced)
+        # Behind the arrays of the view come those that stand beside the modules in the first argument.
+        values = [*leaves, *(() if first is None else first.arrays)]
 
         def pure(selected, chosen):
-            moved, given = list(leaves), list(args)
-            for index, leaf in zip(indices, selected, strict=True):
-                moved[index] = leaf
-            for number, argument in zip(numbers, chosen, strict=True):
-                given[number] = argument
-            out, effects = run(function, threaded, view, moved, rng, given, kwargs)
+            moved, given = list(values), list(args)
+            for number, value in selected.items():
+                moved[number] = value
+            if first is not None:
+                given[0] = moved[len(leaves) :]
+            for position, argument in zip(positions, chosen, strict=True):
+                given[position] = argument
+            out, effects = run(function, threaded, view, moved[: len(leaves)], rng, given, kwargs)
             return _loss(out, self.function), (out, effects)
 
         differentiate = jax.value_and_grad(pure, argnums=(0, 1), has_aux=True, **self._options)
-        chosen = [args[number] for number in numbers]
-        (_, (out, effects)), (grads, slopes) = differentiate([leaves[index] for index in indices], chosen)
+        # An array that stands at two places of the gradient is one input.
+        selected = {number: values[number] for number in numbers}
+        chosen = [args[position] for position in positions]
+        (_, (out, effects)), (found, slopes) = differentiate(selected, chosen)
         if first is not None:
-            _require_returned(view, effects[-1], first)
+            _require_returned(view, effects[-1], first.tree)
         out = write_back(view, out, effects, traced)
-        grads = treedef.unflatten(grads)
+        grads = treedef.unflatten(found[number] for number in numbers)
         slopes = tuple(slopes) if isinstance(argnums, tuple) else slopes[0] if slopes else None
         if argnums is None:
             return out, grads
@@ -149,16 +163,19 @@ class GradFunction(Transformed[..., tp.Any]):
     def _selects(self) -> bool:
         return self._where is not None or self._parameters_fn is not None
 
-    def _selected(self, threaded: Threaded, view: View, leaves: list[tp.Any], modules: tp.Any) -> tp.Any:
+    def _selected(self, threaded: Threaded, view: View, leaves: list[tp.Any], first: FirstArgument | None) -> tp.Any:
         """The numbers of the arrays to differentiate with respect to, in the form of the gradient."""
         if self._argnums is not None and not self._selects:
             return ()
+        modules = view.modules if first is None else first.tree
         if self._where is not None:
             selection = select_trainable(modules, self._where)
+            if first is not None:
+                return first.numbers(view, {place.identity for place in selection.places()})
             return arranged(selection, lambda place: view.index[id(place.owner), place.name, place.position])
         parameters_fn = self._parameters_fn
         if parameters_fn is None:
-            return view.trainable_tree(modules)
+            return view.trainable_tree(modules) if first is None else first.numbers(view, None)
         found: list[tp.Any] = []
 
         def probe(leaves):
@@ -174,7 +191,65 @@ class GradFunction(Transformed[..., tp.Any]):
         return found[0]
 
 
-def _numbers(argnums: int | Sequence[int] | None, args: Sequence[tp.Any]) -> list[int]:
+class FirstArgument:
+    """What the pure form is differentiated with respect to: modules, and perhaps arrays beside them.
+
+    The modules are threaded. The floating-point arrays, those of a layer of another library included, go along as an
+    argument.
+
+    **Attributes:**
+
+    - `tree`: the argument.
+    - `arrays`: the arrays beside the modules.
+    """
+
+    def __init__(self, tree: tp.Any):
+        self.tree = tree
+        parts, self._treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_node)
+        self._keys = [keys for keys, _ in parts]
+        self._parts = [part for _, part in parts]
+        self._places = [place for place, part in enumerate(self._parts) if not is_node(part) and is_inexact(part)]
+        self.arrays = [self._parts[place] for place in self._places]
+
+    def with_arrays(self, arrays: Sequence[tp.Any]) -> tp.Any:
+        """The argument with other arrays beside its modules."""
+        if not arrays:
+            return self.tree
+        parts = list(self._parts)
+        for place, array in zip(self._places, arrays, strict=True):
+            parts[place] = array
+        return self._treedef.unflatten(parts)
+
+    def numbers(self, view: View, chosen: set[tp.Any] | None) -> tp.Any:
+        """A tree like the argument with the number of each array that is trainable, and None in place of the others.
+
+        Those of the modules are numbered as in the view, and those beside the modules come after.
+
+        **Arguments:**
+
+        - `chosen`: the places that a selection is about, or None for all.
+        """
+        beside = {place: len(view.owners) + number for number, place in enumerate(self._places)}
+
+        def module(node: Node) -> Node:
+            numbers = [
+                view.index[identity] if place.trainable and (chosen is None or identity in chosen) else None
+                for place in leaf_places(node)
+                for identity in [(id(place.owner), place.name, place.position)]
+            ]
+            return jax.tree.structure(node).unflatten(numbers)
+
+        return self._treedef.unflatten(
+            module(part) if is_node(part) else beside.get(place) if chosen is None or keys in chosen else None
+            for place, (keys, part) in enumerate(zip(self._keys, self._parts, strict=True))
+        )
+
+
+def _with_arrays(function: tp.Any, first: FirstArgument, arrays: tp.Any, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+    return function(first.with_arrays(arrays), *args, **kwargs)
+
+
+def _positions(argnums: int | Sequence[int] | None, args: Sequence[tp.Any]) -> list[int]:
     """The positions of the arguments to differentiate with respect to."""
     numbers = [] if argnums is None else [argnums] if isinstance(argnums, int) else list(argnums)
     for number in numbers:
@@ -229,6 +304,15 @@ def value_and_grad(
 def value_and_grad(
     f: Callable[tp.Concatenate[First, Arguments], Outputs],
     modules: None = None,
+    parameters_fn: None = None,
+    where: tp.Any = None,
+    argnums: None = None,
+    **options: tp.Any,
+) -> Callable[tp.Concatenate[First, Arguments], tuple[tuple[Outputs, First], First]]: ...
+@tp.overload
+def value_and_grad(
+    f: Callable[tp.Concatenate[First, Arguments], Outputs],
+    modules: None = None,
     parameters_fn: Callable[[tp.Any], tp.Any] | None = None,
     where: tp.Any = None,
     argnums: int | tuple[int, ...] | None = None,
@@ -266,17 +350,25 @@ def value_and_grad(
       or `parameters_fn` besides.
     - `options`: those of `jax.value_and_grad`, such as `holomorphic`.
 
-    **Returns:** with `modules`, a function that returns `(outputs, grads)`. Without, the modules are the first
-    argument, and the function returns `((outputs, modules), grads)`, with the updated modules. `grads` has the
-    structure of `module.get_parameters(trainable=True)`, or with `where` that of `selection.get()`; for a list, tuple
-    or dict of modules, one such dict in the place of each. With `argnums` it is what `jax.value_and_grad` gives for
-    them; with `where` besides, a pair of both.
+    **Returns:** with `modules`, a function that returns `(outputs, grads)`. There `grads` has the structure of
+    `module.get_parameters(trainable=True)`, or with `where` that of `selection.get()`; for a list, tuple or dict of
+    modules, one such dict in the place of each.
+
+    Without `modules`, they are the first argument, and the function returns `((outputs, modules), grads)`, with the
+    updated modules. There `grads` has the structure of `elegy.partition(modules)[0]`: modules of the same classes, with
+    None where there is nothing to differentiate, or with `where` nothing selected. Arrays beside the modules, as in a
+    tuple of both, are differentiated too, as `partition` counts them. A module that two modules of a tuple share has
+    its whole gradient in both.
+
+    With `parameters_fn`, `grads` has the structure that this returns. With `argnums` it is what `jax.value_and_grad`
+    gives for them; with `where` or `parameters_fn` besides, a pair of both.
 
     **Raises:** `NothingToDifferentiateError` if nothing is trainable; `SelectionError` if `where` selects nothing, or
     what is not trainable; `StructureError` if a module that is not returned was updated.
 
     ```python
     import elegy
+    import jax
     import jax.numpy as jnp
 
     x = jnp.ones([4, 3])
@@ -286,6 +378,9 @@ def value_and_grad(
     assert grads["w"].shape == (3, 2)
 
     (loss, updated), grads = elegy.value_and_grad(lambda linear, x: linear(x).sum())(linear, x)
+    assert grads.w.shape == (3, 2)
+    parameters, rest = elegy.partition(updated)
+    changed = elegy.combine(jax.tree.map(lambda p, g: p - 0.1 * g, parameters, grads), rest)
 
     loss, slope = elegy.value_and_grad(lambda x: linear(x).sum(), modules=linear, argnums=0)(x)
     assert slope.shape == x.shape
@@ -303,6 +398,15 @@ def grad(
     argnums: int | tuple[int, ...] | None = None,
     **options: tp.Any,
 ) -> Callable[Arguments, tp.Any]: ...
+@tp.overload
+def grad(
+    f: Callable[tp.Concatenate[First, Arguments], tp.Any],
+    modules: None = None,
+    parameters_fn: None = None,
+    where: tp.Any = None,
+    argnums: None = None,
+    **options: tp.Any,
+) -> Callable[tp.Concatenate[First, Arguments], tuple[First, First]]: ...
 @tp.overload
 def grad(
     f: Callable[tp.Concatenate[First, Arguments], tp.Any],

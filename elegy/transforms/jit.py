@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import typing as tp
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from elegy import tracing
+from elegy.devices import described as describe_array, described_mesh, home_of, is_placed, moved, place_of, replicated
 from elegy.errors import RecompilationWarning
 from elegy.frames import Replay, name_of, paths_below, scope, warn
 from elegy.initialise import NeedsInitPass
@@ -18,6 +21,7 @@ from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import layout_of, structure, walk
 from elegy.state import state, training, undoing
 from elegy.threads import Busy, begin_again, holders, holding, lock, may_give_up, wait_for_all
+from elegy.tracebacks import shorten
 from elegy.transforms.core import (
     Threaded,
     Transformed,
@@ -31,23 +35,29 @@ from elegy.transforms.core import (
     with_modules,
     write_back,
 )
+from elegy.transforms.stages import Lowered, Program, Traced
 
 Arguments = tp.ParamSpec("Arguments")
 Outputs = tp.TypeVar("Outputs")
 
 WARN_AT = 10
+_STATIC = 4  # parts of a key, before the place in a method
 
 
 class Config:
     """What is static in one compiled version: compared by identity.
 
     - `end`: where the running method goes on, if the function creates modules that belong to it.
+    - `place`: where the random stream goes if the first array of the modules does not say, and whether that was
+      `looked` up among the other arrays of the call.
     """
 
-    __slots__ = ("end",)
+    __slots__ = ("end", "looked", "place")
 
     def __init__(self) -> None:
         self.end: int | None = None
+        self.place: tp.Any = None
+        self.looked = False
 
 
 class _Body:
@@ -75,7 +85,7 @@ class _Body:
     ) -> tp.Any:
         view = self.threaded.view()
         explained = self.explain or self.traces >= WARN_AT - 2  # else nobody will ask what changed
-        described = _describe(self.key(view), view, elegy_leaves, args, kwargs) if explained else None
+        described = _describe(self.key(view), view, elegy_leaves, elegy_rng, args, kwargs) if explained else None
         frame = state.frames[-1] if state.frames else None
         start, constructed = None if frame is None else frame.index, state.constructed
         # JAX is inside one of its caches now, for which another thread may wait: so do not wait for one here.
@@ -92,7 +102,7 @@ class _Body:
         collector = state.collector
         collects = None if collector is None else (collector.wants_summaries, *scope())
         rng = state._rng or state.rng
-        key = training(), collects, rng._impl, id(view.signature)
+        key = training(), collects, rng._impl, id(view.signature)  # these are _STATIC
         return (*key, _position()) if self.creates else key
 
     def _note_trace(self, described: dict[str, str] | None) -> None:
@@ -123,7 +133,8 @@ def _position() -> tp.Any:
 
 
 class JitFunction(Transformed[Arguments, Outputs]):
-    """A function compiled by `elegy.jit`. Call it as the function; `lower` is that of `jax.jit`."""
+    """A function compiled by `elegy.jit`. Call it as the function; `trace`, `lower` and `eval_shape` are those of
+    `jax.jit`."""
 
     def __init__(self, function: Callable[Arguments, Outputs], modules, explain, donate_modules, options):
         self._body = _Body(function, modules, explain, donate_modules)
@@ -171,6 +182,9 @@ class JitFunction(Transformed[Arguments, Outputs]):
         except Busy as busy:
             begin_again(busy)
             return self._first_call(args, kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     def _run(self, view: View, config: Config, args: tp.Any, kwargs: tp.Any) -> tp.Any:
         with lock:
@@ -180,7 +194,7 @@ class JitFunction(Transformed[Arguments, Outputs]):
         if self._donate:
             leaves = _distinct(leaves)
         traced = tracing.is_traced()
-        out, effects = self._jitted(config, leaves, rng_data(traced), *args, **kwargs)
+        out, effects = self._jitted(config, leaves, _stream(config, leaves, traced, args, kwargs), *args, **kwargs)
         if config.end is not None:
             state.frames[-1].index = config.end
         return write_back(view, out, effects, traced)
@@ -202,6 +216,9 @@ class JitFunction(Transformed[Arguments, Outputs]):
                     needs = for_us(found, self._threaded.view())
                 except Busy as busy:
                     begin_again(busy)
+                except Exception as error:
+                    shorten(error)
+                    raise
 
     def _prepare(
         self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None, replay: Replay
@@ -210,12 +227,16 @@ class JitFunction(Transformed[Arguments, Outputs]):
         threaded = self._threaded
         place = threaded.view().signature, replay.place
         if needs is not None or (threaded.uninitialised() and place not in self._initialised):
+            known = threaded.view().read()
             threaded.initialise(replay.of(self.function), args, kwargs, needs)
+            _place_created(threaded.view(), known, (args, kwargs))
             self._initialised.add((threaded.view().signature, replay.place))
         view = threaded.view()
-        config = self._config(view, replay)
+        config, leaves = self._config(view, replay), view.read()
         if not tp.cast(tp.Any, jax.config).jax_disable_jit:
-            traced = replay.of(self._jitted.trace)(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
+            config.place, config.looked = None, False
+            stream = _stream(config, leaves, tracing.is_traced(), args, kwargs)
+            traced = replay.of(self._jitted.trace)(config, leaves, stream, *args, **kwargs)
             if self.has_constants is False:
                 self.has_constants = tracing.has_constants(traced.jaxpr)
         return view, config
@@ -224,19 +245,102 @@ class JitFunction(Transformed[Arguments, Outputs]):
         """The one for the position at which the function began. Threads that come at once get the same."""
         return replay.of(lambda: self._configs.setdefault(self._body.key(view), config or Config()))()
 
-    def lower(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
-        """As `jax.jit(f).lower`: the computation for these arguments, to be looked at or compiled ahead of time."""
+    def trace(self, /, *args: tp.Any, **kwargs: tp.Any) -> Traced:
+        """As `jax.jit(f).trace`: the function traced for these arguments, arrays or `jax.ShapeDtypeStruct`s.
 
-        def attempt(view: View) -> tp.Any:
-            config = self._configs.get(self._body.key(view)) or Config()
-            return self._jitted.lower(config, view.read(), rng_data(tracing.is_traced()), *args, **kwargs)
+        Modules that are not initialised are initialised, and nothing else changes.
+        """
+        return with_modules(
+            self._threaded, self.function, args, kwargs, lambda view: Traced(*self._traced(view, args, kwargs))
+        )
 
-        return with_modules(self._threaded, self.function, args, kwargs, attempt)
+    def lower(self, /, *args: tp.Any, **kwargs: tp.Any) -> Lowered:
+        """As `jax.jit(f).lower`: the computation for these arguments, to be looked at or compiled ahead of time.
+
+        ```python
+        import elegy
+        import jax
+        import jax.numpy as jnp
+
+        linear = elegy.nn.Linear(2)
+        compiled = elegy.jit(linear).lower(jax.ShapeDtypeStruct([4, 3], jnp.float32)).compile()
+        assert (compiled(jnp.ones([4, 3])) == linear(jnp.ones([4, 3]))).all()
+        ```
+        """
+        return self.trace(*args, **kwargs).lower()
+
+    def eval_shape(self, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        """As `jax.jit(f).eval_shape`: the shapes and dtypes of what the function returns. Nothing changes, and modules
+        that are not initialised stay so."""
+        found: list[tp.Any] = []
+        with contextlib.suppress(_Undone), undoing():
+            found.append(self.trace(*args, **kwargs).out_info)
+            raise _Undone
+        return found[0]
+
+    def _traced(self, view: View, args: tp.Any, kwargs: tp.Any) -> tuple[Program, tp.Any]:
+        config, leaves, place = Config(), view.read(), _position()
+        stream = _stream(config, leaves, tracing.is_traced(), args, kwargs)
+        traced = self._jitted.trace(config, leaves, stream, *args, **kwargs)
+        key = (*self._body.key(view)[:_STATIC], place if self._body.creates else None)
+        return Program(self, view, config, traced, key, self._describe(view, leaves, stream)), traced
+
+    # What a program that was compiled ahead of time asks.
+
+    def _key(self, view: View) -> tp.Any:
+        return (*self._body.key(view)[:_STATIC], _position() if self._body.creates else None)
+
+    def _describe(self, view: View, leaves: list[tp.Any], stream: tp.Any) -> dict[str, str]:
+        return _describe(self._body.key(view), view, leaves, stream, (), {})
+
+    def _given(self, leaves: list[tp.Any]) -> list[tp.Any]:
+        return _distinct(leaves) if self._donate else leaves
+
+    def _stream(self, config: Config, leaves: list[tp.Any], traced: bool, args: tp.Any, kwargs: tp.Any) -> tp.Any:
+        return _stream(config, leaves, traced, args, kwargs)
 
 
-def _describe(key: tp.Any, view: View, leaves, args, kwargs) -> dict[str, str]:
+class _Undone(Exception):
+    """Ends a block of which nothing shall remain."""
+
+
+def _place_created(view: View, known: list[tp.Any], arguments: tp.Any) -> None:
+    """Puts the arrays that an init pass created on the mesh of the others, from where they come back when they change:
+    else the second call would be traced for another sharding."""
+    if tracing.is_traced():
+        return
+    place = home_of([*known, *jax.tree.leaves(arguments)])
+    if not isinstance(place, NamedSharding):
+        return
+    before = {id(leaf) for leaf in known}
+    created = [
+        (index, leaf)
+        for index, leaf in enumerate(view.read())
+        if id(leaf) not in before and isinstance(leaf, jax.Array) and not leaf.committed
+    ]
+    view.write([index for index, _ in created], [jax.device_put(leaf, place) for _, leaf in created])
+
+
+def _stream(config: Config, leaves: list[tp.Any], traced: bool, args: tp.Any, kwargs: tp.Any) -> tp.Any:
+    """The state of the random stream, on the devices where the function computes. It comes back from there, and has
+    to be there before, or the second call would be traced for another sharding."""
+    data = rng_data(traced)
+    if data is None or traced:
+        return data
+    place = replicated(leaves[0].sharding) if leaves and is_placed(leaves[0]) else config.place
+    if place is None and (not config.looked or is_placed(data)):
+        config.looked, place = True, place_of([*leaves, *jax.tree.leaves((args, kwargs))])
+        config.place = place
+    return moved(data, place)
+
+
+def _describe(key: tp.Any, view: View, leaves, rng, args, kwargs) -> dict[str, str]:
     mode, collects, impl, _, *_ = key
     described = {"training": str(mode), "hooks": str(collects), "random implementation": impl}
+    mesh = jax.sharding.get_abstract_mesh()
+    described["jax.set_mesh"] = "no mesh" if mesh.empty else described_mesh(mesh)
+    if rng is not None:
+        described["random stream"] = _aval(rng)
     paths: dict[int, str] = {}
     for root in view.roots:
         for identity, parts in paths_below(root).items():
@@ -263,7 +367,7 @@ def _describe_module(name: str, module: Node) -> dict[str, str]:
 
 
 def _aval(leaf: tp.Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if is_array(leaf) else repr(leaf)
+    return describe_array(leaf) if is_array(leaf) else repr(leaf)
 
 
 def _distinct(leaves: list[tp.Any]) -> list[tp.Any]:
@@ -349,9 +453,12 @@ def jit(
       count the arguments of `f`.
 
     **Returns:** the compiled function. It is traced again if, and only if, something static changed: the training
-    mode, which hooks are collected, which parameters are trainable, a static attribute of a module, the shapes of
-    arguments or parameters. It does not wait for the result. Its `traces` counts the traces so far, and its `lower` is
-    that of `jax.jit`.
+    mode, which hooks are collected, which parameters are trainable, a static attribute of a module, a static argument,
+    or what JAX takes into account of arguments, parameters and the random stream: their structure, shapes, dtypes, weak
+    types and meshes, on an explicit mesh how they are sharded, and the mesh of `jax.set_mesh` and other settings of JAX
+    that were in force. It does not wait for the result. Its `traces` counts the traces so far. Its `trace`,
+    `lower` and `eval_shape` are those of `jax.jit`; what `lower(...).compile()` gives is called like the function, and
+    updates the modules as it does.
 
     ```python
     import elegy

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
+from elegy import tracing
 from elegy.errors import StructureError
 from elegy.frames import Replay, path_of
 from elegy.initialise import Axis, Lane
@@ -165,6 +166,26 @@ def inlined(function: Callable[..., tp.Any], lifted: Lifted, view: View) -> Call
     """`(leaves, rng, args) -> (outputs, effects)`. Compiled inline, so that looking at the effects first, by
     `jax.eval_shape`, costs no second trace."""
     return jax.jit(lambda leaves, rng, args: run(function, lifted.threaded, view, leaves, rng, args, {}), inline=True)
+
+
+def settled(step: tp.Any, leaves: list[tp.Any], rng: tp.Any, args: tp.Any, entry_of: Callable[[int, tp.Any], tp.Any]):
+    """What a step that is repeated gives, as `jax.eval_shape(step, ...)` does, and the `leaves` and the state of the
+    random stream to begin with: those that come back varying over the shards of a `jax.shard_map` vary from the start.
+
+    `entry_of` gives what one step sees of an array, by its number.
+    """
+    while True:
+        shapes = jax.eval_shape(step, [entry_of(*pair) for pair in enumerate(leaves)], rng, args)
+        if not tracing.manual_axes():
+            return shapes, leaves, rng
+        _, (values, advanced, _, record) = shapes
+        before, leaves = leaves, list(leaves)
+        for index, value in zip(record.indices, values, strict=True):
+            leaves[index] = tracing.varying_as(leaves[index], value)
+        next_rng = rng if advanced is None else tracing.varying_as(rng, advanced)
+        if next_rng is rng and all(new is old for new, old in zip(leaves, before, strict=True)):
+            return shapes, leaves, rng
+        rng = next_rng
 
 
 Reduction = Callable[[tp.Any], tp.Any]

@@ -15,7 +15,7 @@ from elegy.errors import HookError
 from elegy.precision import at_least_float32
 from elegy.state import state
 from elegy.transforms.core import View, check_function, modules_of, rng_data, write_back
-from elegy.transforms.lift import Lifted, inlined
+from elegy.transforms.lift import Lifted, inlined, settled
 from elegy.transforms.scan import scan
 
 Value = tp.TypeVar("Value")
@@ -61,7 +61,7 @@ def while_loop(
         test = inlined(_without_summaries(cond_fun), lifted, view)
         step = inlined(_without_summaries(body_fun), lifted, view)
         _check_reads(view, jax.eval_shape(test, leaves, rng, (init_val,))[1])
-        _, (_, _, shapes, record) = jax.eval_shape(step, leaves, rng, (init_val,))
+        (_, (_, _, shapes, record)), leaves, rng = settled(step, leaves, rng, (init_val,), lambda _, leaf: leaf)
 
         def insert(moving):
             inside = list(leaves)
@@ -75,7 +75,10 @@ def while_loop(
             sums = jax.tree.map(lambda total, value: total + jnp.asarray(value, total.dtype), sums, events)
             return value, moving, rng if advanced is None else advanced, sums, count + 1
 
-        sums = jax.tree.map(lambda like: jnp.zeros(like.shape, _sum_dtype(like.dtype)), shapes)
+        def zero(like):
+            return tracing.varying_as(jnp.zeros(like.shape, _sum_dtype(like.dtype)), like)
+
+        sums = jax.tree.map(zero, shapes)
         start = (init_val, [leaves[index] for index in record.indices], rng, sums, jnp.zeros((), jnp.int32))
         value, moving, advanced, sums, count = jax.lax.while_loop(
             lambda state: test(insert(state[1]), rng, (state[0],))[0], body, start

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import typing as tp
 from collections.abc import Callable, Iterable
 
 import jax
 
 from elegy import tracing
+from elegy.leaves import Node
 from elegy.transforms.core import Transformed, View, rng_data, run, write_back
 from elegy.transforms.jit import numbers_and_names
 from elegy.transforms.lift import Lifted
@@ -33,7 +35,8 @@ def remat(
     **Arguments:**
 
     - `fun`, `prevent_cse`, `policy`, `static_argnums`, `static_argnames`: those of `jax.checkpoint`; `prevent_cse` is
-      one bool for all arguments.
+      one bool for all arguments. A flag that decides what is computed must be static: above a method,
+      `@functools.partial(elegy.remat, static_argnames="flag")`.
     - `modules`: a module, or a list, tuple or dict of modules, that `fun` uses without taking them as arguments.
 
     **Returns:** the function, whose values, state updates, draws and hooks are what they are without it.
@@ -99,7 +102,37 @@ def _remat(
 
         traced = tracing.is_traced()
         moving = {name: value for name, value in kwargs.items() if name not in fixed}
-        out, effects = jax.checkpoint(body, **options)(view.read(), rng_data(traced), *args, **moving)
+        try:
+            out, effects = jax.checkpoint(body, **options)(view.read(), rng_data(traced), *args, **moving)
+        except TypeError as error:
+            _name_flags(error, function, args, kwargs, options["static_argnums"], static_names)
+            raise
         return write_back(view, out, effects, traced)
 
     return lifted.call(lambda functions, *args, **kwargs: functions[0](*args, **kwargs), attempt, args, kwargs)
+
+
+def _name_flags(
+    error: TypeError, function: tp.Any, args: tp.Any, kwargs: tp.Any, static: tuple[int, ...], names: tuple[str, ...]
+) -> None:
+    """Adds to an error which arguments are values of Python, and how `remat` leaves them as they are."""
+    if getattr(error, "_elegy_flags_named", False):
+        return
+    if not (isinstance(error, jax.errors.JAXTypeError) or "valid JAX type" in str(error)):
+        return
+    try:
+        signature = inspect.signature(getattr(function, "call") if isinstance(function, Node) else function)  # noqa: B009
+        given = signature.bind_partial(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return
+    fixed = {*names, *(name for number, name in enumerate(given) if number + _OURS in static)}
+    flags = [name for name, value in given.items() if name not in fixed and isinstance(value, (bool, int, str))]
+    if flags:
+        error._elegy_flags_named = True  # type: ignore[attr-defined]
+        shown = ", ".join(f"{name}={given[name]!r}" for name in flags)
+        written = repr(flags[0]) if len(flags) == 1 else repr(tuple(flags))
+        error.add_note(
+            f"elegy.remat traces all arguments, values of Python too: {shown}. What decides what is computed, as flags "
+            f"do, must be static:\n  elegy.remat(f, static_argnames={written}), or above a method "
+            f"@functools.partial(elegy.remat, static_argnames={written})."
+        )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from elegy import tracing
 from elegy.transforms.core import View, is_reference, rng_data, write_back
-from elegy.transforms.lift import Lifted, entry, inlined, mean, reduce_events, struct, total
+from elegy.transforms.lift import Lifted, entry, inlined, mean, reduce_events, settled, struct, total
 from elegy.typechecking.axes import show_value
 
 Carry = tp.TypeVar("Carry")
@@ -82,8 +82,13 @@ def _scan(function, lifted, view, init, xs, options):
     traced = tracing.is_traced()
     rng = rng_data(traced)
     step = inlined(_with_pair(function), lifted, view)
-    slices = [struct(leaf) if flag else leaf for leaf, flag in zip(leaves, stacked, strict=True)]
-    (shapes, _), (_, _, _, record) = jax.eval_shape(step, slices, rng, (init, jax.tree.map(struct, xs)))
+    ((shapes, _), (_, _, _, record)), leaves, rng = settled(
+        step,
+        leaves,
+        rng,
+        (init, jax.tree.map(struct, xs)),
+        lambda index, leaf: struct(leaf) if stacked[index] else leaf,
+    )
     _require_like(init, shapes)
     carried = [index for index in record.indices if not stacked[index]]
     sliced = [index for index in record.indices if stacked[index]]

@@ -220,7 +220,7 @@ def elegy_gradient(parameters: Parameters, tokens: jax.Array) -> Gradient:
 
     def gradient(transformer, tokens):
         (loss, _), gradients = elegy.value_and_grad(loss_fn)(transformer, tokens)
-        return loss, gradients
+        return loss, gradients.get_parameters()
 
     return gradient, transformer
 
