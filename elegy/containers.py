@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy as copying
 import typing as tp
+from collections.abc import Iterable
 
 import jax
 
@@ -23,7 +24,7 @@ def _refuse(self: tp.Any, *args: tp.Any, **kwargs: tp.Any) -> tp.NoReturn:
 class FrozenList(list):
     """A list that belongs to a constructed module: it reads as any list and refuses to change."""
 
-    __slots__ = ("where",)
+    __slots__ = ("plain", "static_key", "where")
     append = extend = insert = remove = pop = clear = sort = reverse = _refuse
     __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
 
@@ -37,7 +38,7 @@ class FrozenList(list):
 class FrozenDict(dict):
     """A dict that belongs to a constructed module: it reads as any dict and refuses to change."""
 
-    __slots__ = ("where",)
+    __slots__ = ("plain", "static_key", "where")
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
 
@@ -84,17 +85,34 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+_LISTS = frozenset((list, FrozenList))
+_DICTS = frozenset((dict, FrozenDict, collections.OrderedDict, collections.defaultdict))
+_CONTAINERS = _LISTS | _DICTS | {tuple}
+
+
+def contents(value: tp.Any) -> Iterable[tp.Any] | None:
+    """The items of a list, tuple or dict, or None for anything else."""
+    kind = type(value)
+    return value.values() if kind in _DICTS else value if kind in _CONTAINERS else None
+
+
 def freeze_containers(value: tp.Any, where: str = "") -> tp.Any:
     """Lists and dicts, nested ones included, in their frozen form. `where` names the attribute in error messages."""
     kind = type(value)
-    if kind is list or kind is FrozenList:
-        frozen = FrozenList(freeze_containers(item, f"{where}[{i}]") for i, item in enumerate(value))
-    elif kind in (dict, FrozenDict, collections.OrderedDict, collections.defaultdict):
-        frozen = FrozenDict((key, freeze_containers(item, f"{where}[{key!r}]")) for key, item in value.items())
-    elif kind is tuple:
-        return tuple(freeze_containers(item, f"{where}[{i}]") for i, item in enumerate(value))
-    else:
+    items = contents(value)
+    if items is None:
         return value
+    flat = _CONTAINERS.isdisjoint(map(type, items))  # as a large table is, which is then copied at once
+    if kind is tuple:
+        return value if flat else tuple(freeze_containers(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind in _LISTS:
+        frozen = FrozenList(
+            value if flat else (freeze_containers(item, f"{where}[{i}]") for i, item in enumerate(value))
+        )
+    else:
+        frozen = FrozenDict(
+            value if flat else ((key, freeze_containers(item, f"{where}[{key!r}]")) for key, item in value.items())
+        )
     frozen.where = where
     return frozen
 

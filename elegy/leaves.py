@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import collections.abc
-import copy as copying
+import array
+import collections
 import dataclasses
 import functools
-import math
 import types
 import typing as tp
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elegy.containers import FrozenDict, FrozenList, is_plain_container, is_sortable
+from elegy.containers import FrozenDict, FrozenList, contents, is_plain_container, is_sortable
 from elegy.errors import StaticValueError
 
 if tp.TYPE_CHECKING:
@@ -104,6 +103,23 @@ def is_static(value: tp.Any) -> bool:
     return isinstance(value, _STATIC)
 
 
+def is_plain(value: tp.Any) -> bool:
+    """Whether a value is a number, a text, a class or the like, or a list, tuple or dict of nothing else.
+
+    Such a value needs no closer look. A frozen container remembers the answer, for it is asked in every walk.
+    """
+    items = contents(value)
+    if items is None:
+        return isinstance(value, _PLAIN)
+    known = getattr(value, "plain", None)
+    if known is None:
+        odd = [kind for kind in set(map(type, items)) if not issubclass(kind, _PLAIN)]
+        known = not odd or all(map(is_plain, items))
+        if isinstance(value, (FrozenList, FrozenDict)):
+            value.plain = known
+    return known
+
+
 def is_foreign(value: tp.Any) -> bool:
     """Whether a value is a pytree of another library: an `equinox` layer, say."""
     if isinstance(value, (Node, jax.Array)) or is_static(value) or is_plain_container(value):
@@ -179,59 +195,113 @@ def _check_function(where: str, value: tp.Any) -> None:
         )
 
 
-_MOST_LOOKED_AT = 1000  # parts of one static value
+_SEQUENCES = (list, tuple, set, frozenset, collections.deque)
+_MAPPINGS = (dict, types.MappingProxyType)
 
 
 def _hidden(value: tp.Any) -> tp.Any:
-    """A module somewhere in an object that is no pytree, or an array in a container or a dataclass; or None."""
+    """A module or an array in a container, dataclass, namespace or partial function that is no pytree; or None.
+
+    What another object keeps is its own affair: it may refer back to a module, and be as large as it likes.
+    """
     seen: set[int] = set()
-    stack = [(value, True)]
-    while stack and len(seen) < _MOST_LOOKED_AT:
-        part, is_data = stack.pop()
-        if isinstance(part, Node) or (is_data and is_array(part)):
+    stack = [value]
+    while stack:
+        part = stack.pop()
+        if is_dynamic(part):
             return part
-        if id(part) in seen or is_static(part):
+        if id(part) in seen or is_static(part) or is_plain(part):
             continue
         seen.add(id(part))
-        if isinstance(part, collections.abc.Mapping):
-            held = part.values()
-        elif isinstance(part, (collections.abc.Sequence, collections.abc.Set)):
-            held = part
-        else:
-            attributes = getattr(part, "__dict__", None)
-            held = attributes.values() if isinstance(attributes, dict) else ()
-            # An array in the depth of another object may be its own affair.
-            is_data = is_data and (dataclasses.is_dataclass(part) or isinstance(part, types.SimpleNamespace))
-        stack.extend((item, is_data) for item in held)
+        held = _held(part)
+        if not all(issubclass(kind, _STATIC) for kind in set(map(type, held))):
+            stack.extend(held)
     return None
+
+
+def _held(part: tp.Any) -> Collection[tp.Any]:
+    """What a container, dataclass, namespace or partial function holds."""
+    if isinstance(part, _MAPPINGS):
+        return part.values()
+    if isinstance(part, _SEQUENCES):
+        return part
+    if isinstance(part, functools.partial):
+        return (part.func, *part.args, *part.keywords.values())
+    if isinstance(part, types.SimpleNamespace):
+        return vars(part).values()
+    if dataclasses.is_dataclass(part):
+        return [getattr(part, field.name, None) for field in dataclasses.fields(part)]
+    return ()
 
 
 def _article(hidden: tp.Any) -> str:
     return f"a module ({type(hidden).__name__})" if isinstance(hidden, Node) else "an array"
 
 
+def _has_own_equality(value: tp.Any) -> bool:
+    """Whether the class of a value, or a class from which it derives, has an `__eq__` that a user wrote."""
+    equal = type(value).__eq__
+    code = getattr(equal, "__code__", None)
+    return isinstance(equal, types.FunctionType) and getattr(code, "co_filename", "") != "<string>"
+
+
 def _check_comparable(where: str, value: tp.Any) -> None:
-    if type(value).__eq__ is object.__eq__:
+    """Refuses an object whose `==` cannot work. At construction this is tried only where it is likely, on an object
+    that compares itself and holds an array; elsewhere it comes to light when two objects are compared."""
+    if not _has_own_equality(value) or not any(map(is_array, _attributes(value))):
         return
     try:
-        other = copying.deepcopy(value)
-    except Exception:
-        return  # what cannot be copied is compared by identity first, which always works
+        _equal(value, value)
+    except Incomparable as error:
+        raise incomparable(where, value, error) from None
+
+
+def _attributes(value: tp.Any) -> list[tp.Any]:
+    slots = [name for cls in type(value).__mro__ for name in tuple(cls.__dict__.get("__slots__", ()))]
+    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]
+
+
+class Incomparable(Exception):
+    """Says what the `==` of a static value does instead of giving a bool. Becomes a `StaticValueError` where the name
+    of the attribute is known."""
+
+
+def _equal(one: tp.Any, other: tp.Any) -> bool:
     try:
-        equal = value == other
+        equal = one == other
     except Exception as error:
-        raise _incomparable(where, value, f"raises {type(error).__name__}: {error}") from None
+        raise Incomparable(f"raises {type(error).__name__}: {error}") from None
     if not isinstance(equal, (bool, np.bool_)):
-        raise _incomparable(where, value, f"gives a {type(equal).__name__}")
+        raise Incomparable(f"gives a {type(equal).__name__}")
+    return bool(equal)
 
 
-def _incomparable(where: str, value: tp.Any, what: str) -> StaticValueError:
+def incomparable(where: str, value: tp.Any, what: Incomparable) -> StaticValueError:
     return StaticValueError(
         f"{where} is a {type(value).__name__} whose == {what}, not a bool. JAX compares static values to decide "
-        "whether a "
-        "compiled function can be used again.\n  Give the class an __eq__ that returns a bool, or keep its arrays in "
-        "attributes of the module."
+        "whether a compiled function can be used again.\n"
+        "  Give the class an __eq__ that returns a bool, or keep its arrays in attributes of the module."
     )
+
+
+class _Own:
+    """A value that compares itself, by a method that a user wrote: called late, and its answer is checked."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: tp.Any):
+        self.value = value
+
+    def __eq__(self, other: tp.Any) -> bool:
+        if not isinstance(other, _Own):
+            return False
+        return self.value is other.value or _equal(self.value, other.value)
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
 # Whose `==` tells apart all that differs.
@@ -245,15 +315,71 @@ def static_key(value: tp.Any) -> Hashable:
     if kind in _EXACT:
         return (kind, value)
     if kind is float:
-        return (kind, value.hex() if math.isfinite(value) else repr(value))
-    if kind in (tuple, FrozenList, list):
-        return (kind, tuple(static_key(item) for item in value))
-    if kind in (FrozenDict, dict):
-        return (kind, tuple((static_key(key), static_key(item)) for key, item in value.items()))
+        return (kind, value.hex())
+    if kind in (FrozenList, FrozenDict):
+        known = getattr(value, "static_key", None)
+        if known is None:
+            known = _container_key(value)
+            if isinstance(known, _Hashed):
+                value.static_key = known
+        return known
+    if kind in (tuple, list, dict):
+        return _container_key(value)
     if kind is functools.partial:  # which by itself is equal to itself only
         return (kind, static_key(value.func), static_key(value.args), static_key(value.keywords))
     parts = _compared_parts(kind, value)
-    return (kind, value if parts is None else _InParts(value, parts))
+    if parts is not None:
+        return (kind, _InParts(value, parts))
+    return (kind, _Own(value) if _has_own_equality(value) else value)
+
+
+class _Hashed:
+    """The key of a container whose parts never change: hashed once, and equal to itself without a look inside."""
+
+    __slots__ = ("hash", "key")
+
+    def __init__(self, key: Hashable):
+        self.key = key
+        self.hash = hash(key)
+
+    def __eq__(self, other: tp.Any) -> bool:
+        return self is other or (isinstance(other, _Hashed) and self.hash == other.hash and self.key == other.key)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __reduce__(self) -> tp.Any:
+        return _Hashed, (self.key,)  # in another process the hash is another one
+
+    def __repr__(self) -> str:
+        return repr(self.key)
+
+
+def _container_key(value: tp.Any) -> Hashable:
+    kind = type(value)
+    if isinstance(value, dict):
+        names, items = _sequence_key(tuple(value)), _sequence_key(tuple(value.values()))
+        exact, key = names[0] and items[0], (kind, names[1], items[1])
+    else:
+        exact, key = _sequence_key(value)
+        key = (kind, key)
+    return _Hashed(key) if exact else key
+
+
+def _sequence_key(items: Sequence[tp.Any]) -> tuple[bool, Hashable]:
+    """A key of several values in their order, and whether it can never change. Large tables take no step of Python for
+    each item."""
+    kinds = set(map(type, items))
+    if kinds <= _EXACT:
+        return True, (tuple(map(type, items)) if len(kinds) > 1 else tuple(kinds), tuple(items))
+    if kinds == {float}:
+        return True, (float, array.array("d", items).tobytes())
+    keys = tuple(map(static_key, items))
+    exact = all(
+        isinstance(key, _Hashed) or kind in _EXACT or kind is float
+        for key, kind in zip(keys, map(type, items), strict=True)
+    )
+    return exact, keys
 
 
 def _compared_parts(kind: type, value: tp.Any) -> tp.Any:
@@ -264,6 +390,9 @@ def _compared_parts(kind: type, value: tp.Any) -> tp.Any:
     if equal is tuple.__eq__:
         return tuple(static_key(item) for item in value)
     if equal is frozenset.__eq__ or equal is set.__eq__:
+        kinds = set(map(type, value))
+        if len(kinds) <= 1 and kinds <= _EXACT:
+            return (tuple(kinds), frozenset(value))
         return frozenset(static_key(item) for item in value)
     if isinstance(value, np.generic):
         return (value.dtype, value.tobytes())
@@ -313,6 +442,8 @@ class StaticKey:
 
 def check_keys(where: str, value: tp.Any) -> None:
     """Refuses a dict that holds arrays or modules under keys without a common order: JAX could not flatten it."""
+    if is_plain(value):
+        return
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     for key, item in items:
         check_keys(f"{where}[{key!r}]", item)

@@ -303,6 +303,9 @@ def _seal(module: Module) -> None:
                 f"{owner}.{name} holds the parameter {parameters[id(value)]!r} under another name, and would keep its "
                 f"old value when the parameter changes.\n  Write self.{name} = self.add_parameter({name!r}, ...)."
             )
+        if leaves.is_plain(value):
+            attributes[name] = freeze_containers(value, f"{owner}.{name}")
+            continue
         _check_attribute(owner, name, value)
         if not isinstance(value, Node) and not leaves.is_array(value) and name not in meta.parameters:
             for leaf in jax.tree.leaves(value, is_leaf=leaves.is_node) if parameters else ():
@@ -836,13 +839,11 @@ class Module(Node, metaclass=ModuleMeta):
     def __deepcopy__(self: Self, memo: dict[int, tp.Any]) -> Self:
         copy = object.__new__(type(self))
         memo[id(self)] = copy
-        copy.__setstate__(copying.deepcopy(self.__getstate__(), memo))
+        copy.__setstate__(copying.deepcopy(_state_of(self, copying=True), memo))
         return copy
 
     def __getstate__(self) -> tp.Any:
-        with looking(lambda: [self]):
-            attributes = {name: portable(value) for name, value in self.__dict__.items()}
-            return (attributes, meta_of(self))
+        return _state_of(self)
 
     def __setstate__(self, saved: tp.Any) -> None:
         attributes, meta = saved
@@ -885,6 +886,13 @@ def _call_of(module: Module) -> tp.Any:
     """The function that a module runs when it is called."""
     cls: tp.Any = type(module)
     return (class_of(module) if cls._elegy_is_local else cls).call
+
+
+def _state_of(module: Module, copying: bool = False) -> tp.Any:
+    """What makes up a module, for a pickle or a copy."""
+    with looking(lambda: [module]):
+        attributes = {name: portable(value, copying) for name, value in module.__dict__.items()}
+        return (attributes, meta_of(module))
 
 
 def _own_classes(module: Module) -> list[type]:

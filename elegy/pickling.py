@@ -30,6 +30,16 @@ class _Reduced:
         return self.reduced
 
 
+class _Kept:
+    """An object of which `copy.deepcopy` gives the very same one."""
+
+    def __init__(self, value: tp.Any):
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, tp.Any]) -> tp.Any:
+        return self.value
+
+
 def _import(module: str, name: str) -> tp.Any:
     return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
@@ -51,32 +61,32 @@ def _objects(items: list[tp.Any], shape: tuple[int, ...]) -> np.ndarray:
     return array.reshape(shape)
 
 
-def portable(value: tp.Any) -> tp.Any:
+def portable(value: tp.Any, copying: bool = False) -> tp.Any:
     """A value with something that can be pickled in the place of each function and device that cannot.
 
     What comes back from a pickle, or from `copy.deepcopy`, is as the value was. A value in which there is nothing to
-    replace is returned itself.
+    replace is returned itself. With `copying`, also compiled functions without a name are kept, which a pickle cannot.
     """
     kind = type(value)
     if kind in (FrozenList, list, tuple):
-        items = [portable(item) for item in value]
+        items = [portable(item, copying) for item in value]
         return value if _same(items, value) else kind(items)
     if kind in (FrozenDict, dict):
-        items = [portable(item) for item in value.values()]
+        items = [portable(item, copying) for item in value.values()]
         return value if _same(items, value.values()) else kind(zip(value, items, strict=True))
     if isinstance(value, jax.Device):
         return _Reduced(_device, (value.platform, value.id))
     if isinstance(value, np.ndarray):
         objects = value.dtype == object  # such as the devices of a mesh
-        return _Reduced(_objects, (portable(list(value.flat)), value.shape)) if objects else value
+        return _Reduced(_objects, (portable(list(value.flat), copying), value.shape)) if objects else value
     if isinstance(value, _TAKEN_APART) or _is_record(value):
         function, args, *states = value.__reduce_ex__(4)
-        parts = [portable(part) for part in (*args, *states)]
+        parts = [portable(part, copying) for part in (*args, *states)]
         if _same(parts, (*args, *states)):
             return value
         function = _new if function is _NEW else function  # which must be given the class of what is pickled
         return _Reduced(function, tuple(parts[: len(args)]), *parts[len(args) :])
-    return _named(value)
+    return _named(value, copying)
 
 
 _TAKEN_APART = (functools.partial, types.SimpleNamespace, jax.sharding.Sharding, jax.sharding.Mesh)
@@ -93,9 +103,11 @@ def _is_record(value: tp.Any) -> bool:
     return is_record and not isinstance(value, type)
 
 
-def _named(value: tp.Any) -> tp.Any:
+def _named(value: tp.Any, copying: bool) -> tp.Any:
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not callable(value) or isinstance(value, (type, types.FunctionType)) or not (module and name):
         return value
     found = functools.reduce(lambda place, part: getattr(place, part, None), name.split("."), sys.modules.get(module))
-    return _Reduced(_import, (module, name)) if found is value else value
+    if found is value:
+        return _Reduced(_import, (module, name))
+    return _Kept(value) if copying and hasattr(value, "__wrapped__") else value

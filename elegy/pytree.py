@@ -19,8 +19,20 @@ from jax.tree_util import DictKey, SequenceKey
 
 from elegy import tracing
 from elegy.containers import FrozenDict
-from elegy.errors import FrozenModuleError, TraceError
-from elegy.leaves import Node, StaticKey, is_array, is_dynamic, is_foreign, is_node, is_static, static_key
+from elegy.errors import FrozenModuleError, StaticValueError, TraceError
+from elegy.leaves import (
+    Incomparable,
+    Node,
+    StaticKey,
+    incomparable,
+    is_array,
+    is_dynamic,
+    is_foreign,
+    is_node,
+    is_plain,
+    is_static,
+    static_key,
+)
 from elegy.pickling import portable
 from elegy.threads import holders, is_held_elsewhere, lock, wait_for
 
@@ -168,7 +180,12 @@ class Layout:
     def __eq__(self, other):
         if self is other:
             return True
-        return isinstance(other, Layout) and self.cls is other.cls and self._key == other._key
+        if not isinstance(other, Layout) or self.cls is not other.cls:
+            return False
+        try:
+            return self._key == other._key
+        except Incomparable as error:
+            raise _named(self, other, error) from None
 
     def __hash__(self):
         return hash((self.cls, self.names))
@@ -186,6 +203,19 @@ class Layout:
         if self.meta.initialized:
             parts.append("initialized")
         return f"{self.cls.__name__}({', '.join(parts)})"
+
+
+def _named(one: Layout, other: Layout, error: Incomparable) -> StaticValueError:
+    """What is wrong with the static value that cannot be compared, with the name of its attribute."""
+    pairs = [(name, value, other.static.get(name)) for name, value in one.static.items()]
+    for name, compound in one.compounds.items():
+        pairs.append((name, compound.static, other.compounds[name].static if name in other.compounds else None))
+    for name, value, counterpart in pairs:
+        try:
+            bool(static_key(value) == static_key(counterpart))
+        except Incomparable as what:
+            return incomparable(f"{one.cls.__name__}.{name}", value, what)
+    return incomparable(one.cls.__name__, one, error)
 
 
 class _AttributeKey(jax.tree_util.GetAttrKey):
@@ -216,7 +246,7 @@ def _split(attributes: dict[str, tp.Any], parameters: Mapping[str, bool]):
             names.append(name)  # None is a tree without leaves, for which equinox.tree_at can put something
         elif name in parameters and jax.tree_util.all_leaves([value]):
             names.append(name)
-        elif is_static(value) and name not in parameters:
+        elif (is_static(value) or is_plain(value)) and name not in parameters:
             static[name] = value
         else:
             compound, moves = _compound(value)
@@ -299,6 +329,8 @@ def _interned(cls, meta, names, static, compounds, ties, order) -> Layout:
         layout = _layouts.get(key)
     except TypeError:  # an unhashable static value: such layouts are compared by value
         return Layout(cls, meta, names, static, compounds, ties, order, key)
+    except Incomparable as error:
+        raise _culprit(Layout(cls, meta, names, static, compounds, ties, order, key), error) from None
     if layout is None:
         layout = Layout(cls, meta, names, static, compounds, ties, order, key)
         layout = _layouts.setdefault(key, layout)
@@ -309,6 +341,17 @@ def _remade(cls, meta, names, static, compounds, ties, order) -> Layout:
     """A layout from a pickle, which is the one that is here already if there is an equal one."""
     register(cls)
     return _interned(cls, meta, names, dict(static), compounds, ties, order)
+
+
+def _culprit(made: Layout, error: Incomparable) -> StaticValueError:
+    """Which static value was at fault when a layout was looked up among all others."""
+    for layout in list(_layouts.values()):
+        if layout.cls is made.cls:
+            try:
+                bool(made == layout)
+            except StaticValueError as found:
+                return found
+    return incomparable(made.cls.__name__, made, error)
 
 
 def layout_of(node: Node) -> Layout:
@@ -606,7 +649,7 @@ def children(node: Node) -> list[tuple[Step, Node]]:
     for name, value in node.__dict__.items():
         if isinstance(value, Node):
             found.append(((name, None), value))
-        elif not isinstance(value, jax.Array) and not is_static(value):
+        elif not isinstance(value, jax.Array) and not is_static(value) and not is_plain(value):
             for index, leaf in enumerate(jax.tree.leaves(value, is_leaf=is_node)):
                 if isinstance(leaf, Node):
                     found.append(((name, index), leaf))
@@ -619,7 +662,7 @@ def child_parts(node: Node) -> list[tuple[tuple[str, ...], Node]]:
     for name, value in node.__dict__.items():
         if isinstance(value, Node):
             found.append(((name,), value))
-        elif not isinstance(value, jax.Array) and not is_static(value):
+        elif not isinstance(value, jax.Array) and not is_static(value) and not is_plain(value):
             for path, leaf in jax.tree_util.tree_flatten_with_path(value, is_leaf=is_node)[0]:
                 if isinstance(leaf, Node):
                     found.append(((name, *(jax.tree_util.keystr((key,), simple=True) for key in path)), leaf))

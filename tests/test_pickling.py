@@ -94,6 +94,11 @@ def test_copies_have_the_structure_of_the_original(duplicate):
     assert COPIES[duplicate](namespace).config == namespace.config
 
 
+def test_a_copy_keeps_compiled_functions_without_a_name():
+    module = Holder(Config((jax.jit(lambda x: x),)))
+    assert jax.tree.structure(copy.deepcopy(module)) == jax.tree.structure(module)
+
+
 def test_a_copy_of_a_configuration_is_independent():
     @dataclasses.dataclass
     class Mutable:
