@@ -224,6 +224,19 @@ class _AttributeKey(jax.tree_util.GetAttrKey):
     key = property(lambda self: self.name)
 
 
+class IndexKey(DictKey):
+    """The key of one of those entries of a list that are nodes, where not all are. It is no `SequenceKey`, since whoever
+    builds a list from such keys, as Orbax does, expects one of each number."""
+
+    def __reduce__(self):
+        return IndexKey, (self.key,)
+
+
+def as_in_containers(keys: tuple[tp.Any, ...]) -> tuple[tp.Any, ...]:
+    """The keys of a path through modules, as JAX gives those of the lists that the modules hold."""
+    return tuple(SequenceKey(key.key) if isinstance(key, IndexKey) else key for key in keys)
+
+
 def _reader(names: tuple[str, ...]) -> Callable[[dict[str, tp.Any]], tuple[tp.Any, ...]]:
     if not names:
         return lambda attributes: ()
@@ -297,8 +310,7 @@ def _entries(places: Sequence[tuple[tuple[tp.Any, ...], int]], depth: int) -> Br
         groups.setdefault(path[depth], []).append((path, number))
     keys = tuple(groups)
     if any(isinstance(key, SequenceKey) and key.idx != number for number, key in enumerate(keys)):
-        # Whoever makes a sequence of such keys, as Orbax does, expects all numbers; this key reads the same.
-        keys = tuple(DictKey(key.idx) if isinstance(key, SequenceKey) else key for key in keys)
+        keys = tuple(IndexKey(key.idx) if isinstance(key, SequenceKey) else key for key in keys)
     return Branch(keys, tuple(_entries(group, depth + 1) for group in groups.values()))
 
 
@@ -793,7 +805,8 @@ def copied(tree: tp.Any, change: Callable[[tp.Any, tp.Any], tp.Any] = lambda key
     if not nodes_in(tree):
         return jax.tree_util.tree_map_with_path(change, tree)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(joined(tree))
-    return treedef.unflatten([change(keys[1:], leaf) for keys, leaf in leaves]).__dict__["tree"]
+    changed = [change(as_in_containers(keys[1:]), leaf) for keys, leaf in leaves]
+    return treedef.unflatten(changed).__dict__["tree"]
 
 
 def fresh(leaf: tp.Any) -> tp.Any:

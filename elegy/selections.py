@@ -20,7 +20,7 @@ from elegy.errors import ParameterError, SelectionError
 from elegy.frames import name_of
 from elegy.leaves import Node, is_array, is_inexact, is_node, is_static
 from elegy.parameters import NOTHING, check_value, collect, declared_flags, trainable_flags
-from elegy.pytree import Meta, children, copied, fresh, joined, meta_of, nodes_in, walk
+from elegy.pytree import Meta, as_in_containers, children, copied, fresh, joined, meta_of, nodes_in, walk
 from elegy.state import write_meta
 from elegy.threads import looking
 
@@ -160,7 +160,7 @@ def _fitting(tree: tp.Any, places: list[Place], what: tp.Any) -> set[KeyPath]:
     if isinstance(what, type):
         instances = walk([node for node in walk(nodes_in(tree)) if isinstance(node, what)])
         others = tree_flatten_with_path(tree, is_leaf=lambda part: isinstance(part, what))[0]
-        prefixes = {keys for keys, part in others if isinstance(part, what)}
+        prefixes = {as_in_containers(keys) for keys, part in others if isinstance(part, what)}
         return _owned(places, instances) | {
             place.keys[0]
             for place in places
@@ -373,7 +373,7 @@ class Selection(tp.Generic[Tree]):
         """A pytree like the tree with a bool for each leaf: whether it is selected. Fits `equinox.partition`, and
         `optax.masked` where the parameters are the tree itself."""
         selected = {keys for place in self.places() for keys in place.keys}
-        return tree_map_with_path(lambda keys, _: keys in selected, self.tree)
+        return tree_map_with_path(lambda keys, _: as_in_containers(keys) in selected, self.tree)
 
     def mask_for(self, parameters: tp.Any) -> tp.Any:
         """A pytree like `parameters` with a bool for each leaf: whether it is selected. The function itself fits
@@ -484,6 +484,7 @@ def arranged(selection: Selection[tp.Any], leaf: Callable[[Place], tp.Any]) -> t
         return NOTHING if place is None else leaf(place)
 
     def part(keys: KeyPath, part: tp.Any) -> tp.Any:
+        keys = as_in_containers(keys)
         if isinstance(part, Node):
             return {} if id(part) in seen else collect(part, None, at, seen)
         return leaf(chosen[keys]) if keys in chosen else None

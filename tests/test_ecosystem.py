@@ -153,7 +153,7 @@ def test_odeint_takes_modules_as_arguments():
         (START @ scipy.linalg.expm_frechet(ROTATION.astype(float), unit.reshape(2, 2), compute_expm=False)).sum()
         for unit in np.eye(4)
     ]
-    np.testing.assert_allclose(grads["rate"]["w"].ravel(), by_scipy, rtol=1e-3)
+    np.testing.assert_allclose(grads.rate.w.ravel(), by_scipy, rtol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -270,6 +270,7 @@ def test_numpy_inputs_of_other_dtypes(descriptor: Descriptor, kind: Any) -> None
     np.testing.assert_allclose(outputs, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::elegy.errors.UninitialisedWarning")
 @over_one_of_each
 def test_pickle(descriptor: Descriptor) -> None:
     fresh, module = descriptor.factory(None), initialised(descriptor)

@@ -1187,7 +1187,7 @@ def a_module_that_is_not_the_first_argument():
 
     def fixed():
         (loss, _), grads = elegy.value_and_grad(lambda m, x: m(x).sum())(module, X)
-        np.testing.assert_allclose(grads["b"], 4 * np.ones(3))
+        np.testing.assert_allclose(grads.b, 4 * np.ones(3))
 
     return lambda: elegy.value_and_grad(lambda x, m: m(x).sum())(X, module), fixed
 

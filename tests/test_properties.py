@@ -22,6 +22,9 @@ from tests.strategies import X, bits, build, occurrences, picture, recipes, shar
 # Strategies build modules, which takes JAX some time.
 settings.register_profile("modules", parent=settings.get_profile("elegy"), suppress_health_check=list(HealthCheck))
 
+# Some of the modules never ran, and are asked for their trainable parameters all the same.
+pytestmark = pytest.mark.filterwarnings("ignore::elegy.errors.UninitialisedWarning")
+
 
 def some(examples: int):
     return settings(settings.get_profile("modules"), max_examples=examples)

@@ -1038,3 +1038,27 @@ def test_what_is_selected_does_not_keep_the_numpy_arrays_of_the_other(make):
     assert isinstance(other.table, np.ndarray)
     module.table[0] = 7
     assert other.table[0] == 0
+
+
+def test_containers_of_modules_and_static_values():
+    """Where the static entries of a list come first, the keys of the others have gaps."""
+
+    class Net(elegy.Module):
+        def __init__(self):
+            self.layers = [jnp.tanh, Affine(2), "text", {"a": Affine(2), "b": 1}]
+
+        def call(self, x):
+            return self.layers[3]["a"](self.layers[1](self.layers[0](x)))
+
+    net = Net().init(jnp.ones((1, 3)))
+    selection = elegy.select(net, "layers/1/b") | elegy.select(net, "layers/3/**")
+    assert selection.paths == ("layers/1/b", "layers/3/a/w", "layers/3/a/b")
+    assert [bool(leaf) for leaf in jax.tree.leaves(selection.mask)] == [False, True, True, True]
+    changed = selection.apply(lambda value: value + 1)
+    np.testing.assert_array_equal(changed.layers[1].b, net.layers[1].b + 1)
+    np.testing.assert_array_equal(changed.layers[3]["a"].w, net.layers[3]["a"].w + 1)
+    assert changed.layers[1].w is net.layers[1].w and changed.layers[0] is jnp.tanh
+    frozen = elegy.select(net, "layers/1").freeze()
+    assert jax.tree.leaves(elegy.trainable_mask(frozen)) == [False, False, True, True]
+    replaced = eqx.tree_at(lambda net: net.layers[3]["a"].b, net, jnp.full(2, 7.0))
+    np.testing.assert_array_equal(replaced.layers[3]["a"].b, [7.0, 7.0])
