@@ -454,7 +454,7 @@ def _replaced(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], probl
             return old
     if isinstance(old, dict) and isinstance(value, Mapping):
         unknown = [key for key in value if key not in old]
-        problems.extend(f"{path}/{key}: no such entry (there is: {', '.join(map(str, old))})." for key in unknown)
+        problems.extend(f"{path}/{key}: {_no_such_entry(key, old)}" for key in unknown)
         items = {
             key: _replaced_entry(item, value.get(key, NOTHING), f"{path}/{key}", writes, problems)
             for key, item in old.items()
@@ -470,6 +470,14 @@ def _replaced(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], probl
         return _replaced_foreign(old, value, path, writes, problems)
     problems.append(f"{path}: the value ({type(value).__name__}) has another structure than the attribute.")
     return old
+
+
+def _no_such_entry(key: tp.Any, entries: Mapping[tp.Any, tp.Any]) -> str:
+    """Says which entries there are, and which of them is meant where the keys differ in their type only: 10, '10'."""
+    meant = next((repr(other) for other in entries if str(other) == str(key)), None)
+    if meant is not None:
+        return f"no such entry: the key is {key!r}, and should be {meant}."
+    return f"no such entry (there is: {', '.join(map(str, entries))})."
 
 
 def _is_absent(value: tp.Any, old: tp.Any) -> bool:

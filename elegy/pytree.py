@@ -225,8 +225,8 @@ class _AttributeKey(jax.tree_util.GetAttrKey):
 
 
 class IndexKey(DictKey):
-    """The key of one of those entries of a list that are nodes, where not all are. It is no `SequenceKey`, since whoever
-    builds a list from such keys, as Orbax does, expects one of each number."""
+    """The key of one of those entries of a list that are nodes, where not all are. It is no `SequenceKey`, since
+    whoever builds a list from such keys, as Orbax does, expects one of each number."""
 
     def __reduce__(self):
         return IndexKey, (self.key,)

@@ -1090,3 +1090,28 @@ def test_a_dtype_that_was_asked_for_is_what_there_is(dtype, initializer, works):
 def test_layers_cast_the_arrays_that_they_are_given():
     layer = elegy.nn.Linear(2, dtype=jnp.bfloat16, w_init=np.ones((3, 2)))
     assert layer(jnp.ones((2, 3), jnp.bfloat16)).dtype == layer.w.dtype == layer.b.dtype == jnp.bfloat16
+
+
+def test_a_key_of_another_type_is_told_apart():
+    class Table(elegy.Module):
+        def __init__(self):
+            self.rows = {10: Affine(2), 2: Affine(2)}
+
+        def call(self, x):
+            return self.rows[10](x)
+
+    table = Table().init(jnp.ones((1, 3)))
+    before = table.get_parameters()
+    with pytest.raises(
+        elegy.errors.ParameterError, match=r"rows/10: no such entry: the key is '10', and should be 10\."
+    ):
+        table.set_parameters({"rows": {"10": before["rows"][10]}})
+    table.set_parameters({"rows": {10: before["rows"][10]}})
+    with pytest.raises(elegy.errors.ParameterError, match=r"table/rows/3: no such entry \(there is: 10, 2\)"):
+        table.set_parameters({"rows": {3: before["rows"][10]}})
+
+
+def test_a_key_of_another_type_in_a_file(tmp_path):
+    """The names in a file are texts, so that an entry of either key goes where `like` has one."""
+    elegy.save(tmp_path / "a", {10: jnp.ones(2)})
+    assert list(elegy.load(tmp_path / "a", like={"10": jnp.zeros(2)})) == ["10"]
