@@ -113,7 +113,7 @@ class Frame:
             self._below = paths_below(self.module)
         return self._below.get(id(module))
 
-    def create(self, cls: type, arguments: tuple[tp.Any, ...], construct: Callable[[], Node]) -> Node:
+    def create(self, cls: type, arguments: Arguments, construct: Callable[[], Node]) -> Node:
         """The module that the running method creates at this position: a new one, or that of the first run."""
         position = self.index
         if position < len(self.records) or not self.first:
@@ -153,7 +153,7 @@ class Frame:
         here = f"{'/'.join(self.parts)}.{self.method_name}"
         return f"{here} created {cls.__name__} at position {self.index} ({call_site()})"
 
-    def _match(self, position: int, cls: type, arguments: tuple[tp.Any, ...]) -> Node:
+    def _match(self, position: int, cls: type, arguments: Arguments) -> Node:
         if position >= len(self.records):
             count = len(self.records)
             raise ModuleOrderError(
@@ -175,8 +175,8 @@ class Frame:
                 set_class(module, cls)
         if arguments != record.arguments:
             raise ModuleOrderError(
-                f"{self._created(cls)} with {_show(arguments)}, but its first run ({record.site}) used "
-                f"{_show(record.arguments)}.\n"
+                f"{self._created(cls)} with {arguments}, but its first run ({record.site}) used "
+                f"{record.arguments}.\n"
                 "  A module keeps the arguments of its first creation: use the same ones, or another module."
             )
         return module
@@ -257,23 +257,35 @@ class Replay:
             self._frame.index = self._end
 
 
-def _show(arguments: tuple[tp.Any, ...]) -> str:
-    def value(key: tp.Any) -> str:
-        kind, content = key
-        if kind is float and isinstance(content, str):
-            return repr(float.fromhex(content)) if "x" in content else content
-        if isinstance(content, tuple):
-            return "[" + ", ".join(value(item) for item in content) + "]"
-        return getattr(content, "__name__", repr(content))
+class Arguments:
+    """The constructor arguments that are plain data, compared strictly: 1 is neither 1.0 nor True."""
 
-    shown = [value(key) if isinstance(name, int) else f"{name}={value(key)}" for name, key in arguments]
-    return f"({', '.join(shown)})"
+    __slots__ = ("key", "named")
+
+    def __init__(self, named: list[tuple[tp.Any, tp.Any]]):
+        self.named = named
+        self.key = tuple((name, static_key(value)) for name, value in named)
+
+    def __eq__(self, other: tp.Any) -> bool:
+        return isinstance(other, Arguments) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __str__(self) -> str:
+        shown = [_text(value) if isinstance(name, int) else f"{name}={_text(value)}" for name, value in self.named]
+        return f"({', '.join(shown)})"
 
 
-def plain_arguments(args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> tuple[tp.Any, ...]:
-    """The constructor arguments that are plain data, in a form that `==` compares strictly."""
+def plain_arguments(args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> Arguments:
     named = [*enumerate(args), *sorted(kwargs.items())]
-    return tuple((name, static_key(value)) for name, value in named if _is_plain(value))
+    return Arguments([(name, value) for name, value in named if _is_plain(value)])
+
+
+def _text(value: tp.Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_text, value))}]"
+    return getattr(value, "__name__", repr(value))
 
 
 def _is_plain(value: tp.Any) -> bool:

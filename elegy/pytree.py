@@ -56,7 +56,7 @@ class Record(tp.NamedTuple):
     """A module that a method created at one position in its order of creation."""
 
     attribute: str
-    arguments: tuple[tp.Any, ...]
+    arguments: tp.Any
     site: str
     cls: type
 
