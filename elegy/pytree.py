@@ -15,19 +15,16 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.tree_util import DictKey, SequenceKey
 
 from elegy import tracing
+from elegy.compounds import Compound, dynamic_part, join, split
 from elegy.containers import FrozenDict
-from elegy.errors import FrozenModuleError, StaticValueError, TraceError
+from elegy.errors import StaticValueError, TraceError
 from elegy.leaves import (
     Incomparable,
     Node,
-    StaticKey,
     incomparable,
     is_array,
-    is_dynamic,
-    is_foreign,
     is_node,
     is_plain,
     is_static,
@@ -102,47 +99,6 @@ Step = tuple[str, int | None]
 class Tie(tp.NamedTuple):
     target: tuple[Step, ...]
     source: tuple[Step, ...]
-
-
-class Mixed(tp.NamedTuple):
-    """How to split a foreign pytree into its dynamic and its static leaves."""
-
-    treedef: tp.Any
-    dynamic: tuple[bool, ...]
-    static: tuple[tp.Any, ...]
-
-    def __reduce__(self):
-        return Mixed, (self.treedef, self.dynamic, portable(self.static))
-
-
-class Branch(tp.NamedTuple):
-    """The entries of a container that hold something dynamic: their keys, and below each another branch, or the number
-    of a part."""
-
-    keys: tuple[tp.Any, ...]
-    below: tuple[Branch | int, ...]
-
-
-class Compound(tp.NamedTuple):
-    """How to split the value of an attribute, a container or foreign pytree, into its dynamic and its static part.
-
-    - `treedef`: that of the value, where foreign pytrees, None and what is wholly dynamic are leaves, the *parts*.
-    - `static`: the static parts, and None for the others.
-    - `mixed`: how to split those parts that are foreign pytrees with static leaves, by their number.
-    - `entries`: which parts are dynamic, and where they are.
-    """
-
-    treedef: tp.Any
-    static: tuple[tp.Any, ...]
-    mixed: dict[int, Mixed]
-    entries: Branch | int
-
-    def __reduce__(self):
-        return Compound, (self.treedef, portable(self.static), self.mixed, self.entries)
-
-    def key(self) -> Hashable:
-        mixed = tuple((number, m.treedef, m.dynamic, static_key(m.static)) for number, m in self.mixed.items())
-        return (self.treedef, static_key(self.static), mixed, self.entries)
 
 
 class Layout:
@@ -224,19 +180,6 @@ class _AttributeKey(jax.tree_util.GetAttrKey):
     key = property(lambda self: self.name)
 
 
-class IndexKey(DictKey):
-    """The key of one of those entries of a list that are nodes, where not all are. It is no `SequenceKey`, since
-    whoever builds a list from such keys, as Orbax does, expects one of each number."""
-
-    def __reduce__(self):
-        return IndexKey, (self.key,)
-
-
-def as_in_containers(keys: tuple[tp.Any, ...]) -> tuple[tp.Any, ...]:
-    """The keys of a path through modules, as JAX gives those of the lists that the modules hold."""
-    return tuple(SequenceKey(key.key) if isinstance(key, IndexKey) else key for key in keys)
-
-
 def _reader(names: tuple[str, ...]) -> Callable[[dict[str, tp.Any]], tuple[tp.Any, ...]]:
     if not names:
         return lambda attributes: ()
@@ -262,7 +205,7 @@ def _split(attributes: dict[str, tp.Any], parameters: Mapping[str, bool]):
         elif (is_static(value) or is_plain(value)) and name not in parameters:
             static[name] = value
         else:
-            compound, moves = _compound(value)
+            compound, moves = split(value)
             if moves or name in parameters:
                 names.append(name)
                 if compound is not None:
@@ -270,54 +213,6 @@ def _split(attributes: dict[str, tp.Any], parameters: Mapping[str, bool]):
             else:
                 static[name] = value
     return tuple(names), static, compounds
-
-
-def _compound(value: tp.Any) -> tuple[Compound | None, bool]:
-    """How to split a value, or None if it is dynamic as a whole; and whether any part of it is dynamic."""
-    places, treedef = jax.tree_util.tree_flatten_with_path(value, is_leaf=_is_part)
-    static: list[tp.Any] = []
-    mixed: dict[int, Mixed] = {}
-    moving: list[tuple[tuple[tp.Any, ...], int]] = []
-    for number, (path, part) in enumerate(places):
-        moves = part is None or _is_wholly_dynamic(part)
-        if not moves and is_foreign(part):
-            mixed[number], moves = _mixed(part), True
-        static.append(None if moves else part)
-        if moves:
-            moving.append((path, number))
-    moves = any(places[number][1] is not None for _, number in moving)
-    if len(moving) == len(places) and not mixed:
-        return None, moves
-    return Compound(treedef, tuple(static), mixed, _entries(moving, 0)), moves
-
-
-def _is_part(value: tp.Any) -> bool:
-    return value is None or _is_wholly_dynamic(value) or is_foreign(value)
-
-
-def _mixed(part: tp.Any) -> Mixed:
-    leaves, treedef = jax.tree.flatten(part, is_leaf=_is_wholly_dynamic)
-    dynamic = tuple(map(_is_wholly_dynamic, leaves))
-    static = tuple(None if moves else leaf for moves, leaf in zip(dynamic, leaves, strict=True))
-    return Mixed(treedef, dynamic, static)
-
-
-def _entries(places: Sequence[tuple[tuple[tp.Any, ...], int]], depth: int) -> Branch | int:
-    if len(places) == 1 and len(places[0][0]) == depth:
-        return places[0][1]
-    groups: dict[tp.Any, list[tuple[tuple[tp.Any, ...], int]]] = {}
-    for path, number in places:
-        groups.setdefault(path[depth], []).append((path, number))
-    keys = tuple(groups)
-    if any(isinstance(key, SequenceKey) and key.idx != number for number, key in enumerate(keys)):
-        keys = tuple(IndexKey(key.idx) if isinstance(key, SequenceKey) else key for key in keys)
-    return Branch(keys, tuple(_entries(group, depth + 1) for group in groups.values()))
-
-
-def _is_wholly_dynamic(value: tp.Any) -> bool:
-    """Whether a value is a leaf, a module, or a pytree of nothing else."""
-    leaves = jax.tree.leaves(value, is_leaf=is_node)
-    return bool(leaves) and all(map(is_dynamic, leaves))
 
 
 def make_layout(node: Node, ties: tuple[Tie, ...]) -> Layout:
@@ -458,7 +353,6 @@ set_attributes = Node.__dict__["__dict__"].__set__
 set_born = Node.__dict__["_elegy_born"].__set__
 set_class = Node.__dict__["_elegy_class"].__set__
 set_compiled = Node.__dict__["_elegy_compiled"].__set__
-set_fixed = Node.__dict__["_elegy_fixed"].__set__
 set_layout = Node.__dict__["_elegy_layout"].__set__
 set_meta = Node.__dict__["_elegy_meta"].__set__
 set_pending = Node.__dict__["_elegy_pending"].__set__
@@ -471,112 +365,12 @@ set_undrawn = Node.__dict__["_elegy_undrawn"].__set__
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Entries:
-    """The dynamic entries of a container, while its module is flattened. The static ones are a part of the layout, so
-    that no empty node stands for them: what maps a tree and stops at such nodes would change them."""
-
-    __slots__ = ("items", "keys")
-
-    def __init__(self, keys: tuple[tp.Any, ...], items: Iterable[tp.Any]):
-        self.keys = keys
-        self.items = tuple(items)
-
-
-jax.tree_util.register_pytree_with_keys(
-    Entries,
-    lambda entries: (tuple(zip(entries.keys, entries.items, strict=True)), entries.keys),
-    Entries,
-    lambda entries: (entries.items, entries.keys),
-)
-
-
-class Fixed:
-    """A static leaf of a foreign pytree, while its module is flattened: a node without leaves.
-
-    It is one object for each place, so that `equinox.nn.inference_mode` can find the place and put another value there.
-    """
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: tp.Any):
-        self.value = value
-
-
-jax.tree_util.register_pytree_node(Fixed, lambda fixed: ((), StaticKey(fixed.value)), lambda key, _: Fixed(key.value))
-
-
-def _fixed_leaves(node: Node, place: tuple[str, int], mixed: Mixed) -> tuple[Fixed, ...]:
-    found = getattr(node, "_elegy_fixed", None)
-    if found is None:
-        set_fixed(node, found := {})
-    if place not in found:
-        found[place] = tuple(map(Fixed, mixed.static))
-    return found[place]
-
-
-def _dynamic_part(node: Node, name: str, compound: Compound) -> tp.Any:
-    value = node.__dict__[name]
-    try:
-        parts = compound.treedef.flatten_up_to(value)
-        for number, mixed in compound.mixed.items():
-            leaves = mixed.treedef.flatten_up_to(parts[number])
-            fixed = _fixed_leaves(node, (name, number), mixed)
-            parts[number] = mixed.treedef.unflatten(
-                leaf if moves else still for moves, leaf, still in zip(mixed.dynamic, leaves, fixed, strict=True)
-            )
-    except (TypeError, ValueError) as error:
-        raise FrozenModuleError(
-            f"{type(node).__name__}.{name} has another structure than when the module was constructed, and modules are "
-            f"immutable: {error}\n  Build a new module, or change the arrays only (set_parameters, equinox.tree_at)."
-        ) from None
-    return _gather(compound.entries, parts)
-
-
-def _gather(entries: Branch | int, parts: Sequence[tp.Any]) -> tp.Any:
-    if isinstance(entries, int):
-        return parts[entries]
-    return Entries(entries.keys, (_gather(below, parts) for below in entries.below))
-
-
-def _scatter(entries: Branch | int, child: tp.Any, parts: list[tp.Any]) -> None:
-    if isinstance(entries, int):
-        parts[entries] = child
-        return
-    if not entries.keys:
-        return  # nothing of it is dynamic
-    if not isinstance(child, Entries) or child.keys != entries.keys:
-        raise ValueError
-    for below, item in zip(entries.below, child.items, strict=True):
-        _scatter(below, item, parts)
-
-
-def _join(compound: Compound, child: tp.Any) -> tuple[tp.Any, bool]:
-    """The value of a container attribute, and whether its static leaves are those of the layout."""
-    parts = list(compound.static)
-    same = True
-    try:
-        _scatter(compound.entries, child, parts)
-        for number, mixed in compound.mixed.items():
-            leaves = mixed.treedef.flatten_up_to(parts[number])
-            for index, (leaf, moves) in enumerate(zip(leaves, mixed.dynamic, strict=True)):
-                if isinstance(leaf, Fixed):
-                    leaves[index] = leaf.value
-                    same = same and leaf.value is mixed.static[index]
-                else:
-                    same = same and moves  # else equinox.tree_at has replaced a static leaf
-            parts[number] = mixed.treedef.unflatten(leaves)
-    except (TypeError, ValueError):
-        return child, False  # an object that a caller of tree_unflatten put in the place of the whole container
-    return compound.treedef.unflatten(parts), same
-
-
 def _children(node: Node, layout: Layout) -> tuple[tp.Any, ...]:
     if layout.ties:
         node = cut(node, [tie.target for tie in layout.ties])
     compounds = layout.compounds
     return tuple(
-        _dynamic_part(node, name, compounds[name]) if name in compounds else node.__dict__[name]
-        for name in layout.names
+        dynamic_part(node, name, compounds[name]) if name in compounds else node.__dict__[name] for name in layout.names
     )
 
 
@@ -606,7 +400,7 @@ def unflatten(layout: Layout, children: Iterable[tp.Any]) -> Node:
     set_born(node, tracing.current())
     if not layout.simple:
         for name, compound in layout.compounds.items():
-            attributes[name], same = _join(compound, attributes[name])
+            attributes[name], same = join(compound, attributes[name])
             if not same:
                 relayout(node)
         if layout.ties:

@@ -16,11 +16,12 @@ import equinox as eqx
 import jax
 from jax.tree_util import DictKey, GetAttrKey, keystr, tree_flatten_with_path, tree_map_with_path
 
+from elegy.compounds import as_in_containers
 from elegy.errors import ParameterError, SelectionError
 from elegy.frames import name_of
 from elegy.leaves import Node, is_array, is_inexact, is_node, is_static
 from elegy.parameters import NOTHING, check_value, collect, declared_flags, trainable_flags
-from elegy.pytree import Meta, as_in_containers, children, copied, fresh, joined, meta_of, nodes_in, walk
+from elegy.pytree import Meta, children, copied, fresh, joined, meta_of, nodes_in, walk
 from elegy.state import write_meta
 from elegy.threads import looking
 
