@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from elegy import tracing
-from elegy.compounds import Compound, dynamic_part, join, split
+from elegy.compounds import Compound, as_in_containers, dynamic_part, join, split
 from elegy.containers import FrozenDict
 from elegy.errors import StaticValueError, TraceError
 from elegy.leaves import (
