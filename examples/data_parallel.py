@@ -1,8 +1,8 @@
 """Trains a classifier of handwritten digits on eight devices, and shows that it learns what one device would teach it.
 
 The batch is split over the devices and the parameters are on each of them; XLA does the rest, also for the statistics
-of batch normalisation, which are those of the whole batch. The devices are eight threads of the CPU, unless there are
-eight better ones. Run it by `python examples/data_parallel.py`.
+of batch normalisation, which are those of the whole batch. Where there are not eight devices, one CPU stands for
+them. Run it by `python examples/data_parallel.py`.
 """
 
 import os
@@ -74,8 +74,9 @@ def main() -> None:
     images = (images / 16).astype(np.float32)
     x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
 
-    together, losses = train(x_train, y_train, jax.make_mesh((8,), ("data",)))
-    alone, expected = train(x_train, y_train, jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
+    devices = jax.devices() if jax.device_count() >= 8 else jax.devices("cpu")
+    together, losses = train(x_train, y_train, jax.make_mesh((8,), ("data",), devices=devices[:8]))
+    alone, expected = train(x_train, y_train, jax.make_mesh((1,), ("data",), devices=devices[:1]))
     print(f"eight devices: loss {losses[0]:.4f} -> {losses[-1]:.4f}, one: {expected[0]:.4f} -> {expected[-1]:.4f}")
     print(f"the largest difference of a loss: {np.abs(losses - expected).max():.1e}")
     weights = together.linear.w

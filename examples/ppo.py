@@ -18,7 +18,7 @@ import elegy
 
 PICTURE = Path(__file__).with_suffix(".png")
 SEEDS, ENVIRONMENTS, STEPS, ROLLOUTS, EPOCHS, MINIBATCHES = 3, 32, 64, 120, 4, 4
-LONGEST = 500  # steps, after which an episode ends in any case
+LONGEST = 500  # steps, after which an episode ends in any case, as if the pole had fallen
 DISCOUNT, LAMBDA, CLIP, VALUE_WEIGHT, ENTROPY_WEIGHT = 0.99, 0.95, 0.2, 0.5, 0.01
 
 
