@@ -137,9 +137,12 @@ class InitPass:
                 creation.value = creation.module.__dict__[creation.name] = creation.make()
 
     def draw_anew(self, root: Node) -> None:
-        """Draws what the constructors of a module, and of those below it, have drawn, from the keys of this pass."""
+        """Draws what the constructors of a module, and of those below it that never ran, have drawn, from the keys of
+        this pass."""
         paths = paths_below(root)
         for node in walk([root]):
+            if meta_of(node).initialized:
+                continue
             undrawn = getattr(node, "_elegy_undrawn", None) or {}
             for name in meta_of(node).constructed:
                 recipe = recipe_of(node.__dict__.get(name, undrawn.get(name)))

@@ -588,8 +588,8 @@ class Module(Node, metaclass=ModuleMeta):
         self: Self, /, *args: tp.Any, rng: KeyLike | RNG | None = None, method: str = "call", **kwargs: tp.Any
     ) -> Self:
         """Creates the parameters, by an abstract run of `call`: nothing of the forward computation is executed and no
-        state is updated. Parameters that exist stay as they are, but for those that an initializer drew in
-        `__init__`: if a key is given and nobody has replaced them since, they are drawn anew.
+        state is updated. Parameters that exist stay as they are, but for those that an initializer drew in the
+        `__init__` of a module that never ran: if a key is given and nobody has replaced them, they are drawn anew.
 
         **Arguments:**
 

@@ -276,8 +276,19 @@ def trainable_flags(module: Node, name: str, value: tp.Any) -> list[bool]:
     if not meta.trainable:
         return [False] * len(flags)
     if meta.frozen:
-        return [flag and (name, position) not in meta.frozen for position, flag in enumerate(flags)]
+        return [
+            flag and (name, number) not in meta.frozen for number, flag in zip(numbers_of(value), flags, strict=True)
+        ]
     return flags
+
+
+def numbers_of(value: tp.Any) -> list[int]:
+    """For each leaf of an attribute's value, modules counting as leaves, its number if None is counted too.
+
+    By these arrays are frozen one by one: in a part of a module, where None stands for the others, they are the same.
+    """
+    leaves = jax.tree.leaves(value, is_leaf=lambda part: part is None or is_node(part))
+    return [number for number, leaf in enumerate(leaves) if leaf is not None]
 
 
 # What to put in the place of an array: given its module, the attribute, its position in the attribute, and the array.
@@ -486,8 +497,8 @@ def _is_absent(value: tp.Any, old: tp.Any) -> bool:
 
 
 def _replaced_entry(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], problems: list[str]) -> tp.Any:
-    """As `_replaced`, for an entry of a container, where arrays may be left out."""
-    return old if _is_absent(value, old) else _replaced(old, value, path, writes, problems)
+    """As `_replaced`, for an entry of a container, where arrays may be left out: None or `()` stands for them then."""
+    return old if value is None or _is_absent(value, old) else _replaced(old, value, path, writes, problems)
 
 
 def _replaced_foreign(old: tp.Any, value: tp.Any, path: str, writes: list[_Write], problems: list[str]) -> tp.Any:

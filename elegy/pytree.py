@@ -68,7 +68,8 @@ class Meta:
     parameters: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     # Parameter name -> the dtype that was asked for when it was created, if one was.
     dtypes: Mapping[str, tp.Any] = dataclasses.field(default_factory=dict)
-    # Arrays that are frozen one by one, whatever they were declared: the attribute, and the position in its leaves.
+    # Arrays that are frozen one by one, whatever they were declared: the attribute, and the number among its leaves,
+    # where None counts too.
     frozen: frozenset[tuple[str, int]] = frozenset()
     # Names of the parameters that were created in __init__, which a reset keeps.
     constructed: tuple[str, ...] = ()

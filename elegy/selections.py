@@ -20,7 +20,7 @@ from elegy.compounds import as_in_containers
 from elegy.errors import ParameterError, SelectionError
 from elegy.frames import name_of
 from elegy.leaves import Node, is_array, is_inexact, is_node, is_static
-from elegy.parameters import NOTHING, check_value, collect, declared_flags, trainable_flags
+from elegy.parameters import NOTHING, check_value, collect, declared_flags, numbers_of, trainable_flags
 from elegy.pytree import Meta, children, copied, fresh, joined, meta_of, nodes_in, walk
 from elegy.state import write_meta
 from elegy.threads import looking
@@ -358,9 +358,10 @@ class Selection(tp.Generic[Tree]):
         for place in filter(self._has, _places(tree)):
             if place.owner is None:
                 raise SelectionError(f"{place.path} is not in a module, and only arrays of modules can be frozen.")
-            declared = declared_flags(place.owner, place.name, place.owner.__dict__[place.name])
-            if declared[place.position]:
-                arrays.setdefault(id(place.owner), (place.owner, set()))[1].add((place.name, place.position))
+            value = place.owner.__dict__[place.name]
+            if declared_flags(place.owner, place.name, value)[place.position]:
+                number = numbers_of(value)[place.position]
+                arrays.setdefault(id(place.owner), (place.owner, set()))[1].add((place.name, number))
         for owner, names in arrays.values():
             write_meta(owner, change(owner, names))
         return tree
@@ -456,9 +457,9 @@ def _unfrozen(owner: Node, arrays: set[tuple[str, int]]) -> Meta:
     if meta.trainable:
         return dataclasses.replace(meta, frozen=meta.frozen - arrays)
     declared = {
-        (name, position)
+        (name, number)
         for name, value in owner.__dict__.items()
-        for position, flag in enumerate(declared_flags(owner, name, value))
+        for number, flag in zip(numbers_of(value), declared_flags(owner, name, value), strict=True)
         if flag
     }
     return dataclasses.replace(meta, trainable=True, frozen=frozenset(declared - arrays))

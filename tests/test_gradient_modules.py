@@ -343,3 +343,31 @@ def test_any_frozen_part(frozen, sharing):
 
 
 MODULE = net()
+
+
+def test_arrays_of_a_container_that_are_frozen_one_by_one():
+    """In the gradient None stands for those that are frozen, and the others are found all the same."""
+
+    class Weights(elegy.Module):
+        def __init__(self):
+            ones = lambda: [jnp.ones(1), None, 2 * jnp.ones(2), 3 * jnp.ones(3)]  # noqa: E731
+            self.ws = self.add_parameter("ws", initializer=ones)
+
+        def call(self):
+            return jnp.prod(jnp.stack([w.sum() for w in self.ws if w is not None]))
+
+    module = elegy.select(Weights().init(), "ws/0").freeze()
+    (_, updated), grads = elegy.value_and_grad(lambda module: module())(module)
+    parameters, _ = elegy.partition(updated)
+    assert jax.tree.structure(grads) == jax.tree.structure(parameters)
+    assert elegy.trainable_mask(module).ws == [False, None, True, True]
+    for part in (parameters, grads):
+        assert [w is None for w in part.ws] == [True, True, False, False]
+        assert_close(part.get_parameters(trainable=True), part.get_parameters())
+    assert_close(grads.ws[2], jnp.full(2, 9.0))
+    before = module.ws
+    elegy.Optimizer(optax.sgd(0.1)).update(module, grads)
+    assert module.ws[0] is before[0]
+    assert_close(module.ws[2], before[2] - 0.9)
+    unfrozen = elegy.select(module, "ws/0").unfreeze()
+    assert elegy.trainable_mask(unfrozen).ws == [True, None, True, True]

@@ -81,6 +81,22 @@ def test_what_was_replaced_since_is_kept():
     np.testing.assert_array_equal(module.parts[1].scale, Eager().init(X, rng=0).parts[1].scale)
 
 
+def test_what_ran_before_is_kept():
+    """A part of a model that was in use already stays as it is, whatever it is made of."""
+
+    class Outer(elegy.Module):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def call(self, x):
+            return Affine(2)(self.inner(x))
+
+    inner = Eager()
+    y = inner(X)
+    outer = Outer(inner).init(X, rng=0)
+    np.testing.assert_array_equal(outer.inner(X), y)
+
+
 @pytest.mark.parametrize("duplicate", [lambda m: m.copy(), copy.copy, lambda m: jax.tree.map(lambda leaf: leaf, m)])
 def test_copies_are_drawn_anew_and_the_original_is_not(duplicate):
     module = Eager()
