@@ -13,8 +13,9 @@ CONSTRAINTS := .ci/constraints.txt
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
-CORE := captures compatibility copies deep ecosystem equinox errors exceptions guide hooks initialise misuse module names \
-	parameters properties pytree random recompilation sharing stack threads trace_safety transforms
+CORE := ahead_of_time captures compatibility copies deep ecosystem equinox errors exceptions gradient_modules guide hooks \
+	initialise mesh misuse module names parameters pickling properties pytree random recompilation sharing stack \
+	static_values threads trace_safety tracebacks transforms
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
