@@ -292,6 +292,22 @@ def test_an_error_of_the_function_counts_when_nothing_more_is_created():
         assert len(runs) == 2 and not net.initialized and jax.tree.leaves(net) == []
 
 
+def test_what_the_function_makes_for_itself_is_nothing_new():
+    """It is new in each pass, which would be repeated for ever."""
+    net, runs = Affine(1), []
+
+    def fails(x):
+        runs.append(None)
+        assert len(runs) < 10
+        net(x)
+        Affine(2)(x)
+        raise ValueError("of the user")
+
+    with pytest.raises(ValueError, match="of the user"):
+        elegy.jit(fails, modules=net)(X)
+    assert len(runs) == 2 and not net.initialized
+
+
 def test_asking_a_module_that_never_ran_for_its_trainable_parameters():
     module = elegy.nn.Sequential([Affine(2), Affine(1)])
     with pytest.warns(UninitialisedWarning, match=r"sequential has no trainable parameters yet[\s\S]*init\(x\)"):
