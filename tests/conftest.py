@@ -7,11 +7,14 @@ Nothing here may import `elegy` at the top, since the annotation checker must be
 import gc
 import importlib.metadata
 import os
+import tempfile
 
-# Both are read once, at the first import of matplotlib and the first use of a device. Tests compile much and compute
+# All are read once, at the first import of matplotlib and Keras and the first use of a device. Tests compile much and compute
 # little, so XLA is told to spend less on optimising: that makes the suite several times faster. Of the pinned versions,
 # 0.10 has two kinds of code generators, of which the older compiles twice as fast; the others refuse that option.
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ["KERAS_HOME"] = os.path.join(tempfile.gettempdir(), "keras")  # it writes its settings there
 # XLA's CPU has as many threads as this says, and at least one for each device. A run on eight devices takes one for
 # each until all have met; with none to spare, a copy for which the last of them waits could wait behind them for ever.
 os.environ["NPROC"] = "32"
