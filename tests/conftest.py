@@ -9,9 +9,10 @@ import importlib.metadata
 import os
 import tempfile
 
-# All are read once, at the first import of matplotlib and Keras and the first use of a device. Tests compile much and compute
-# little, so XLA is told to spend less on optimising: that makes the suite several times faster. Of the pinned versions,
-# 0.10 has two kinds of code generators, of which the older compiles twice as fast; the others refuse that option.
+# All are read once, at the first import of matplotlib and Keras and the first use of a device. Tests compile much and
+# compute little, so XLA is told to spend less on optimising: that makes the suite several times faster. Of the pinned
+# versions, 0.10 has two kinds of code generators, of which the older compiles twice as fast; the others refuse that
+# option.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["KERAS_HOME"] = os.path.join(tempfile.gettempdir(), "keras")  # it writes its settings there

@@ -49,8 +49,9 @@ ROWS = [
         for name in ("vmap", "scan", "remat", "cond", "switch", "while_loop", "fori_loop")
     ),
     ("import", "`import elegy`", "`import jax, equinox, optax`"),
+    *(("cold initialisation, 5 convolutions", "Elegy", peer) for peer in ("Flax NNX", "Equinox", "Keras")),
 ]
-OPTIONAL = {"`flax.nnx.jit`", "Haiku", "Flax Linen", "Flax NNX", "`flax.nnx.scan`"}
+OPTIONAL = {"`flax.nnx.jit`", "Haiku", "Flax Linen", "Flax NNX", "`flax.nnx.scan`", "Keras"}
 
 
 @pytest.mark.slow
