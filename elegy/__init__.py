@@ -14,6 +14,7 @@ from elegy import (
 )
 from elegy.captures import debug as debug
 from elegy.checkpoint import load as load, save as save
+from elegy.dtype_policy import DtypePolicy as DtypePolicy
 from elegy.hooks import (
     add_loss as add_loss,
     add_metric as add_metric,
@@ -70,6 +71,7 @@ __all__ = [
     "compact",
     "cond",
     "debug",
+    "DtypePolicy",
     "errors",
     "fori_loop",
     "get_dynamic_context",

@@ -29,6 +29,7 @@ from elegy.errors import IdenticalMembersWarning, ParameterError, TraceError
 from elegy.frames import RNG_ATTRIBUTE, name_of, parts_of, path_of, paths_below, require_same_trace, warn
 from elegy.hooks import Collector
 from elegy.leaves import Node, is_array, is_node
+from elegy.precision import cast
 from elegy.pytree import meta_of, nodes_in, set_born, set_undrawn, walk
 from elegy.random import fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
@@ -43,9 +44,9 @@ Axis = tuple[Hashable, int]
 class Creation:
     """One entry of the journal: a parameter, and how to compute its initial value in whatever trace asks for it."""
 
-    __slots__ = ("make", "module", "name", "stacked", "traced_key", "value")
+    __slots__ = ("compute_dtype", "make", "module", "name", "stacked", "traced_key", "value")
 
-    def __init__(self, module: Node, name: str, make: Make, value: tp.Any, traced_key: bool):
+    def __init__(self, module: Node, name: str, make: Make, value: tp.Any, traced_key: bool, compute_dtype: tp.Any):
         self.module = module
         self.name = name
         self.make = make
@@ -54,6 +55,13 @@ class Creation:
         self.traced_key = traced_key
         # Whether the value is that of several copies of the module, stacked.
         self.stacked = False
+        # The dtype in which the running pass sees it, if that is not its own.
+        self.compute_dtype = compute_dtype
+
+    def show(self) -> tp.Any:
+        """Puts the value in its place, as the running pass is to see it."""
+        self.module.__dict__[self.name] = shown = cast(self.value, self.compute_dtype)
+        return shown
 
 
 class Lane:
@@ -94,7 +102,13 @@ class InitPass:
         self._constructed: dict[tp.Any, int] = {} if self.outer is None else self.outer._constructed
 
     def create(
-        self, module: Node, name: str, make: Make, finish: Callable[[tp.Any], tp.Any], key: Make | None = None
+        self,
+        module: Node,
+        name: str,
+        make: Make,
+        finish: Callable[[tp.Any], tp.Any],
+        key: Make | None = None,
+        compute_dtype: tp.Any = None,
     ) -> tp.Any:
         def value() -> tp.Any:
             before, state.in_initializer = state.in_initializer, True
@@ -114,11 +128,11 @@ class InitPass:
         first = value()
         with jax.ensure_compile_time_eval():
             traced_key = key is not None and has_tracer(first) and isinstance(key(), Tracer)
-        creation = Creation(module, name, value, first, traced_key)
+        creation = Creation(module, name, value, first, traced_key, compute_dtype)
         self.creations.append(creation)
         log(module, lambda: self.creations.remove(creation), created=True)
         write(module, name, creation.value, created=True)
-        return creation.value
+        return creation.show()
 
     def take(self, inner: InitPass) -> None:
         """Takes over what a pass inside this one created."""
@@ -134,7 +148,8 @@ class InitPass:
             if id(creation.module) in ids:
                 creation.stacked = True
                 creation.make = functools.partial(_stacked, creation.make, lane, size)
-                creation.value = creation.module.__dict__[creation.name] = creation.make()
+                creation.value = creation.make()
+                creation.show()
 
     def draw_anew(self, root: Node) -> None:
         """Draws what the constructors of a module, and of those below it that never ran, have drawn, from the keys of
@@ -396,7 +411,8 @@ def _attempt(function, args, kwargs, roots, axis, anew) -> tuple[bool, Exception
                 set_born(node, journal.trace)
         _refuse_stored_tracers(journal)
         for creation in journal.creations:
-            creation.module.__dict__[creation.name] = creation.value
+            creation.compute_dtype = creation.compute_dtype if journal.outer is not None else None
+            creation.show()
     if journal.outer is not None:
         journal.outer.take(journal)
     elif _are_identical(journal):

@@ -20,6 +20,7 @@ from jax.core import Tracer
 from elegy import leaves, parameters as _parameters, pytree, tracing
 from elegy.captures import note_capture, placed_if_captured
 from elegy.containers import freeze_containers
+from elegy.dtype_policy import DtypePolicy, computing, set_dtype_policy
 from elegy.errors import (
     ClassDefinitionError,
     ElegyError,
@@ -358,6 +359,9 @@ def run_method(module: Module, method: str, function: Callable[..., tp.Any], arg
         if method not in meta_of(module).hooks:
             _initialise(module, method, function, args, kwargs)
             run = functools.partial(switch.first_run, run)
+        policy = meta_of(module).dtype_policy
+        if policy is not None:
+            run = computing(policy, run)
         frame = Frame(module, method, trace)
         frames.append(frame)
         try:
@@ -748,6 +752,16 @@ class Module(Node, metaclass=ModuleMeta):
         _parameters.set_trainable(self, trainable)
 
     @property
+    def dtype_policy(self) -> DtypePolicy | None:
+        """The dtypes in which the module keeps its parameters, computes, and answers. Assigning it decides for the
+        module and all below it that have no policy of their own; the default, None, casts nothing."""
+        return tp.cast(tp.Any, meta_of(self).dtype_policy)
+
+    @dtype_policy.setter
+    def dtype_policy(self, policy: DtypePolicy | None) -> None:
+        set_dtype_policy(self, policy)
+
+    @property
     def submodules(self) -> dict[str, tp.Any]:
         """The modules that this one holds itself, by name."""
         return {"/".join(parts): child for parts, child in pytree.child_parts(self)}
@@ -778,7 +792,7 @@ class Module(Node, metaclass=ModuleMeta):
     # -----------------------------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: tp.Any) -> None:
-        if id(self) in _under_construction or name == "trainable":
+        if id(self) in _under_construction or name in ("trainable", "dtype_policy"):
             object.__setattr__(self, name, value)
             return
         if name in self.__dict__ and self.__dict__[name] is value:

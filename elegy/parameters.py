@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import operator
 import typing as tp
@@ -27,6 +28,7 @@ from elegy.errors import (
 from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace, warn
 from elegy.hooks import rng_context
 from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_static
+from elegy.precision import cast
 from elegy.pytree import change, forget_pending, meta_of, set_undrawn, walk
 from elegy.random import RNG, fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
@@ -70,8 +72,12 @@ def add_parameter(
     recipe = Recipe(wanted, dtype, asked, initializer)
     key = _key(module, name, constructing) if recipe.draws else None
     make, finish = recipe.maker(module, name, key)
+    policy = state.dtype_policy if trainable else None
+    if policy is not None and policy.param_dtype is not None:
+        finish = functools.partial(_finish_in, policy.param_dtype, finish)
     if state.init_pass is not None:
-        value = state.init_pass.create(module, name, make, finish, key)
+        compute_dtype = None if policy is None else policy.compute_dtype
+        value = state.init_pass.create(module, name, make, finish, key, compute_dtype)
     else:
         value = finish(make())
         if key is not None:
@@ -85,6 +91,10 @@ def add_parameter(
     if switch.on:
         scopes.check_parameter(module, name, value)
     return value
+
+
+def _finish_in(dtype: tp.Any, finish: Callable[[tp.Any], tp.Any], value: tp.Any) -> tp.Any:
+    return cast(finish(value), dtype)
 
 
 def _require_as_before(module: Node, name: str, value: tp.Any, shape: tuple[int, ...] | None, dtype: tp.Any) -> None:

@@ -75,6 +75,8 @@ class Meta:
     constructed: tuple[str, ...] = ()
     # Method name -> what it creates, in order.
     hooks: Mapping[str, tuple[Record, ...]] = dataclasses.field(default_factory=dict)
+    # The dtypes in which it runs, if it was given some.
+    dtype_policy: Hashable = None
 
     def key(self) -> Hashable:
         # Creation sites stay out: modules made in two places have one structure.
@@ -85,6 +87,7 @@ class Meta:
             tuple(self.dtypes.items()),
             self.frozen,
             self.constructed,
+            self.dtype_policy,
             tuple(
                 (method, tuple((record.attribute, record.arguments) for record in self.hooks[method]))
                 for method in sorted(self.hooks)

@@ -227,7 +227,9 @@ def _name(value: tp.Any) -> str | None:
 
 def _marks(module: Node) -> list[str]:
     meta = meta_of(module)
-    return ["uninitialised"] * (not meta.initialized) + ["frozen"] * (not meta.trainable)
+    dtype = getattr(meta.dtype_policy, "compute_dtype", None)
+    computes = [] if dtype is None else [f"computes in {dtype.name}"]
+    return ["uninitialised"] * (not meta.initialized) + ["frozen"] * (not meta.trainable) + computes
 
 
 def _shown_attributes(module: Node, hide_defaults: bool) -> list[tuple[str, tp.Any]]:

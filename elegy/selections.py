@@ -17,6 +17,7 @@ import jax
 from jax.tree_util import DictKey, GetAttrKey, keystr, tree_flatten_with_path, tree_map_with_path
 
 from elegy.compounds import as_in_containers
+from elegy.dtype_policy import DtypePolicy, set_dtype_policy
 from elegy.errors import ParameterError, SelectionError
 from elegy.frames import name_of
 from elegy.leaves import Node, is_array, is_inexact, is_node, is_static
@@ -350,6 +351,27 @@ class Selection(tp.Generic[Tree]):
         """A copy of the tree in which the selected arrays are what they were declared: parameters are trainable, state
         is not. Of a module that is frozen as a whole, the other arrays stay frozen."""
         return self._with_meta(_unfrozen)
+
+    def with_dtype_policy(self, policy: DtypePolicy | None) -> Tree:
+        """A copy of the tree in which each module that holds a selected array itself has a policy of its own.
+
+        ```python
+        import elegy
+        import jax.numpy as jnp
+
+        mlp = elegy.nn.Sequential(lambda: [elegy.nn.Linear(8), jnp.tanh, elegy.nn.Linear(1)]).init(jnp.ones([1, 3]))
+        half = elegy.DtypePolicy(compute_dtype=jnp.bfloat16)
+        mixed = elegy.select(mlp, "layers/0").with_dtype_policy(half)
+        assert mixed.layers[0].dtype_policy == half and mixed.layers[2].dtype_policy is None
+        ```
+        """
+        tree = copied(self.tree, lambda _, leaf: fresh(leaf))
+        self.places()
+        for place in filter(self._has, _places(tree)):
+            if place.owner is None:
+                raise SelectionError(f"{place.path} is not in a module, and only modules have a dtype policy.")
+            set_dtype_policy(place.owner, policy)
+        return tree
 
     def _with_meta(self, change: Callable[[Node, set[tuple[str, int]]], Meta]) -> Tree:
         self.places()

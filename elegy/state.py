@@ -57,6 +57,8 @@ class State(threading.local):
         self.debugging: bool = False
         # How many functions that elegy.vmap maps are running in each other.
         self.maps: int = 0
+        # The dtypes in which the innermost module with a policy runs.
+        self.dtype_policy: tp.Any = None
         # JAX values.
         self.collector: Collector | None = None
         self._rng: RNG | None = None
