@@ -10,25 +10,41 @@ from elegy.nn.conv import (
     Conv3D as Conv3D,
     ConvND as ConvND,
 )
+from elegy.nn.conv_transpose import (
+    Conv1DTranspose as Conv1DTranspose,
+    Conv2DTranspose as Conv2DTranspose,
+    Conv3DTranspose as Conv3DTranspose,
+    ConvNDTranspose as ConvNDTranspose,
+)
+from elegy.nn.depthwise_conv import DepthwiseConv1D as DepthwiseConv1D, DepthwiseConv2D as DepthwiseConv2D
 from elegy.nn.dropout import Dropout as Dropout
 from elegy.nn.ensemble import Ensemble as Ensemble
 from elegy.nn.flatten import Flatten as Flatten
 from elegy.nn.linear import Linear as Linear
 from elegy.nn.lora import LoRA as LoRA
+from elegy.nn.separable_conv import SeparableConv1D as SeparableConv1D, SeparableConv2D as SeparableConv2D
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
 from elegy.nn.stack import Stack as Stack
 
 __all__ = [
     "BatchNormalization",
     "Conv1D",
+    "Conv1DTranspose",
     "Conv2D",
+    "Conv2DTranspose",
     "Conv3D",
+    "Conv3DTranspose",
     "ConvND",
+    "ConvNDTranspose",
+    "DepthwiseConv1D",
+    "DepthwiseConv2D",
     "Dropout",
     "Ensemble",
     "Flatten",
-    "LoRA",
     "Linear",
+    "LoRA",
+    "SeparableConv1D",
+    "SeparableConv2D",
     "Sequential",
     "Stack",
     "sequential",

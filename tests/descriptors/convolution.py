@@ -26,4 +26,54 @@ DESCRIPTORS = [
         (floats(2, 5, 6, 2),),
     ),
     Descriptor("Conv3D", lambda dtype: nn.Conv3D(2, 2, dtype=dtype), (floats(2, 3, 3, 3, 2),)),
+    Descriptor(
+        "Conv1D, causal",
+        lambda dtype: nn.Conv1D(3, 3, rate=2, padding="CAUSAL", dtype=dtype),
+        (floats(2, 2, 7, 2),),
+    ),
+    Descriptor(
+        "Conv2D, circular",
+        lambda dtype: nn.Conv2D(3, 3, padding="CIRCULAR", data_format="CHW", dtype=dtype),
+        (floats(2, 5, 6),),
+    ),
+    Descriptor("Conv1DTranspose", lambda dtype: nn.Conv1DTranspose(3, 3, stride=2, dtype=dtype), (floats(2, 4, 2),)),
+    Descriptor(
+        "Conv2DTranspose",
+        lambda dtype: nn.Conv2DTranspose(3, [3, 2], stride=2, dtype=dtype),
+        (floats(2, 3, 4, 2),),
+    ),
+    Descriptor(
+        "Conv2DTranspose, output shape",
+        lambda dtype: nn.Conv2DTranspose(
+            3,
+            2,
+            stride=2,
+            output_shape=[5, 7],
+            mask=np.triu(np.ones([2, 2], np.float32))[:, :, None, None],
+            data_format="NCHW",
+            dtype=dtype,
+        ),
+        (floats(2, 2, 3, 4),),
+    ),
+    Descriptor(
+        "Conv3DTranspose",
+        lambda dtype: nn.Conv3DTranspose(2, 2, padding="VALID", with_bias=False, dtype=dtype),
+        (floats(2, 2, 2, 2, 2),),
+    ),
+    Descriptor("DepthwiseConv1D", lambda dtype: nn.DepthwiseConv1D(3, dtype=dtype), (floats(2, 7, 2),)),
+    Descriptor(
+        "DepthwiseConv2D",
+        lambda dtype: nn.DepthwiseConv2D([3, 2], channel_multiplier=2, stride=2, dtype=dtype),
+        (floats(2, 5, 6, 2),),
+    ),
+    Descriptor(
+        "SeparableConv1D",
+        lambda dtype: nn.SeparableConv1D(3, 3, padding="CAUSAL", dtype=dtype),
+        (floats(2, 7, 2),),
+    ),
+    Descriptor(
+        "SeparableConv2D",
+        lambda dtype: nn.SeparableConv2D(3, [3, 2], channel_multiplier=2, stride=2, dtype=dtype),
+        (floats(2, 5, 6, 2),),
+    ),
 ]
