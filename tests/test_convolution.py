@@ -1,5 +1,6 @@
 """Values and gradients are compared with those of Flax NNX, Haiku, Equinox and Keras, with copied weights."""
 
+import math
 from typing import Any, cast
 
 import equinox
@@ -15,6 +16,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import elegy
 from elegy.nn import (
+    AdaptiveAvgPool,
+    AvgPool,
     Conv1D,
     Conv1DTranspose,
     Conv2D,
@@ -24,8 +27,13 @@ from elegy.nn import (
     ConvNDTranspose,
     DepthwiseConv1D,
     DepthwiseConv2D,
+    GlobalAvgPool,
+    GlobalMaxPool,
+    MaxPool,
+    Resize,
     SeparableConv1D,
     SeparableConv2D,
+    Upsample,
 )
 from tests.helpers import assert_close, assert_same
 
@@ -313,6 +321,198 @@ def test_initializers() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Pooling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.usefixtures("default_promotion")
+def test_pooling(seed: int) -> None:
+    random, n = np.random.default_rng(200 + seed), 1 + seed % 3
+    window, strides = (tuple(random.integers(1, 4, n).tolist()) for _ in range(2))
+    padding: Any = ["SAME", "VALID", [(size - 1, int(random.integers(size))) for size in window]][
+        int(random.integers(3))
+    ]
+    options = {"padding": padding} | ({"strides": strides} if random.integers(2) else {})
+    first, x = bool(random.integers(2)), random_input(random, n)
+    data_format = layout(n, first, batch=x.ndim > n + 1)
+    largest, inside = seed % 4 == 0, seed % 2 == 1
+    if largest:
+        pool: Any = MaxPool(window, data_format=data_format, **options)
+    else:
+        pool = AvgPool(window, data_format=data_format, count_include_padding=not inside, **options)
+
+    def reference(_: Any, x: Any) -> Any:
+        theirs: Any = {"window_shape": window, "padding": padding, "strides": options.get("strides", window)}
+        one_batch = x.reshape(math.prod(x.shape[: -1 - n]), *x.shape[-1 - n :])
+        if largest:
+            y = flax.linen.max_pool(one_batch, **theirs)
+        else:
+            y = flax.linen.avg_pool(one_batch, count_include_pad=not inside, **theirs)
+        return y.reshape(*x.shape[: -1 - n], *y.shape[1:])
+
+    x = np.moveaxis(x, -1, -1 - n) if first else x
+    assert_agrees(pool.init(x), moved(reference, n, first), x)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_input_says_how_many_spatial_axes_there_are(n: int) -> None:
+    x = floats(2, *(5, 4, 3)[:n], 3)
+    pairs: list[tuple[Any, Any]] = [
+        (MaxPool(2, 1, 1), MaxPool([2] * n, 1, 1)),
+        (AvgPool(2, padding="SAME"), AvgPool(2, [2] * n, "SAME")),
+        (AvgPool(2, padding=1), AvgPool(2, padding=[(1, 1)] * n)),
+        (GlobalAvgPool(), GlobalAvgPool(data_format=layout(n, first=False))),
+        (AdaptiveAvgPool(2), AdaptiveAvgPool([2] * n)),
+        (Upsample(2), Upsample([2] * n)),
+        (Resize(4), Resize([4] * n)),
+    ]
+
+    @jax.jit
+    def run(x: Any) -> Any:
+        return [(pool(x), known(x), known(x[None, None])[0, 0]) for pool, known in pairs]
+
+    for pool, known in pairs:
+        pool.init(x), known.init(x)
+    for unknown, known, of_many_axes in run(x):
+        assert_close(unknown, known)
+        assert_close(of_many_axes, known)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (MaxPool, {"window_shape": 2}),
+        (AvgPool, {"window_shape": 2}),
+        (AdaptiveAvgPool, {"output_shape": 3}),
+        (Upsample, {"scale": 2}),
+        (Resize, {"shape": 4}),
+        (GlobalAvgPool, {"keepdims": True}),
+        (GlobalMaxPool, {"keepdims": True}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_channels_first(layer: Any, options: dict[str, Any]) -> None:
+    x = floats(2, 5, 4, 3)
+    expected = layer(**options)(x)
+    for data_format in ("channels_first", "NCHW"):
+        y = layer(**options, data_format=data_format)(np.moveaxis(x, -1, 1))
+        assert_close(jnp.moveaxis(y, 1, -1), expected)
+
+
+def test_the_default_average_is_that_of_keras() -> None:
+    x = floats(2, 5, 4, 3)
+    theirs = keras.layers.AveragePooling2D(3, strides=2, padding="same")
+    assert_close(AvgPool(3, 2, "SAME")(x), cast(Any, theirs(x)))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, bool])
+def test_the_maximum_of_integers_and_bools(dtype: Any) -> None:
+    x = np.array([-3, -2, -7, -1, 0], np.int32).astype(dtype)[None, :, None]
+    pooled = MaxPool(2, padding=1)(x)
+    assert pooled.dtype == dtype
+    padded = [x[0, :1, 0], x[0, 1:3, 0], x[0, 3:, 0]]
+    assert pooled[0, :, 0].tolist() == [part.max() for part in padded]
+    assert GlobalMaxPool()(x).dtype == dtype and GlobalMaxPool()(x)[0, 0] == x.max()
+
+
+def test_the_gradient_of_equal_maxima_goes_to_one_of_them() -> None:
+    gradient = jax.grad(lambda x: MaxPool(3)(x).sum())(jnp.ones([1, 3, 1]))
+    assert sorted(gradient[0, :, 0].tolist()) == [0, 0, 1]
+
+
+def test_global_pooling() -> None:
+    x = floats(2, 5, 4, 3)
+    for keepdims in (False, True):
+        assert_agrees(
+            GlobalAvgPool(keepdims=keepdims).init(x), lambda _, x, k=keepdims: jnp.mean(x, (1, 2), keepdims=k), x
+        )
+        assert_agrees(
+            GlobalMaxPool(keepdims=keepdims).init(x), lambda _, x, k=keepdims: jnp.max(x, (1, 2), keepdims=k), x
+        )
+    assert_close(GlobalAvgPool(data_format="CHW")(x[0]), x[0].mean((1, 2)))
+    assert GlobalAvgPool()(x[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7])
+@pytest.mark.parametrize("wanted", [1, 3, 5, 8])
+def test_adaptive_average(size: int, wanted: int) -> None:
+    def along_first_axis(x: Any) -> Any:
+        windows = [(math.floor(i * size / wanted), math.ceil((i + 1) * size / wanted)) for i in range(wanted)]
+        return jnp.stack([jnp.mean(x[start:end], 0) for start, end in windows])
+
+    def reference(_: Any, x: Any) -> Any:
+        return jnp.moveaxis(along_first_axis(jnp.moveaxis(x, 1, 0)), 0, 1)
+
+    x = floats(2, size, 3)
+    assert_agrees(AdaptiveAvgPool(wanted).init(x), reference, x)
+
+
+def test_adaptive_average_of_equal_parts_is_that_of_equinox() -> None:
+    x = floats(3, 6, 8)
+    theirs = equinox.nn.AdaptiveAvgPool2d([3, 2])
+    assert_close(AdaptiveAvgPool([3, 2], data_format="CHW")(x), theirs(x))
+    assert_close(AdaptiveAvgPool([6, 8], data_format="CHW")(x), jnp.asarray(x))
+
+
+def test_an_infinity_stays_in_its_windows() -> None:
+    x = jnp.ones([1, 5, 1]).at[0, 0].set(jnp.inf)
+    assert AdaptiveAvgPool(3)(x)[0, :, 0].tolist() == [jnp.inf, 1, 1]
+    assert AvgPool(2, padding=1)(x)[0, :, 0].tolist() == [jnp.inf, 1, 1]
+
+
+def test_averages_of_half_precision_are_computed_in_single() -> None:
+    x = jnp.ones([1, 1000, 1], jnp.bfloat16)  # 256 + 1 is 256 in bfloat16
+    for pool in (AvgPool(1000), GlobalAvgPool(), AdaptiveAvgPool(1)):
+        y = pool(x)
+        assert y.dtype == jnp.bfloat16 and (y == 1).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resizing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def interpolated(x: Any, axis: int, size: int) -> Any:
+    """Linear interpolation between the centres of pixels, without antialiasing."""
+    centres = np.clip((np.arange(size) + 0.5) * x.shape[axis] / size - 0.5, 0, x.shape[axis] - 1)
+    before = np.floor(centres).astype(int)
+    after = np.minimum(before + 1, x.shape[axis] - 1)
+    weight = (centres - before).reshape([-1 if other == axis else 1 for other in range(x.ndim)]).astype(np.float32)
+    return jnp.take(x, before, axis) * (1 - weight) + jnp.take(x, after, axis) * weight
+
+
+def test_resize() -> None:
+    x = floats(2, 4, 5, 3)
+    bilinear = Resize([3, 7], antialias=False).init(x)
+    assert_agrees(bilinear, lambda _, x: interpolated(interpolated(x, 1, 3), 2, 7), x)
+    assert np.abs(Resize([3, 7])(x) - bilinear(x)).max() > 0.1
+    assert_same(Resize([4, 5])(x), jnp.asarray(x))
+    constant = Resize([6, 2], "lanczos3")(np.ones([1, 4, 5, 1], np.float32))
+    assert_close(constant, jnp.ones([1, 6, 2, 1]))
+
+
+@pytest.mark.parametrize("method", ["nearest", "bilinear", "cubic", "cubic-pytorch", "lanczos5"])
+def test_resize_has_the_methods_of_jax(method: str) -> None:
+    x = floats(3, 4, 5)
+    resized = Resize([6, 2], method, data_format="CHW")(x)
+    for image, original in zip(resized, x, strict=True):
+        assert_close(image, jax.image.resize(original, (6, 2), method))
+
+
+def test_upsample() -> None:
+    x = floats(2, 4, 3, 3)
+    assert_agrees(Upsample([2, 3]).init(x), lambda _, x: jnp.repeat(jnp.repeat(x, 2, 1), 3, 2), x)
+    assert_close(Upsample(2, "bilinear")(x), cast(Any, keras.layers.UpSampling2D(2, interpolation="bilinear")(x)))
+    labels = np.arange(3, dtype=np.uint8)[None, :, None]
+    assert_same(Upsample(2)(labels), jnp.asarray(np.repeat(labels, 2, 1)))
+    assert Upsample(2, "bilinear")(labels).dtype == jnp.float32
+    assert Upsample(2, "bilinear")(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    by_pytorch = jax.image.resize(x[0, ..., 0], (8, 6), "cubic-pytorch", antialias=False)
+    assert_close(Upsample(2, "cubic-pytorch")(x)[0, ..., 0], by_pytorch)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # What the layers have in common
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -402,6 +602,52 @@ def test_kernels_that_are_sharded(kind: Any, layer: Any) -> None:
         (lambda: SeparableConv2D(2, 3, data_format="NWC"), ValueError, "nn.SeparableConv2D: data_format must be"),
         (lambda: SeparableConv2D(1, 8, cast(Any, 3)), TypeError, r"channels .* are inferred: SeparableConv2D\(8, 3\)"),
         (lambda: SeparableConv2D(2, 3)(jnp.ones([4, 8, 8])), ValueError, r"separable_conv2d: the input of SeparableC"),
+        (lambda: MaxPool(0), ValueError, "nn.MaxPool: window_shape must be a positive integer, got 0"),
+        (
+            lambda: MaxPool([2, 2, 1, 1]),
+            ValueError,
+            r"MaxPool: there are one, two or three .* for 4, \[2, 2, 1, 1\]",
+        ),
+        (lambda: MaxPool([2], data_format="NHWC"), ValueError, "nn.MaxPool: window_shape must be an integer or 2"),
+        (lambda: MaxPool([2], strides=[2, 2]), ValueError, "nn.MaxPool: strides must be an integer or 1"),
+        (lambda: MaxPool(2, padding="FULL"), ValueError, "nn.MaxPool: padding must be 'SAME', 'VALID' or numbers"),
+        (lambda: MaxPool(2, padding="CAUSAL"), ValueError, "nn.MaxPool: padding must be 'SAME', 'VALID' or numbers"),
+        (
+            lambda: MaxPool([2, 3], padding=2),
+            ValueError,
+            r"MaxPool: padding must be less than window_shape=\[2, 3\]",
+        ),
+        (lambda: AvgPool(2, padding=[(0, -1)]), ValueError, "nn.AvgPool: padding must be less .* not negative"),
+        (lambda: MaxPool(2, data_format="NHC"), ValueError, "nn.MaxPool: data_format must be .*, got 'NHC'"),
+        (lambda: AvgPool(2, count_include_padding=cast(Any, 1)), TypeError, "AvgPool: count_include_padding must be"),
+        (lambda: MaxPool(2)(jnp.ones([3, 3])), ValueError, r"max_pool: the input of MaxPool .*, got shape \(3, 3\)"),
+        (
+            lambda: MaxPool(2)(jnp.ones([1, 1, 3, 3, 3, 1])),
+            ValueError,
+            r'max_pool: .*got shape \(1, 1, 3, 3, 3, 1\).\n.*several axes of the batch, say data_format="NHWC"',
+        ),
+        (lambda: MaxPool([2, 2])(jnp.ones([8, 8, 3])), ValueError, r"max_pool: .* 4 axes, NHWC, got shape \(8, 8, 3\)"),
+        (lambda: MaxPool(2, padding=1)(jnp.ones([1, 0, 3])), ValueError, "max_pool: .* no elements but the padding"),
+        (lambda: MaxPool(2)(jnp.ones([1, 4, 3], jnp.complex64)), TypeError, "max_pool: there is no largest of complex"),
+        (lambda: GlobalMaxPool(keepdims=cast(Any, 1)), TypeError, "nn.GlobalMaxPool: keepdims must be True or False"),
+        (lambda: GlobalMaxPool(data_format="C"), ValueError, "nn.GlobalMaxPool: data_format must be"),
+        (lambda: GlobalMaxPool()(jnp.ones([2, 0, 3])), ValueError, "global_max_pool: .* no positions"),
+        (
+            lambda: GlobalMaxPool()(jnp.ones([1, 4, 3], jnp.complex64)),
+            TypeError,
+            "global_max_pool: there is no largest",
+        ),
+        (lambda: GlobalAvgPool()(jnp.ones([2, 0, 3])), ValueError, "global_avg_pool: .* no positions"),
+        (lambda: GlobalAvgPool()(jnp.ones([2, 3])), ValueError, "global_avg_pool: the input of GlobalAvgPool must"),
+        (lambda: AdaptiveAvgPool(0), ValueError, "nn.AdaptiveAvgPool: output_shape must be a positive integer"),
+        (lambda: AdaptiveAvgPool(2)(jnp.ones([2, 0, 3])), ValueError, "adaptive_avg_pool: .* no positions to average"),
+        (lambda: Upsample(0), ValueError, "nn.Upsample: scale must be a positive integer"),
+        (lambda: Upsample(2, "bilinea"), ValueError, "nn.Upsample: method must be one .*, got 'bilinea'"),
+        (lambda: Upsample(2)(jnp.ones([2, 0, 3])), ValueError, "upsample: .* no positions to take values from"),
+        (lambda: Resize(0), ValueError, "nn.Resize: shape must be a positive integer"),
+        (lambda: Resize(2, "area "), ValueError, "nn.Resize: method must be one"),
+        (lambda: Resize(2, antialias=cast(Any, 1)), TypeError, "nn.Resize: antialias must be True or False"),
+        (lambda: Resize(2)(jnp.ones([2, 0, 3])), ValueError, "resize: .* no positions to take values from"),
     ],
 )
 def test_errors_name_the_layer(call: Any, error: type[Exception], message: str) -> None:

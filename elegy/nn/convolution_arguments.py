@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from elegy.frames import path_of
 from elegy.module import Module
+from elegy.nn.inputs import positive, positives
 
 Padding = str | int | Sequence[int] | Sequence[Sequence[int]]
 Pairs = tuple[tuple[int, int], ...]
@@ -33,6 +34,49 @@ def layout_of(layer: str, data_format: str, n: int) -> str:
     if data_format not in allowed:
         raise ValueError(f"elegy.nn.{layer}: data_format must be one of {', '.join(allowed)}, got {data_format!r}.")
     return layouts.get(data_format, data_format)
+
+
+_COUNTS = {
+    layout: n
+    for n, spatial in SPATIAL.items()
+    for layout in (f"N{spatial}C", f"NC{spatial}", f"{spatial}C", f"C{spatial}")
+}
+
+
+def spatial_count(layer: str, data_format: str, *sizes: tp.Any) -> int | None:
+    """How many spatial axes a layout by its letters has, or the first of `sizes` that is one for each axis.
+
+    None if the arguments are for any number of them, so that the input says how many there are.
+    """
+    if data_format in _COUNTS:
+        return _COUNTS[data_format]
+    if data_format not in ("channels_last", "channels_first"):
+        raise ValueError(
+            f"elegy.nn.{layer}: data_format must be channels_last, channels_first, or one of {', '.join(_COUNTS)}, "
+            f"got {data_format!r}."
+        )
+    for given in sizes:
+        if isinstance(given, (list, tuple)):
+            if len(given) not in SPATIAL:
+                raise ValueError(
+                    f"elegy.nn.{layer}: there are one, two or three spatial axes, got sizes for {len(given)}, {given}."
+                )
+            return len(given)
+    return None
+
+
+def layout_of_input(layer: Module, shape: tuple[int, ...], data_format: str, n: int | None) -> str:
+    """The layout of an input, of `n` spatial axes or, if that is None, of all but two axes; it must be of its rank."""
+    found = len(shape) - 2 if n is None else n
+    if found not in SPATIAL:
+        hint = "" if found < 1 else '\n  If there are several axes of the batch, say data_format="NHWC", or what it is.'
+        raise ValueError(
+            f"{path_of(layer)}: the input of {type(layer).__name__} must have an axis of the batch, one, two or three "
+            f"spatial axes and one of channels, got shape {shape}.{hint}"
+        )
+    layout = layout_of(type(layer).__name__, data_format, found)
+    check_rank(layer, shape, layout)
+    return layout
 
 
 def channel_axis(layout: str) -> int:
@@ -63,6 +107,16 @@ def check_rank(layer: Module, shape: tuple[int, ...], layout: str) -> None:
         f"{path_of(layer)}: the input of {type(layer).__name__} must have {wanted} axes, {layout}, got shape "
         f"{shape}.{hint}"
     )
+
+
+def for_each_axis(layer: str, name: str, value: tp.Any, n: int | None) -> int | tuple[int, ...]:
+    """An argument that is a positive integer for each of `n` axes, or one for all; one for all if `n` is not known."""
+    return positive(layer, name, value) if n is None else positives(layer, name, value, n)
+
+
+def replicated(value: int | tuple[int, ...], n: int) -> tuple[int, ...]:
+    """One value for each of `n` axes."""
+    return (value,) * n if isinstance(value, int) else value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
