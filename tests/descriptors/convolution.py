@@ -76,4 +76,31 @@ DESCRIPTORS = [
         lambda dtype: nn.SeparableConv2D(3, [3, 2], channel_multiplier=2, stride=2, dtype=dtype),
         (floats(2, 5, 6, 2),),
     ),
+    Descriptor("MaxPool", lambda dtype: nn.MaxPool(2, dtype=dtype), (floats(2, 5, 6, 2),)),
+    Descriptor(
+        "MaxPool, padding",
+        lambda dtype: nn.MaxPool([3], 2, "SAME", data_format="channels_first", dtype=dtype),
+        (floats(2, 2, 2, 7),),
+    ),
+    Descriptor("AvgPool", lambda dtype: nn.AvgPool(2, dtype=dtype), (floats(2, 5, 6, 2),)),
+    Descriptor(
+        "AvgPool, padding",
+        lambda dtype: nn.AvgPool([3], 2, "SAME", data_format="CW", dtype=dtype),
+        (floats(2, 7),),
+    ),
+    Descriptor(
+        "AvgPool, counted padding",
+        lambda dtype: nn.AvgPool([3, 2], 2, 1, count_include_padding=True, dtype=dtype),
+        (floats(2, 5, 6, 2),),
+    ),
+    Descriptor("GlobalMaxPool", lambda dtype: nn.GlobalMaxPool(dtype=dtype), (floats(2, 5, 6, 2),)),
+    Descriptor("GlobalAvgPool", lambda dtype: nn.GlobalAvgPool(keepdims=True, dtype=dtype), (floats(2, 5, 6, 2),)),
+    Descriptor("AdaptiveAvgPool", lambda dtype: nn.AdaptiveAvgPool([2, 4], dtype=dtype), (floats(2, 5, 3, 2),)),
+    Descriptor("Upsample", lambda dtype: nn.Upsample(2, dtype=dtype), (floats(2, 3, 4, 2),)),
+    Descriptor(
+        "Upsample, bicubic",
+        lambda dtype: nn.Upsample([2, 1], "bicubic", data_format="CHW", dtype=dtype),
+        (floats(2, 3, 4),),
+    ),
+    Descriptor("Resize", lambda dtype: nn.Resize([2, 5], dtype=dtype), (floats(2, 3, 4, 2),)),
 ]
