@@ -3,6 +3,7 @@
 import typing as _tp
 
 from elegy import habits as _habits
+from elegy.nn.adaptive_pooling import AdaptiveAvgPool as AdaptiveAvgPool
 from elegy.nn.batch_normalization import BatchNormalization as BatchNormalization
 from elegy.nn.conv import (
     Conv1D as Conv1D,
@@ -10,27 +11,53 @@ from elegy.nn.conv import (
     Conv3D as Conv3D,
     ConvND as ConvND,
 )
+from elegy.nn.conv_transpose import (
+    Conv1DTranspose as Conv1DTranspose,
+    Conv2DTranspose as Conv2DTranspose,
+    Conv3DTranspose as Conv3DTranspose,
+    ConvNDTranspose as ConvNDTranspose,
+)
+from elegy.nn.depthwise_conv import DepthwiseConv1D as DepthwiseConv1D, DepthwiseConv2D as DepthwiseConv2D
 from elegy.nn.dropout import Dropout as Dropout
 from elegy.nn.ensemble import Ensemble as Ensemble
 from elegy.nn.flatten import Flatten as Flatten
+from elegy.nn.global_pooling import GlobalAvgPool as GlobalAvgPool, GlobalMaxPool as GlobalMaxPool
 from elegy.nn.linear import Linear as Linear
 from elegy.nn.lora import LoRA as LoRA
+from elegy.nn.pooling import AvgPool as AvgPool, MaxPool as MaxPool
+from elegy.nn.resize import Resize as Resize, Upsample as Upsample
+from elegy.nn.separable_conv import SeparableConv1D as SeparableConv1D, SeparableConv2D as SeparableConv2D
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
 from elegy.nn.stack import Stack as Stack
 
 __all__ = [
+    "AdaptiveAvgPool",
+    "AvgPool",
     "BatchNormalization",
     "Conv1D",
+    "Conv1DTranspose",
     "Conv2D",
+    "Conv2DTranspose",
     "Conv3D",
+    "Conv3DTranspose",
     "ConvND",
+    "ConvNDTranspose",
+    "DepthwiseConv1D",
+    "DepthwiseConv2D",
     "Dropout",
     "Ensemble",
     "Flatten",
-    "LoRA",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
     "Linear",
+    "LoRA",
+    "MaxPool",
+    "Resize",
+    "SeparableConv1D",
+    "SeparableConv2D",
     "Sequential",
     "Stack",
+    "Upsample",
     "sequential",
 ]
 

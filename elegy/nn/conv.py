@@ -1,23 +1,28 @@
 from __future__ import annotations
 
-import operator
 import typing as tp
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
 
-from elegy.devices import for_convolution
 from elegy.frames import path_of
 from elegy.initializers import VarianceScaling
 from elegy.module import Module
+from elegy.nn.convolution_arguments import (
+    Padding,
+    along_channels,
+    channel_axis,
+    check_rank,
+    covered,
+    fitted,
+    layout_of,
+    padded,
+    padding_names,
+    padding_of,
+)
+from elegy.nn.convolve import convolve
 from elegy.nn.inputs import Flag, Nothing, boolean, converted, positive, positives, refuse_more
-
-Padding = str | int | Sequence[int] | Sequence[Sequence[int]]
-
-# By the number of spatial axes; the channels are last.
-_SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
 
 
 class ConvND(Module):
@@ -33,15 +38,21 @@ class ConvND(Module):
     - `stride`: the step of the window: an integer, or one for each spatial axis.
     - `rate`: the distance between neighbouring elements of the window (its dilation): an integer, or one for each
       spatial axis.
-    - `padding`: `"SAME"` (the output has `ceil(size / stride)` positions), `"VALID"` (no padding), the number of
-      zeros to add at both ends of every spatial axis, or for each spatial axis that number or a pair `(before,
-      after)`.
+    - `padding`: what is added at the ends of the spatial axes:
+        - `"SAME"`: zeros, so that the output has `ceil(size / stride)` positions;
+        - `"VALID"`: nothing;
+        - an integer: that many zeros at both ends of every spatial axis; or for each spatial axis such a number or a
+          pair `(before, after)`;
+        - `"CIRCULAR"`, `"REFLECT"`: as many elements as `"SAME"` with a stride of 1 adds zeros, from the other end of
+          the axis, or the mirror image about the element at the end;
+        - `"CAUSAL"`, in `Conv1D` only: `(kernel_shape - 1) * rate` zeros before the first position, so that no output
+          depends on later inputs.
     - `with_bias`: whether there is a `b`.
     - `w_init`: the initializer of `w`. The default is `elegy.initializers.VarianceScaling()`: a truncated normal of
       variance `1 / (inputs of a filter)`, as in Flax (`lecun_normal`).
     - `b_init`: the initializer of `b`.
     - `data_format`: `"channels_last"` or `"channels_first"`, or the layout by its letters, such as `"NHWC"` or
-      `"NCHW"`.
+      `"NCHW"`. Without the `N`, as in `"HWC"` or `"CHW"`, the layer takes single examples.
     - `mask`: an array that is multiplied with `w`, of the shape of `w` or one that broadcasts to it.
     - `groups`: the number of groups into which the input channels are split; each filter sees one group.
     - `name`, `dtype`: those of `elegy.Module`.
@@ -92,11 +103,11 @@ class ConvND(Module):
         self.kernel_shape = positives(layer, "kernel_shape", kernel_shape, n)
         self.stride = positives(layer, "stride", stride, n)
         self.rate = positives(layer, "rate", rate, n)
-        self.padding = _padding(layer, padding, n)
+        self.padding = padding_of(layer, padding, n, padding_names(n))
         self.with_bias = boolean(layer, "with_bias", with_bias)
         self.w_init = VarianceScaling() if w_init is None else w_init
         self.b_init = jnp.zeros if b_init is None else b_init
-        self.data_format = _data_format(layer, data_format, n)
+        self.data_format = layout_of(layer, data_format, n)
         self.mask = None if mask is None else jnp.asarray(mask)
         self.groups = positive(layer, "groups", groups)
         if self.output_channels % self.groups:
@@ -104,62 +115,32 @@ class ConvND(Module):
                 f"elegy.nn.{layer}: output_channels={output_channels} cannot be split into groups={groups} equal parts."
             )
 
-    def call(self, x: Num[ArrayLike, "batch ..."]) -> Inexact[Array, "batch ..."]:
+    def call(self, x: Num[ArrayLike, "..."]) -> Inexact[Array, "..."]:
         """**Arguments:**
 
-        - `x`: a batch: `[batch, *spatial, channels]`, or as `data_format` has it.
+        - `x`: a batch: `[batch, *spatial, channels]`, or as `data_format` has it. There may be any number of axes of
+          the batch.
 
         **Returns:** an array of the same layout, with `output_channels` channels.
         """
-        self._check_rank(jnp.shape(x))
-        channel_axis = self.data_format.index("C")
-        channels = jnp.shape(x)[channel_axis]
+        shape = jnp.shape(x)
+        check_rank(self, shape, self.data_format)
+        channels = shape[channel_axis(self.data_format)]
         if channels % self.groups:
             raise ValueError(
                 f"{path_of(self)}: the {channels} channels of the input cannot be split into groups={self.groups} "
                 "equal parts."
             )
-        shape = (*self.kernel_shape, channels // self.groups, self.output_channels)
-        w = self.add_parameter("w", shape, initializer=self.w_init)
+        of_w = (*self.kernel_shape, channels // self.groups, self.output_channels)
+        w = self.add_parameter("w", of_w, initializer=self.w_init)
         x = converted(self, x, w.dtype)
-        w = w if self.mask is None else w * self._fitted(self.mask, w)
-        w, out_sharding = for_convolution(x, w, channel_axis)
-        y = jax.lax.conv_general_dilated(
-            x,
-            w,
-            window_strides=self.stride,
-            padding=self.padding,
-            rhs_dilation=self.rate,
-            dimension_numbers=(self.data_format, _SPATIAL[self.num_spatial_dims] + "IO", self.data_format),
-            feature_group_count=self.groups,
-            out_sharding=out_sharding,
-        )
+        w = w if self.mask is None else w * fitted(self, self.mask, w)
+        x, padding = padded(self, x, self.data_format, self.padding, covered(self.kernel_shape, self.rate))
+        y = convolve(x, w, self.data_format, padding=padding, stride=self.stride, rate=self.rate, groups=self.groups)
         if self.with_bias:
             b = self.add_parameter("b", [self.output_channels], initializer=self.b_init)
-            y = y + jax.lax.broadcast_in_dim(b, y.shape, (channel_axis,))
+            y = y + along_channels(b, y, self.data_format)
         return y
-
-    def _check_rank(self, shape: tuple[int, ...]) -> None:
-        if not hasattr(type(self), "num_spatial_dims"):
-            raise TypeError("elegy.nn.ConvND is the base class of Conv1D, Conv2D and Conv3D: use one of those.")
-        n = self.num_spatial_dims
-        if len(shape) != n + 2:
-            one_less = (
-                "\n  Give one image an axis of the batch, x[None], and images without channels one, x[..., None]."
-            )
-            hint = one_less if len(shape) == n + 1 else ""
-            raise ValueError(
-                f"{path_of(self)}: the input of {type(self).__name__} must have {n + 2} axes, {self.data_format}, "
-                f"got shape {shape}.{hint}"
-            )
-
-    def _fitted(self, mask: Array, w: Array) -> Array:
-        try:
-            return jnp.broadcast_to(mask, w.shape).astype(w.dtype)
-        except ValueError:
-            raise ValueError(
-                f"{path_of(self)}: mask has shape {mask.shape}, which does not broadcast to that of w, {w.shape}."
-            ) from None
 
 
 class Conv1D(ConvND):
@@ -171,8 +152,11 @@ class Conv1D(ConvND):
     import elegy
     import jax.numpy as jnp
 
-    conv = elegy.nn.Conv1D(output_channels=8, kernel_shape=3)
-    assert conv(jnp.ones([5, 20, 2])).shape == (5, 20, 8)
+    conv = elegy.nn.Conv1D(output_channels=8, kernel_shape=3, padding="CAUSAL")
+    x = jnp.ones([5, 20, 2])
+    y = conv(x)
+    assert y.shape == (5, 20, 8)
+    assert bool((conv(x.at[:, 10:].set(0))[:, :10] == y[:, :10]).all())
     ```
     """
 
@@ -211,31 +195,3 @@ class Conv3D(ConvND):
     """
 
     num_spatial_dims = 3
-
-
-def _padding(layer: str, padding: tp.Any, n: int) -> str | tuple[tuple[int, int], ...]:
-    """`"SAME"`, `"VALID"`, or the zeros before and after each spatial axis."""
-    if isinstance(padding, str):
-        if padding.upper() not in ("SAME", "VALID"):
-            raise ValueError(f"elegy.nn.{layer}: padding must be 'SAME', 'VALID' or numbers of zeros, got {padding!r}.")
-        return padding.upper()
-    axes = (padding,) * n if isinstance(padding, int) else tuple(padding)
-    pairs = tuple(tuple(axis) if isinstance(axis, (tuple, list)) else (axis, axis) for axis in axes)
-    if len(pairs) != n or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(
-            f"elegy.nn.{layer}: padding must be 'SAME', 'VALID', an integer, or for each of the {n} spatial axes an "
-            f"integer or a pair (before, after), got {padding!r}."
-        )
-    return tuple((operator.index(before), operator.index(after)) for before, after in pairs)
-
-
-def _data_format(layer: str, data_format: str, n: int) -> str:
-    """The layout by its letters, such as `NHWC`."""
-    spatial = _SPATIAL[n]
-    layouts = {"channels_last": f"N{spatial}C", "channels_first": f"NC{spatial}"}
-    if data_format not in (*layouts, *layouts.values()):
-        raise ValueError(
-            f"elegy.nn.{layer}: data_format must be one of {', '.join((*layouts, *layouts.values()))}, "
-            f"got {data_format!r}."
-        )
-    return layouts.get(data_format, data_format)
