@@ -3,34 +3,60 @@
 import typing as _tp
 
 from elegy import habits as _habits
+from elegy.nn.alpha_dropout import AlphaDropout as AlphaDropout
 from elegy.nn.batch_normalization import BatchNormalization as BatchNormalization
+from elegy.nn.bilinear import Bilinear as Bilinear
 from elegy.nn.conv import (
     Conv1D as Conv1D,
     Conv2D as Conv2D,
     Conv3D as Conv3D,
     ConvND as ConvND,
 )
+from elegy.nn.drop_path import DropPath as DropPath
 from elegy.nn.dropout import Dropout as Dropout
+from elegy.nn.einsum import Einsum as Einsum
+from elegy.nn.embedding import Embedding as Embedding
 from elegy.nn.ensemble import Ensemble as Ensemble
 from elegy.nn.flatten import Flatten as Flatten
+from elegy.nn.glu import GEGLU as GEGLU, GLU as GLU, SwiGLU as SwiGLU
+from elegy.nn.identity import Identity as Identity
+from elegy.nn.lambda_ import Lambda as Lambda
 from elegy.nn.linear import Linear as Linear
+from elegy.nn.linear_general import LinearGeneral as LinearGeneral
 from elegy.nn.lora import LoRA as LoRA
+from elegy.nn.mlp import MLP as MLP
+from elegy.nn.prelu import PReLU as PReLU
+from elegy.nn.reshape import Reshape as Reshape
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
 from elegy.nn.stack import Stack as Stack
 
 __all__ = [
+    "AlphaDropout",
     "BatchNormalization",
+    "Bilinear",
     "Conv1D",
     "Conv2D",
     "Conv3D",
     "ConvND",
+    "DropPath",
     "Dropout",
+    "Einsum",
+    "Embedding",
     "Ensemble",
     "Flatten",
-    "LoRA",
+    "GEGLU",
+    "GLU",
+    "Identity",
+    "Lambda",
     "Linear",
+    "LinearGeneral",
+    "LoRA",
+    "MLP",
+    "PReLU",
+    "Reshape",
     "Sequential",
     "Stack",
+    "SwiGLU",
     "sequential",
 ]
 
