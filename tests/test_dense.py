@@ -366,6 +366,39 @@ def test_bilinear(shape: Any, with_bias: bool) -> None:
     assert_agree(layer, theirs, x, y)
 
 
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (lambda: Embedding(8, 8), (np.arange(32).reshape(8, 4) % 8,)),
+        (lambda: LinearGeneral((8, 8)), (floats(8, 4, 8),)),
+        (lambda: Einsum("btd,dhk->bthk", (None, 8, 8), bias_axes="hk"), (floats(8, 4, 8),)),
+        (lambda: Bilinear(8), (floats(8, 8), floats(8, 8, seed=1))),
+        (lambda: SwiGLU(8), (floats(8, 8),)),
+    ],
+    ids=["Embedding", "LinearGeneral", "Einsum", "Bilinear", "SwiGLU"],
+)
+def test_explicit_meshes(make: Any, inputs: Any, axis: int) -> None:
+    """The batch and the parameters are sharded over the same axis of a mesh."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    layer = make().init(*inputs, rng=0)
+
+    def run(layer: Any, *inputs: Any) -> Any:
+        return jax.value_and_grad(lambda layer: jnp.sum(layer.apply(*inputs)[0] ** 2))(layer)
+
+    expected, gradients = run(layer, *inputs)
+
+    def on_mesh(leaf: Any, axis: int) -> jax.Array:
+        axes = [None] * leaf.ndim
+        axes[axis] = cast(Any, "data")
+        return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*axes)))
+
+    with jax.set_mesh(mesh):
+        sharded = jax.tree.map(lambda leaf: on_mesh(leaf, axis), layer)
+        loss, of_sharded = jax.jit(run)(sharded, *(on_mesh(jnp.asarray(x), 0) for x in inputs))
+    assert_close((loss, of_sharded.get_parameters()), (expected, gradients.get_parameters()), rtol=1e-4, atol=1e-4)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Gated units, MLP
 # ---------------------------------------------------------------------------------------------------------------------

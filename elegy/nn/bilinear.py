@@ -10,6 +10,7 @@ from elegy.initializers import VarianceScaling
 from elegy.module import Module
 from elegy.nn.inputs import Flag, boolean, converted, positive
 from elegy.nn.kernels import drawn_as_matrix
+from elegy.nn.meshes import beside
 
 
 class Bilinear(Module):
@@ -73,8 +74,9 @@ class Bilinear(Module):
             )
         shape = [left[-1], right[-1], self.output_size]
         w = self.add_parameter("w", shape, initializer=drawn_as_matrix(self, self.w_init, (0, 1)))
-        z = jnp.einsum("...i,...j,ijk->...k", converted(self, x, w.dtype), converted(self, y, w.dtype), w)
+        x, y = converted(self, x, w.dtype), converted(self, y, w.dtype)
+        z = jnp.einsum("...i,...j,ijk->...k", x, y, beside(y, beside(x, w)))
         if self.with_bias:
             b = self.add_parameter("b", [self.output_size], initializer=self.b_init)
-            z = z + jnp.broadcast_to(b, z.shape)
+            z = z + jnp.broadcast_to(beside(z, b), z.shape)
         return z

@@ -13,6 +13,7 @@ from elegy.initializers import VarianceScaling
 from elegy.module import Module
 from elegy.nn.inputs import converted, positive
 from elegy.nn.kernels import drawn_as_matrix
+from elegy.nn.meshes import beside
 
 # Letters of axes, with at most one ellipsis among them.
 _AXES = r"[a-zA-Z]*(?:\.\.\.)?[a-zA-Z]*"
@@ -90,11 +91,12 @@ class Einsum(Module):
         summed = [axis for axis, letter in enumerate(kernel) if letter not in output]
         shape = [sizes[letter] for letter in kernel]
         w = self.add_parameter("w", shape, initializer=drawn_as_matrix(self, self.w_init, summed))
-        y = jnp.einsum(self.equation, converted(self, x, w.dtype), w)
+        x = converted(self, x, w.dtype)
+        y = jnp.einsum(self.equation, x, beside(x, w))
         if self.bias_axes:
             axes = {letter: axis for letter, axis in _positions(output, y.ndim).items() if letter in self.bias_axes}
             b = self.add_parameter("b", [sizes[letter] for letter in axes], initializer=self.b_init)
-            y = y + jax.lax.broadcast_in_dim(b, y.shape, tuple(axes.values()))
+            y = y + jax.lax.broadcast_in_dim(beside(y, b), y.shape, tuple(axes.values()))
         return y
 
     def _check_equation(self) -> None:

@@ -12,6 +12,7 @@ from elegy.frames import path_of
 from elegy.initializers import RandomNormal
 from elegy.module import Module, compact
 from elegy.nn.inputs import converted, floating, positive
+from elegy.nn.meshes import for_lookup
 
 
 class Embedding(Module):
@@ -90,7 +91,9 @@ class Embedding(Module):
         if ids.dtype.itemsize == 8:  # JAX takes the lower half of a large integer
             ids = jnp.clip(ids.astype(jnp.int64), -1, self.vocab_size)
         # Small integers cannot hold the number of rows, with which they are compared.
-        return w.at[ids.astype(jnp.int32)].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        ids = ids.astype(jnp.int32)
+        w, out_sharding = for_lookup(ids, w)
+        return w.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=out_sharding)
 
     @compact
     def attend(self, query: Num[ArrayLike, "*batch embed_dim"]) -> Inexact[Array, "*batch vocab_size"]:

@@ -7,7 +7,6 @@ import typing as tp
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 
 from elegy.hooks import next_rng_key
 from elegy.module import Module
@@ -29,6 +28,6 @@ def drawn_as_matrix(layer: Module, initializer: tp.Any, summed: Sequence[int]) -
         sizes = [shape[axis] for axis in order]
         matrix = (math.prod(sizes[: len(summed)]), math.prod(sizes[len(summed) :]))
         make, finish = Recipe(matrix, dtype, None, initializer).maker(layer, "w", next_rng_key)
-        return jnp.transpose(finish(make()).reshape(sizes), np.argsort(order))
+        return jnp.moveaxis(finish(make()).reshape(sizes), range(len(order)), order)
 
     return initialise

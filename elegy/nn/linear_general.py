@@ -12,6 +12,7 @@ from elegy.module import Module
 from elegy.nn.axes import axis_numbers, counted
 from elegy.nn.inputs import Flag, boolean, converted, positive
 from elegy.nn.kernels import drawn_as_matrix
+from elegy.nn.meshes import beside
 
 
 class LinearGeneral(Module):
@@ -82,8 +83,9 @@ class LinearGeneral(Module):
         rows = range(len(axes))
         shape = (*(jnp.shape(x)[axis] for axis in axes), *self.output_shape)
         w = self.add_parameter("w", shape, initializer=drawn_as_matrix(self, self.w_init, rows))
-        y = jax.lax.dot_general(converted(self, x, w.dtype), w, ((axes, rows), ((), ())))
+        x = converted(self, x, w.dtype)
+        y = jax.lax.dot_general(x, beside(x, w), ((axes, rows), ((), ())))
         if self.with_bias:
             b = self.add_parameter("b", self.output_shape, initializer=self.b_init)
-            y = y + jax.lax.broadcast_in_dim(b, y.shape, range(y.ndim - b.ndim, y.ndim))
+            y = y + jax.lax.broadcast_in_dim(beside(y, b), y.shape, range(y.ndim - b.ndim, y.ndim))
         return y

@@ -11,6 +11,7 @@ from elegy.initializers import Constant
 from elegy.module import Module
 from elegy.nn.axes import axis_numbers, counted
 from elegy.nn.inputs import converted
+from elegy.nn.meshes import beside
 
 
 class PReLU(Module):
@@ -69,4 +70,4 @@ class PReLU(Module):
         sizes = [shape[axis] for axis in axes]
         slope = self.add_parameter("negative_slope", sizes, initializer=self.negative_slope_init)
         x = converted(self, x, slope.dtype)
-        return jnp.where(x >= 0, x, x * jax.lax.broadcast_in_dim(slope, shape, axes))
+        return jnp.where(x >= 0, x, x * jax.lax.broadcast_in_dim(beside(x, slope), shape, axes))
