@@ -342,6 +342,37 @@ def test_ellipsis_of_any_rank(shape: Any) -> None:
     assert_agree(layer, theirs, x)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_einsum_of_random_equations(seed: int) -> None:
+    """Axes in any order, of all kinds: of the input alone, of the input and the weight (summed over or not), and new."""
+    generator = np.random.default_rng(seed)
+    letters = {"abcdefgh"[axis]: int(size) for axis, size in enumerate(generator.integers(1, 4, 8))}
+    kept, own, summed, new = "abc"[: seed % 3 + 1], "d"[: seed % 2], "ef"[: seed // 2 % 3], "gh"[: seed // 3 % 2 + 1]
+
+    def shuffled(*parts: str) -> list[str]:
+        return list(generator.permutation([*"".join(parts)]))
+
+    x, w, y = shuffled(kept, own, summed), shuffled(own, summed, new), shuffled(own, new, kept[1:])
+    y.insert(0, kept[0])  # the batch
+    bias = "".join(shuffled("".join(y))[: seed % 4])
+    shape = [letters[letter] for letter in x]
+    sizes = [letters[letter] if letter in w or generator.random() < 0.5 else None for letter in y[1:]]
+    if seed % 4 == 3:
+        x.insert(int(generator.integers(len(x) + 1)), "...")
+        y.insert(int(generator.integers(1, len(y) + 1)), "...")
+        shape[x.index("...") : x.index("...")] = [2, 3]
+    equation = f"{''.join(x)},{''.join(w)}->{''.join(y)}"
+    inputs = floats(*shape)
+    layer = Einsum(equation, sizes, bias_axes=bias, b_init=NORMAL).init(inputs)
+
+    expected = np.einsum(equation, inputs, np.asarray(layer.w), dtype=np.float64)
+    if bias:
+        of_bias = "".join(letter for letter in y if letter in bias)
+        ones = np.ones_like(expected)
+        expected = expected + np.einsum(f"{''.join(y)},{of_bias}->{''.join(y)}", ones, np.asarray(layer.b))
+    np.testing.assert_allclose(layer(inputs), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_bias_in_the_middle_and_before_an_ellipsis() -> None:
     x = floats(2, 3, 4, 5)
     layer = Einsum("ab...d,bc->a...cd", (6, None), bias_axes="ac", b_init=NORMAL).init(x)
@@ -473,7 +504,8 @@ def test_dropout_of_mlp_follows_the_activation() -> None:
         assert_same(mlp(x), mlp(x, training=False))
     linear: Any = MLP([8, 8], activation=jnp.cos, dropout_rate=0.5).init(x)
     assert (linear(x) != 0).all() and (linear(x) != linear(x)).any()
-    assert set(MLP([8, 8]).init(x).get_parameters()) == {"layers"}
+    for without in (MLP([8, 8]), MLP([8], dropout_rate=0.5)):  # a single layer has no activation to follow
+        assert set(without.init(x).get_parameters()) == {"layers"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -698,10 +730,13 @@ anything: Any = None
             ValueError,
             "nn.MLP: output_sizes must be a list with the size of each layer, got 3",
         ),
+        (lambda: MLP([3], activation=cast(Any, "relu")), TypeError, "MLP: activation must be a function .* got 'relu'"),
+        (lambda: MLP([3], activation=PReLU), TypeError, r"MLP: activation is the class PReLU.\n  Construct it: PReLU"),
+        (lambda: SwiGLU(3, activation=cast(Any, 3)), TypeError, "nn.SwiGLU: activation must be a function"),
         (lambda: MLP([3, 0]), ValueError, "nn.MLP: output_sizes must be a positive integer, got 0"),
         (lambda: MLP([3], activate_final=cast(Any, 1)), TypeError, "MLP: activate_final must be True or False"),
         (lambda: MLP([3], with_bias=cast(Any, 1)), TypeError, "MLP: with_bias must be True or False"),
-        (lambda: MLP([3], dropout_rate=1), ValueError, r"rate .* must be in \[0, 1\), got 1"),
+        (lambda: MLP([3], dropout_rate=1), ValueError, r"nn.MLP: dropout_rate .* must be in \[0, 1\), got 1"),
         (lambda: Dropout(0.5, shared_axes=(1, 1)), ValueError, "nn.Dropout: shared_axes must be an integer or a list"),
         (lambda: Dropout(0.5, shared_axes=2)(floats(2, 3)), ValueError, r"dropout: shared_axes=\(2,\) must be"),
         (lambda: AlphaDropout(1), ValueError, r"nn.AlphaDropout: rate .* must be in \[0, 1\), got 1"),

@@ -81,11 +81,11 @@ class Dropout(Module):
         return jnp.where(kept, x / (1 - self.rate), 0)
 
 
-def probability(layer: str, rate: tp.Any) -> float:
-    """The argument `rate` of a layer that drops something."""
+def probability(layer: str, rate: tp.Any, name: str = "rate") -> float:
+    """An argument that is the rate of a layer that drops something."""
     if isinstance(rate, bool) or not 0 <= rate < 1:
         raise ValueError(
-            f"elegy.nn.{layer}: rate is the probability to drop an element and must be in [0, 1), got {rate}."
+            f"elegy.nn.{layer}: {name} is the probability to drop an element and must be in [0, 1), got {rate}."
         )
     return float(rate)
 

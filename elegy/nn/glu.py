@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
 
 from elegy.module import Module
+from elegy.nn.activation import checked_activation
 from elegy.nn.inputs import Flag, boolean, positive
 from elegy.nn.linear import Linear
 
@@ -58,7 +59,7 @@ class GLU(Module):
         super().__init__(name=name, dtype=dtype)
         layer = type(self).__name__
         self.output_size = positive(layer, "output_size", output_size)
-        self.activation = activation
+        self.activation = checked_activation(layer, activation)
         given = {
             "with_bias": boolean(layer, "with_bias", with_bias),
             "w_init": w_init,

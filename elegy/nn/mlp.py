@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
 
 from elegy.module import Module
-from elegy.nn.dropout import Dropout
+from elegy.nn.activation import checked_activation
+from elegy.nn.dropout import Dropout, probability
 from elegy.nn.inputs import Flag, boolean, positive
 from elegy.nn.linear import Linear
 
@@ -19,7 +20,7 @@ class MLP(Module):
     **Arguments:**
 
     - `output_sizes`: the size of the output of each layer. That of the input is inferred.
-    - `activation`: a function of arrays.
+    - `activation`: a function of arrays, or a module such as `elegy.nn.PReLU()`, which all layers share.
     - `activate_final`: whether the activation, and the dropout, follow the last layer too.
     - `dropout_rate`: the rate of an `elegy.nn.Dropout` after each activation. The default is no dropout.
     - `with_bias`, `w_init`, `b_init`: those of each `elegy.nn.Linear`.
@@ -27,7 +28,7 @@ class MLP(Module):
 
     **Attributes:** `layers`, a tuple of `elegy.nn.Linear`; the weight of the first one is found at `layers/0/w`.
 
-    **State:** with a `dropout_rate`, that of `dropout`, an `elegy.nn.Dropout`.
+    **State:** with a `dropout_rate`, and an activation that it can follow, that of `dropout`, an `elegy.nn.Dropout`.
 
     It is what Haiku has under this name, except that dropout follows the activation, as in the paper about dropout, and
     does not precede it. Where the activation is a `relu`, this is the same.
@@ -61,11 +62,13 @@ class MLP(Module):
                 f"elegy.nn.MLP: output_sizes must be a list with the size of each layer, got {output_sizes!r}."
             )
         sizes = [positive("MLP", "output_sizes", size) for size in output_sizes]
-        self.activation = activation
+        self.activation = checked_activation("MLP", activation)
         self.activate_final = boolean("MLP", "activate_final", activate_final)
         given = {"with_bias": boolean("MLP", "with_bias", with_bias), "w_init": w_init, "b_init": b_init}
         self.layers = [Linear(size, **given, dtype=dtype) for size in sizes]
-        self.dropout = None if dropout_rate is None else Dropout(dropout_rate, dtype=dtype)
+        rate = None if dropout_rate is None else probability("MLP", dropout_rate, "dropout_rate")
+        activates = len(sizes) > 1 or self.activate_final
+        self.dropout = None if rate is None or not activates else Dropout(rate, dtype=dtype)
 
     def call(self, x: Num[ArrayLike, "*batch in"], training: Flag | None = None) -> Inexact[Array, "*batch out"]:
         """**Arguments:**
