@@ -344,7 +344,7 @@ def test_ellipsis_of_any_rank(shape: Any) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_einsum_of_random_equations(seed: int) -> None:
-    """Axes in any order, of all kinds: of the input alone, of the input and the weight (summed over or not), and new."""
+    """Axes in any order and of all kinds: of the input, of the input and the weight (summed over or not), and new."""
     generator = np.random.default_rng(seed)
     letters = {"abcdefgh"[axis]: int(size) for axis, size in enumerate(generator.integers(1, 4, 8))}
     kept, own, summed, new = "abc"[: seed % 3 + 1], "d"[: seed % 2], "ef"[: seed // 2 % 3], "gh"[: seed // 3 % 2 + 1]
