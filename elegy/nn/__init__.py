@@ -4,7 +4,9 @@ import typing as _tp
 
 from elegy import habits as _habits
 from elegy.nn.adaptive_pooling import AdaptiveAvgPool as AdaptiveAvgPool
+from elegy.nn.alpha_dropout import AlphaDropout as AlphaDropout
 from elegy.nn.batch_normalization import BatchNormalization as BatchNormalization
+from elegy.nn.bilinear import Bilinear as Bilinear
 from elegy.nn.conv import (
     Conv1D as Conv1D,
     Conv2D as Conv2D,
@@ -18,22 +20,34 @@ from elegy.nn.conv_transpose import (
     ConvNDTranspose as ConvNDTranspose,
 )
 from elegy.nn.depthwise_conv import DepthwiseConv1D as DepthwiseConv1D, DepthwiseConv2D as DepthwiseConv2D
+from elegy.nn.drop_path import DropPath as DropPath
 from elegy.nn.dropout import Dropout as Dropout
+from elegy.nn.einsum import Einsum as Einsum
+from elegy.nn.embedding import Embedding as Embedding
 from elegy.nn.ensemble import Ensemble as Ensemble
 from elegy.nn.flatten import Flatten as Flatten
 from elegy.nn.global_pooling import GlobalAvgPool as GlobalAvgPool, GlobalMaxPool as GlobalMaxPool
+from elegy.nn.glu import GEGLU as GEGLU, GLU as GLU, SwiGLU as SwiGLU
+from elegy.nn.identity import Identity as Identity
+from elegy.nn.lambda_ import Lambda as Lambda
 from elegy.nn.linear import Linear as Linear
+from elegy.nn.linear_general import LinearGeneral as LinearGeneral
 from elegy.nn.lora import LoRA as LoRA
 from elegy.nn.pooling import AvgPool as AvgPool, MaxPool as MaxPool
 from elegy.nn.resize import Resize as Resize, Upsample as Upsample
 from elegy.nn.separable_conv import SeparableConv1D as SeparableConv1D, SeparableConv2D as SeparableConv2D
+from elegy.nn.mlp import MLP as MLP
+from elegy.nn.prelu import PReLU as PReLU
+from elegy.nn.reshape import Reshape as Reshape
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
 from elegy.nn.stack import Stack as Stack
 
 __all__ = [
     "AdaptiveAvgPool",
     "AvgPool",
+    "AlphaDropout",
     "BatchNormalization",
+    "Bilinear",
     "Conv1D",
     "Conv1DTranspose",
     "Conv2D",
@@ -44,7 +58,10 @@ __all__ = [
     "ConvNDTranspose",
     "DepthwiseConv1D",
     "DepthwiseConv2D",
+    "DropPath",
     "Dropout",
+    "Einsum",
+    "Embedding",
     "Ensemble",
     "Flatten",
     "GlobalAvgPool",
@@ -58,6 +75,19 @@ __all__ = [
     "Sequential",
     "Stack",
     "Upsample",
+    "GEGLU",
+    "GLU",
+    "Identity",
+    "Lambda",
+    "Linear",
+    "LinearGeneral",
+    "LoRA",
+    "MLP",
+    "PReLU",
+    "Reshape",
+    "Sequential",
+    "Stack",
+    "SwiGLU",
     "sequential",
 ]
 

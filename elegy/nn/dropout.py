@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import typing as tp
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Inexact, Num
+from jaxtyping import Array, ArrayLike, Bool, Inexact, Num
 
 from elegy.hooks import is_initializing, next_rng_key
 from elegy.module import Module
+from elegy.nn.axes import axis_numbers, counted
 from elegy.nn.inputs import Flag, floating, trains
 from elegy.random import KeyLike, as_key
 
@@ -21,6 +23,8 @@ class Dropout(Module):
     **Arguments:**
 
     - `rate`: the probability, in `[0, 1)`.
+    - `shared_axes`: the axes along which the mask is the same, an integer or several: `(1, 2)` drops whole channels of
+      images `[batch, height, width, channels]`. The default is a draw for each element.
     - `name`, `dtype`: those of `elegy.Module`. The dtype matters for inputs of integers or bools only, which are
       converted to it.
 
@@ -39,13 +43,17 @@ class Dropout(Module):
     ```
     """
 
-    def __init__(self, rate: float | int, *, name: str | None = None, dtype: tp.Any = None):
+    def __init__(
+        self,
+        rate: float | int,
+        *,
+        shared_axes: int | Sequence[int] = (),
+        name: str | None = None,
+        dtype: tp.Any = None,
+    ):
         super().__init__(name=name, dtype=dtype)
-        if isinstance(rate, bool) or not 0 <= rate < 1:
-            raise ValueError(
-                f"elegy.nn.Dropout: rate is the probability to drop an element and must be in [0, 1), got {rate}."
-            )
-        self.rate = float(rate)
+        self.rate = probability("Dropout", rate)
+        self.shared_axes = axis_numbers("Dropout", "shared_axes", shared_axes)
 
     def call(
         self,
@@ -63,13 +71,32 @@ class Dropout(Module):
         **Returns:** an array of the shape and dtype of `x`.
         """
         x = floating(self, x)
-        training = trains(self, training)
-        # An init pass in evaluation mode draws too, so that the layer has a key of its own when training begins.
-        if self.rate == 0 or not (training or is_initializing()):
+        shared = counted(self, "shared_axes", self.shared_axes, x.shape)
+        shape = tuple(1 if axis in shared else size for axis, size in enumerate(x.shape))
+        kept = drawn_mask(self, self.rate, shape, training, rng)
+        if kept is None:
             return x
-        key = next_rng_key() if rng is None else as_key(rng)
-        if not training:
-            return x
-        kept = jax.random.bernoulli(key, 1 - self.rate, x.shape)
+        kept = jnp.broadcast_to(kept, x.shape) if shared else kept
         # A scalar goes with any sharding of the mask; an array of zeros has that of `x`, which the mask need not have.
         return jnp.where(kept, x / (1 - self.rate), 0)
+
+
+def probability(layer: str, rate: tp.Any, name: str = "rate") -> float:
+    """An argument that is the rate of a layer that drops something."""
+    if isinstance(rate, bool) or not 0 <= rate < 1:
+        raise ValueError(
+            f"elegy.nn.{layer}: {name} is the probability to drop an element and must be in [0, 1), got {rate}."
+        )
+    return float(rate)
+
+
+def drawn_mask(
+    layer: Module, rate: float, shape: tuple[int, ...], training: tp.Any, rng: KeyLike | None
+) -> Bool[Array, "..."] | None:
+    """What stays, with probability `1 - rate` each; None if everything does, because nothing is to be dropped."""
+    training = trains(layer, training)
+    # An init pass in evaluation mode draws too, so that the layer has a key of its own when training begins.
+    if rate == 0 or not (training or is_initializing()):
+        return None
+    key = next_rng_key() if rng is None else as_key(rng)
+    return jax.random.bernoulli(key, 1 - rate, shape) if training else None
