@@ -13,10 +13,16 @@ from elegy.nn.conv import (
 from elegy.nn.dropout import Dropout as Dropout
 from elegy.nn.ensemble import Ensemble as Ensemble
 from elegy.nn.flatten import Flatten as Flatten
+from elegy.nn.group_normalization import GroupNormalization as GroupNormalization
+from elegy.nn.instance_normalization import InstanceNormalization as InstanceNormalization
+from elegy.nn.layer_normalization import LayerNormalization as LayerNormalization
 from elegy.nn.linear import Linear as Linear
 from elegy.nn.lora import LoRA as LoRA
+from elegy.nn.rms_normalization import RMSNormalization as RMSNormalization
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
+from elegy.nn.spectral_normalization import SpectralNormalization as SpectralNormalization
 from elegy.nn.stack import Stack as Stack
+from elegy.nn.weight_normalization import WeightNormalization as WeightNormalization
 
 __all__ = [
     "BatchNormalization",
@@ -27,10 +33,16 @@ __all__ = [
     "Dropout",
     "Ensemble",
     "Flatten",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
     "LoRA",
     "Linear",
+    "RMSNormalization",
     "Sequential",
+    "SpectralNormalization",
     "Stack",
+    "WeightNormalization",
     "sequential",
 ]
 
