@@ -19,7 +19,7 @@ from elegy.nn.standardise import (
     aligned,
     axes_of,
     channel_axis_of,
-    mean_and_variance,
+    check_not_empty,
     not_negative,
     other_axes,
     real,
@@ -138,8 +138,7 @@ class BatchNormalization(Module):
         scale = self._parameter("scale", self.create_scale, self.scale_init, shape, scale)
         offset = self._parameter("offset", self.create_offset, self.offset_init, shape, offset)
         if training or test_local_stats:
-            statistics = mean_and_variance(self, x, axes, self._over_replicas)
-            batch_mean, batch_var = (jnp.squeeze(statistic, axes) for statistic in statistics)
+            batch_mean, batch_var = self._statistics(x, axes)
             if training:
                 self._update("mean", mean, batch_mean)
                 self._update("var", var, batch_var)
@@ -166,6 +165,14 @@ class BatchNormalization(Module):
                 f"  Construct it by BatchNormalization(create_{name}=False)."
             )
         return self.add_parameter(name, shape, initializer=initializer)
+
+    def _statistics(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+        """Mean and biased variance. Two passes: E[x²] - E[x]² loses all digits where the mean is large."""
+        check_not_empty(self, x.shape, axes)
+        x = x.astype(at_least_float32(x.dtype))
+        mean = self._over_replicas(jnp.mean(x, axes, keepdims=True))
+        var = self._over_replicas(jnp.mean(jnp.square(x - mean), axes, keepdims=True))
+        return jnp.squeeze(mean, axes), jnp.squeeze(var, axes)
 
     def _over_replicas(self, statistic: Array) -> Array:
         # In the init pass the mapped axis need not exist, and the values are thrown away.

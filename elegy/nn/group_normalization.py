@@ -13,7 +13,6 @@ from elegy.nn.standardise import (
     channel_axis_of,
     check_not_empty,
     dtype_of,
-    mean_and_variance,
     not_negative,
     other_axes,
     real,
@@ -110,5 +109,5 @@ class GroupNormalization(Module):
         dtype = dtype_of(x, scale, offset)
         x = x.astype(at_least_float32(x.dtype, dtype))
         x = jnp.reshape(x, (*shape[:axis], self.groups, channels // self.groups, *shape[axis + 1 :]))
-        y = standardised(x, *mean_and_variance(self, x, other_axes([0, axis], x.ndim)), self.eps)
+        y = standardised(self, x, other_axes([0, axis], x.ndim), self.eps)
         return affine(jnp.reshape(y, shape), scale, offset, other_axes([axis], len(shape))).astype(dtype)

@@ -12,7 +12,6 @@ from elegy.nn.standardise import (
     affine,
     channel_axis_of,
     dtype_of,
-    mean_and_variance,
     not_negative,
     other_axes,
     real,
@@ -97,5 +96,5 @@ class InstanceNormalization(Module):
         scale, offset = scale_and_offset(self, [x.shape[axis]])
         dtype = dtype_of(x, scale, offset)
         x = x.astype(at_least_float32(x.dtype, dtype))
-        y = standardised(x, *mean_and_variance(self, x, other_axes([0, axis], x.ndim)), self.eps)
+        y = standardised(self, x, other_axes([0, axis], x.ndim), self.eps)
         return affine(y, scale, offset, other_axes([axis], x.ndim)).astype(dtype)

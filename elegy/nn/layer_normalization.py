@@ -12,7 +12,6 @@ from elegy.nn.standardise import (
     affine,
     axes_of,
     dtype_of,
-    mean_and_variance,
     not_negative,
     other_axes,
     real,
@@ -92,5 +91,5 @@ class LayerNormalization(Module):
         scale, offset = scale_and_offset(self, [x.shape[axis] for axis in axes])
         dtype = dtype_of(x, scale, offset)
         x = x.astype(at_least_float32(x.dtype, dtype))
-        y = standardised(x, *mean_and_variance(self, x, axes), self.eps)
+        y = standardised(self, x, axes, self.eps)
         return affine(y, scale, offset, other_axes(axes, x.ndim)).astype(dtype)

@@ -1,11 +1,11 @@
-"""What normalising layers share: their arguments, exact statistics, and the scale and offset that come after."""
+"""What normalising layers share: their arguments, the arithmetic, and the scale and offset that come after."""
 
 from __future__ import annotations
 
 import math
 import operator
 import typing as tp
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from jaxtyping import Array
 from elegy.frames import path_of
 from elegy.module import Module
 from elegy.nn.inputs import floating
-from elegy.precision import at_least_float32
 
 Axes = int | Sequence[int]
 
@@ -76,24 +75,20 @@ def check_not_empty(layer: Module, shape: Sequence[int], axes: Sequence[int]) ->
         raise ValueError(f"{path_of(layer)}: there is nothing to average over in an input of shape {tuple(shape)}.")
 
 
-def mean_and_variance(
-    layer: Module, x: Array, axes: Sequence[int], everywhere: Callable[[Array], Array] = lambda statistic: statistic
-) -> tuple[Array, Array]:
-    """Mean and biased variance over some axes, which are kept with size 1, in float32 at least.
+def standardised(layer: Module, x: Array, axes: Sequence[int], eps: float) -> Array:
+    """`(x - mean) / sqrt(var + eps)` with the mean and the biased variance over some axes.
 
-    Two passes: E[x²] - E[x]² loses all digits where the mean is large. `everywhere` averages a statistic over other
-    devices.
+    The variance is that of what is left when the mean is gone: E[x²] - E[x]² loses all digits where the mean is large.
+    There the mean itself is rounded, by perhaps as much as `x` varies, and so what is left has a mean again.
     """
     check_not_empty(layer, x.shape, axes)
-    x = x.astype(at_least_float32(x.dtype))
-    mean = everywhere(jnp.mean(x, axes, keepdims=True))
-    return mean, everywhere(jnp.mean(jnp.square(x - mean), axes, keepdims=True))
+    x = x - _mean(x, axes)
+    x = x - jax.lax.stop_gradient(_mean(x, axes))  # zero but for rounding, for every input
+    return x * jnp.broadcast_to(jax.lax.rsqrt(jnp.mean(jnp.square(x), axes, keepdims=True) + eps), x.shape)
 
 
-def standardised(x: Array, mean: Array, var: Array, eps: float) -> Array:
-    """`(x - mean) / sqrt(var + eps)`, in the dtype of the statistics."""
-    factor = jax.lax.rsqrt(var + eps)
-    return (x.astype(mean.dtype) - jnp.broadcast_to(mean, x.shape)) * jnp.broadcast_to(factor, x.shape)
+def _mean(x: Array, axes: Sequence[int]) -> Array:
+    return jnp.broadcast_to(jnp.mean(x, axes, keepdims=True), x.shape)
 
 
 def scale_and_offset(layer: tp.Any, shape: Sequence[int]) -> tuple[Array | None, Array | None]:
