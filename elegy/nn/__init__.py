@@ -30,6 +30,9 @@ from elegy.nn.global_pooling import GlobalAvgPool as GlobalAvgPool, GlobalMaxPoo
 from elegy.nn.glu import GEGLU as GEGLU, GLU as GLU, SwiGLU as SwiGLU
 from elegy.nn.identity import Identity as Identity
 from elegy.nn.lambda_ import Lambda as Lambda
+from elegy.nn.group_normalization import GroupNormalization as GroupNormalization
+from elegy.nn.instance_normalization import InstanceNormalization as InstanceNormalization
+from elegy.nn.layer_normalization import LayerNormalization as LayerNormalization
 from elegy.nn.linear import Linear as Linear
 from elegy.nn.linear_general import LinearGeneral as LinearGeneral
 from elegy.nn.lora import LoRA as LoRA
@@ -39,8 +42,11 @@ from elegy.nn.separable_conv import SeparableConv1D as SeparableConv1D, Separabl
 from elegy.nn.mlp import MLP as MLP
 from elegy.nn.prelu import PReLU as PReLU
 from elegy.nn.reshape import Reshape as Reshape
+from elegy.nn.rms_normalization import RMSNormalization as RMSNormalization
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
+from elegy.nn.spectral_normalization import SpectralNormalization as SpectralNormalization
 from elegy.nn.stack import Stack as Stack
+from elegy.nn.weight_normalization import WeightNormalization as WeightNormalization
 
 __all__ = [
     "AdaptiveAvgPool",
@@ -72,7 +78,14 @@ __all__ = [
     "Resize",
     "SeparableConv1D",
     "SeparableConv2D",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "LoRA",
+    "Linear",
+    "RMSNormalization",
     "Sequential",
+    "SpectralNormalization",
     "Stack",
     "Upsample",
     "GEGLU",
@@ -88,6 +101,7 @@ __all__ = [
     "Sequential",
     "Stack",
     "SwiGLU",
+    "WeightNormalization",
     "sequential",
 ]
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import typing as tp
 from collections.abc import Sequence
 
@@ -13,10 +12,19 @@ from elegy.errors import ParameterError
 from elegy.frames import path_of
 from elegy.hooks import is_initializing
 from elegy.module import Module
-from elegy.nn.inputs import Flag, boolean, floating, trains
+from elegy.nn.inputs import Flag, boolean, trains
+from elegy.nn.standardise import (
+    Axes,
+    affine,
+    aligned,
+    axes_of,
+    channel_axis_of,
+    check_not_empty,
+    not_negative,
+    other_axes,
+    real,
+)
 from elegy.precision import at_least_float32
-
-Axes = int | Sequence[int]
 
 
 class BatchNormalization(Module):
@@ -87,12 +95,10 @@ class BatchNormalization(Module):
         super().__init__(name=name, dtype=dtype)
         if not 0 <= decay_rate <= 1:
             raise ValueError(f"elegy.nn.BatchNormalization: decay_rate must be in [0, 1], got {decay_rate}.")
-        if eps < 0:
-            raise ValueError(f"elegy.nn.BatchNormalization: eps must not be negative, got {eps}.")
         self.create_scale = boolean("BatchNormalization", "create_scale", create_scale)
         self.create_offset = boolean("BatchNormalization", "create_offset", create_offset)
         self.decay_rate = float(decay_rate)
-        self.eps = float(eps)
+        self.eps = not_negative("BatchNormalization", "eps", eps)
         self.scale_init = jnp.ones if scale_init is None else scale_init
         self.offset_init = jnp.zeros if offset_init is None else offset_init
         self.axis = axis if axis is None or isinstance(axis, int) else tuple(axis)
@@ -100,7 +106,7 @@ class BatchNormalization(Module):
             tuple(cross_replica_axis) if isinstance(cross_replica_axis, (list, tuple)) else cross_replica_axis
         )
         self.data_format = data_format
-        self.channel_axis = _channel_axis(data_format)
+        self.channel_axis = channel_axis_of("BatchNormalization", data_format)
 
     def call(
         self,
@@ -121,7 +127,7 @@ class BatchNormalization(Module):
 
         **Returns:** an array of the shape of `x`, in the dtype of the layer.
         """
-        x = floating(self, x)
+        x = real(self, x)
         axes = self._reduced_axes(x)
         training = trains(self, training)
         test_local_stats = boolean(self, "test_local_stats", test_local_stats)
@@ -140,21 +146,14 @@ class BatchNormalization(Module):
         return self._normalise(x, axes, mean, var, scale, offset)
 
     def _reduced_axes(self, x: Array) -> tuple[int, ...]:
-        if jnp.iscomplexobj(x):
-            raise TypeError(f"{path_of(self)}: BatchNormalization takes real numbers, got {x.dtype}.")
         if self.axis is not None:
-            axes = (self.axis,) if isinstance(self.axis, int) else self.axis
-            if any(not -x.ndim <= axis < x.ndim for axis in axes):
-                raise ValueError(f"{path_of(self)}: axis={self.axis} is not an axis of the input, of shape {x.shape}.")
-            axes = tuple(sorted({axis % x.ndim for axis in axes}))
-        else:
-            if x.ndim < 2:
-                raise ValueError(
-                    f"{path_of(self)}: the input of BatchNormalization needs an axis of the batch and one of channels, "
-                    f"got shape {x.shape}.\n  Give it a batch, or state the axis to average over: axis=0."
-                )
-            axes = tuple(axis for axis in range(x.ndim) if axis != self.channel_axis % x.ndim)
-        return axes
+            return axes_of(self, self.axis, x.shape)
+        if x.ndim < 2:
+            raise ValueError(
+                f"{path_of(self)}: the input of BatchNormalization needs an axis of the batch and one of channels, "
+                f"got shape {x.shape}.\n  Give it a batch, or state the axis to average over: axis=0."
+            )
+        return other_axes([self.channel_axis % x.ndim], x.ndim)
 
     def _parameter(self, name: str, create: bool, initializer: tp.Any, shape: tuple[int, ...], given: tp.Any) -> tp.Any:
         """The parameter `name`, or the value that the call was given in its place, or None."""
@@ -169,8 +168,7 @@ class BatchNormalization(Module):
 
     def _statistics(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
         """Mean and biased variance. Two passes: E[x²] - E[x]² loses all digits where the mean is large."""
-        if math.prod(x.shape[axis] for axis in axes) == 0:
-            raise ValueError(f"{path_of(self)}: there is nothing to average over in an input of shape {x.shape}.")
+        check_not_empty(self, x.shape, axes)
         x = x.astype(at_least_float32(x.dtype))
         mean = self._over_replicas(jnp.mean(x, axes, keepdims=True))
         var = self._over_replicas(jnp.mean(jnp.square(x - mean), axes, keepdims=True))
@@ -198,32 +196,7 @@ class BatchNormalization(Module):
         self, x: Array, axes: tuple[int, ...], mean: Array, var: Array, scale: tp.Any, offset: tp.Any
     ) -> Array:
         dtype = self.scale.dtype if self.create_scale else self.offset.dtype if self.create_offset else self.dtype
-        precise = at_least_float32(x.dtype, dtype)
-
-        def aligned(value: tp.Any) -> Array:
-            value = jnp.asarray(value).astype(precise)
-            if value.ndim not in (0, x.ndim):
-                value = jnp.expand_dims(value, axes)
-            return jnp.broadcast_to(value, x.shape)
-
-        factor = jax.lax.rsqrt(var.astype(precise) + self.eps)
-        y = (x.astype(precise) - aligned(mean)) * aligned(factor)
-        if scale is not None:
-            y = y * aligned(scale)
-        if offset is not None:
-            y = y + aligned(offset)
-        return y.astype(dtype)
-
-
-_CHANNEL_AXES = {
-    **dict.fromkeys(("channels_last", "NC", "NWC", "NHWC", "NDHWC"), -1),
-    **dict.fromkeys(("channels_first", "NCW", "NCHW", "NCDHW"), 1),
-}
-
-
-def _channel_axis(data_format: str) -> int:
-    if data_format not in _CHANNEL_AXES:
-        raise ValueError(
-            f"elegy.nn.BatchNormalization: data_format must be one of {', '.join(_CHANNEL_AXES)}, got {data_format!r}."
-        )
-    return _CHANNEL_AXES[data_format]
+        y = x.astype(at_least_float32(x.dtype, dtype))
+        factor = jax.lax.rsqrt(var.astype(y.dtype) + self.eps)
+        y = (y - aligned(mean, y, axes)) * aligned(factor, y, axes)
+        return affine(y, scale, offset, axes).astype(dtype)

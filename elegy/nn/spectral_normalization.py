@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import typing as tp
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from elegy.initializers import RandomNormal
+from elegy.module import Module
+from elegy.nn.inputs import positive
+from elegy.nn.reparametrised import Reparametrised, Weight
+from elegy.nn.standardise import not_negative
+from elegy.precision import at_least_float32
+
+
+class SpectralNormalization(Reparametrised):
+    """Runs a layer with its weight divided by an estimate of its largest singular value: `w / sigma`.
+
+    So the map of a `Linear` layer lengthens no vector, which keeps the discriminator of a generative adversarial
+    network smooth. The estimate is that of a power iteration, which starts where the last training step left it:
+    `v = w u / |w u|`, `u = wᵀ v / |wᵀ v|`, `sigma = vᵀ w u`. Gradients take `u` and `v` as constants. Miyato et al.,
+    *Spectral Normalization for Generative Adversarial Networks* (2018),
+    [arXiv:1802.05957](https://arxiv.org/abs/1802.05957), algorithm 1.
+
+    The last axis of a weight is that of its outputs; the others are taken as one, so that the kernel of a convolution
+    is a matrix `[window * in, out]`.
+
+    **Arguments:**
+
+    - `layer`: the layer to wrap, initialised or not. The others are given by name.
+    - `iterations`: the number of power iterations of a call.
+    - `eps`: the least length by which a vector is divided in the iteration.
+    - `names`: the name, or the names, of the parameters to normalise: all of that name with at least two axes, in the
+      layer and below it.
+    - `name`: that of `elegy.Module`.
+
+    **Parameters:** those of the layer, below `layer`: it is `layer/w` that is trained.
+
+    **State:** `u` of shape `[out]`, and the last `sigma`, a scalar, for the `w` of the layer itself; for other weights
+    the path follows: `u_layers_0_w`. They are updated in training only, and are in float32 at least, in which they are
+    computed. Outside of training the iterations begin at the same `u` each time. Before the first training step `u` is
+    random, and `sigma` 1: a new layer needs some steps, or a larger `iterations`, until the estimate is good.
+
+    The call takes the arguments of the layer. An argument `training=` holds for both.
+
+    A layer that is constructed inside `call`, as an argument of the wrapper, belongs to the module that is running, and
+    its parameters are found there.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+    import numpy as np
+
+    layer = elegy.nn.SpectralNormalization(elegy.nn.Linear(4), iterations=50)
+    y = layer(jnp.ones([2, 3]))
+    assert elegy.select(layer, trainable=True).paths == ("layer/w", "layer/b")
+    assert np.isclose(layer.sigma, np.linalg.norm(layer.layer.w, ord=2))
+    ```
+    """
+
+    u: Float[Array, "..."]
+    sigma: Float[Array, ""]
+
+    def __init__(
+        self,
+        layer: Module,
+        *,
+        iterations: int = 1,
+        eps: float | int = 1e-12,
+        names: str | Sequence[str] = "w",
+        name: str | None = None,
+    ):
+        super().__init__(name=name)
+        self._wrap(layer, names)
+        self.iterations = positive("SpectralNormalization", "iterations", iterations)
+        self.eps = not_negative("SpectralNormalization", "eps", eps)
+
+    def _changed(self, weight: Weight, value: Array, training: bool) -> Array:
+        names = {"u": weight.beside("u"), "sigma": weight.beside("sigma")}
+        precise = at_least_float32(value.dtype)
+        matrix = jnp.reshape(value, (-1, value.shape[-1])).astype(precise)
+        u = self._state(names["u"], [value.shape[-1]], precise, RandomNormal())
+        self._state(names["sigma"], [], precise, jnp.ones)
+        u, v = self._singular_vectors(jax.lax.stop_gradient(matrix), u.astype(precise))
+        sigma = jnp.vdot(v, jnp.dot(matrix, u))
+        if training:
+            for name, new in ((names["u"], u), (names["sigma"], sigma)):
+                self.update_parameter(name, new.astype(self._dtype_of(name, precise)))
+        return (value.astype(precise) / jnp.where(sigma == 0, 1, sigma)).astype(value.dtype)
+
+    def _state(self, name: str, shape: Sequence[int], dtype: tp.Any, initializer: tp.Any) -> Array:
+        return self.add_parameter(name, shape, self._dtype_of(name, dtype), initializer, trainable=False)
+
+    def _singular_vectors(self, matrix: Array, u: Array) -> tuple[Array, Array]:
+        """The estimates of the vectors with the largest singular value: that of the outputs, and that of the inputs."""
+        v = u
+        for _ in range(self.iterations):
+            v = self._normalised(jnp.dot(matrix, u))
+            u = self._normalised(jnp.dot(v, matrix))
+        return u, v
+
+    def _normalised(self, vector: Array) -> Array:
+        return vector / jnp.maximum(jnp.linalg.norm(vector), self.eps)
