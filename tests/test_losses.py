@@ -290,7 +290,11 @@ def test_options_are_given_by_keyword(construct: Any) -> None:
             r"mean_squared_error: sample_weight has shape \(3,\), and the values that it weights \(6,\)",
         ),
         (lambda: MeanSquaredError()(Y_TRUE, Y_PRED, jnp.ones([6, 3])), ValueError, "sample_weight has shape"),
-        (lambda: MeanSquaredError(reduction="mean"), ValueError, "MeanSquaredError: reduction must be one of 'none'"),
+        (
+            lambda: MeanSquaredError(reduction="average"),
+            ValueError,
+            "MeanSquaredError: reduction must be one of 'none'",
+        ),
         (lambda: SparseCategoricalCrossentropy()(LABELS * 1.0, LOGITS), TypeError, "integer class labels"),
         (
             lambda: SparseCategoricalCrossentropy()(np.eye(4, dtype=int)[LABELS], LOGITS),
