@@ -200,7 +200,7 @@ def number(
     exclusive: bool = False,
 ) -> float:
     """An argument that must be a number from `least`, or above it where that is exclusive, to `most`."""
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not fits or not least <= value <= most or (exclusive and value == least) or math.isinf(value):
         above = f"greater than {least:g}" if exclusive else f"of at least {least:g}"
         wanted = above if most == math.inf else f"from {least:g} to {most:g}"

@@ -3,6 +3,7 @@
 import typing as _tp
 
 from elegy import habits as _habits
+from elegy.nn.activity_regularization import ActivityRegularization as ActivityRegularization
 from elegy.nn.batch_normalization import BatchNormalization as BatchNormalization
 from elegy.nn.conv import (
     Conv1D as Conv1D,
@@ -19,6 +20,7 @@ from elegy.nn.sequential import Sequential as Sequential, sequential as sequenti
 from elegy.nn.stack import Stack as Stack
 
 __all__ = [
+    "ActivityRegularization",
     "BatchNormalization",
     "Conv1D",
     "Conv2D",
