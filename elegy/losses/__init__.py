@@ -23,6 +23,10 @@ from elegy.losses.cosine_similarity import (
     CosineSimilarity as CosineSimilarity,
     cosine_similarity as cosine_similarity,
 )
+from elegy.losses.ctc import (
+    CTC as CTC,
+    ctc as ctc,
+)
 from elegy.losses.hinge import (
     CategoricalHinge as CategoricalHinge,
     Hinge as Hinge,
@@ -60,6 +64,16 @@ from elegy.losses.mean_squared_logarithmic_error import (
     MeanSquaredLogarithmicError as MeanSquaredLogarithmicError,
     mean_squared_logarithmic_error as mean_squared_logarithmic_error,
 )
+from elegy.losses.nt_xent import (
+    NTXent as NTXent,
+    nt_xent as nt_xent,
+)
+from elegy.losses.overlap import (
+    Dice as Dice,
+    Tversky as Tversky,
+    dice as dice,
+    tversky as tversky,
+)
 from elegy.losses.poisson import (
     Poisson as Poisson,
     poisson as poisson,
@@ -67,6 +81,10 @@ from elegy.losses.poisson import (
 from elegy.losses.sparse_categorical_crossentropy import (
     SparseCategoricalCrossentropy as SparseCategoricalCrossentropy,
     sparse_categorical_crossentropy as sparse_categorical_crossentropy,
+)
+from elegy.losses.triplet import (
+    Triplet as Triplet,
+    triplet as triplet,
 )
 
 __all__ = [
@@ -82,6 +100,10 @@ __all__ = [
     "categorical_hinge",
     "CosineSimilarity",
     "cosine_similarity",
+    "CTC",
+    "ctc",
+    "Dice",
+    "dice",
     "Hinge",
     "hinge",
     "Huber",
@@ -99,6 +121,8 @@ __all__ = [
     "mean_squared_error",
     "MeanSquaredLogarithmicError",
     "mean_squared_logarithmic_error",
+    "NTXent",
+    "nt_xent",
     "Poisson",
     "poisson",
     "Reduction",
@@ -106,6 +130,10 @@ __all__ = [
     "sparse_categorical_crossentropy",
     "SquaredHinge",
     "squared_hinge",
+    "Triplet",
+    "triplet",
+    "Tversky",
+    "tversky",
 ]
 
 if not _tp.TYPE_CHECKING:  # a static checker would take every name to be there
