@@ -3,6 +3,7 @@ from __future__ import annotations
 import operator
 import typing as tp
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
@@ -68,13 +69,14 @@ def ctc(
     else:
         lengths = jnp.asarray(logit_lengths).astype(jnp.int32)
     paddings = labels == blank
-    values = optax.losses.ctc_loss(
-        logits,
-        (jnp.arange(steps, dtype=jnp.int32)[None] >= lengths[:, None]).astype(logits.dtype),
-        jnp.clip(labels, 0, classes - 1),
-        paddings.astype(logits.dtype),
-        blank_id=blank,
-    )
+    with jax.numpy_dtype_promotion("standard"):  # it mixes float32 with the default dtype, which may be float64
+        values = optax.losses.ctc_loss(
+            logits,
+            (jnp.arange(steps, dtype=jnp.int32)[None] >= lengths[:, None]).astype(logits.dtype),
+            jnp.clip(labels, 0, classes - 1),
+            paddings.astype(logits.dtype),
+            blank_id=blank,
+        ).astype(logits.dtype)
     wrong = jnp.any(paddings[:, :-1] & ~paddings[:, 1:], axis=-1) | jnp.any((labels < 0) | (labels >= classes), axis=-1)
     return jnp.where(wrong, jnp.nan, values)
 

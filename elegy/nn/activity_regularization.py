@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import typing as tp
 
-import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Shaped
+from jaxtyping import Array, ArrayLike, Inexact, Num
 
 from elegy.hooks import add_loss
 from elegy.losses.arguments import number
 from elegy.module import Module
+from elegy.nn.inputs import floating
 from elegy.regularizers import L1L2
 
 
@@ -21,7 +21,8 @@ class ActivityRegularization(Module):
     **Arguments:**
 
     - `l1`, `l2`: the factors, not negative.
-    - `name`, `dtype`: those of `elegy.Module`. The dtype has no effect.
+    - `name`, `dtype`: those of `elegy.Module`. The dtype matters for inputs of integers or bools only, which are
+      converted to it.
 
     ```python
     import elegy
@@ -45,14 +46,14 @@ class ActivityRegularization(Module):
         self.l1 = number("nn.ActivityRegularization", "l1", l1)
         self.l2 = number("nn.ActivityRegularization", "l2", l2)
 
-    def call(self, x: Shaped[ArrayLike, "*shape"]) -> Shaped[Array, "*shape"]:
+    def call(self, x: Num[ArrayLike, "*shape"]) -> Inexact[Array, "*shape"]:
         """**Arguments:**
 
         - `x`: an array of any shape. A scalar is not divided by anything.
 
-        **Returns:** `x` as it is.
+        **Returns:** an array of the shape and dtype of `x`.
         """
-        x = jnp.asarray(x)
+        x = floating(self, x)
         batch = x.shape[0] if x.ndim else 1
         add_loss("activity_regularization", L1L2(self.l1, self.l2)(x) / max(batch, 1))
         return x
