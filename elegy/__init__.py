@@ -11,6 +11,7 @@ from elegy import (
     metrics as metrics,
     model as model,
     nn as nn,
+    regularizers as regularizers,
 )
 from elegy.captures import debug as debug
 from elegy.checkpoint import load as load, save as save
@@ -101,6 +102,7 @@ __all__ = [
     "Optimizer",
     "partition",
     "RNG",
+    "regularizers",
     "remat",
     "rng_context",
     "save",
@@ -126,5 +128,5 @@ if not _tp.TYPE_CHECKING:  # a static checker would take every name to be there
         "elegy",
         __all__,
         _habits.EVERYTHING | _habits.LAYERS,
-        ["elegy.nn", "elegy.losses", "elegy.metrics", "elegy.model", "elegy.initializers"],
+        ["elegy.nn", "elegy.losses", "elegy.metrics", "elegy.model", "elegy.initializers", "elegy.regularizers"],
     )

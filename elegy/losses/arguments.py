@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import typing as tp
 from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Num, Shaped
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
 from elegy.frames import path_of
 from elegy.module import Module
 from elegy.precision import at_least_float32
+
+# Probabilities are not taken for less than this, as in Keras, so that their logarithms are finite.
+EPSILON = 1e-7
 
 On = str | int | Sequence[str | int] | None
 
@@ -121,8 +126,33 @@ def class_labels(
     return y_true, y_pred.astype(at_least_float32(y_pred.dtype))
 
 
+def one_number_each(
+    y_true: Num[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."]
+) -> tuple[Num[ArrayLike, "..."], Num[ArrayLike, "..."]]:
+    """Targets and predictions of at most one axis as columns, so that each number is an example of its own."""
+    if jnp.ndim(y_true) < 2 and jnp.shape(y_true) == jnp.shape(y_pred):
+        return jnp.asarray(y_true)[..., None], jnp.asarray(y_pred)[..., None]
+    return y_true, y_pred
+
+
+def axis_last(owner: str, axis: int, array: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
+    """The array with one axis moved to the end."""
+    array = jnp.asarray(array)
+    if not -array.ndim <= axis < array.ndim:
+        raise ValueError(f"{owner}: axis={axis} is not an axis of y_pred, which has shape {array.shape}.")
+    return jnp.moveaxis(array, axis, -1)
+
+
+def smoothed(y_true: Float[Array, "..."], label_smoothing: float | int, classes: int) -> Float[Array, "..."]:
+    """Targets, of which a part is spread evenly over the classes (Szegedy et al., 2015, section 7)."""
+    return y_true if label_smoothing == 0 else (1 - label_smoothing) * y_true + label_smoothing / classes
+
+
 def weights_for(
-    owner: str | Callable[[], str], values: Float[Array, "*shape"], sample_weight: Num[ArrayLike, "..."]
+    owner: str | Callable[[], str],
+    values: Float[Array, "*shape"],
+    sample_weight: Shaped[ArrayLike, "..."],
+    argument: str = "sample_weight",
 ) -> Float[Array, "*shape"]:
     """`sample_weight` in the shape and dtype of `values`; a name of the owner that costs something is a function.
 
@@ -138,8 +168,48 @@ def weights_for(
         size not in (1, wanted) for size, wanted in zip(shape, values.shape, strict=True)
     ):
         owner = owner() if callable(owner) else owner
+        verb = "weights" if argument == "sample_weight" else "selects from"
         raise ValueError(
-            f"{owner}: sample_weight has shape {weight.shape}, and the values that it weights {values.shape}.\n"
+            f"{owner}: {argument} has shape {weight.shape}, and the values that it {verb} {values.shape}.\n"
             "  Its axes must be the first ones of the values, for example (batch,)."
         )
     return jnp.broadcast_to(weight.reshape(shape).astype(values.dtype), values.shape)
+
+
+def mask_for(
+    owner: Callable[[], str], values: Float[Array, "*shape"], mask: Shaped[ArrayLike, "..."]
+) -> Bool[Array, "*shape"]:
+    """`mask` in the shape of `values`."""
+    dtype = jnp.result_type(mask)
+    if not (dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{owner()}: mask must hold bools, got {dtype}.\n  Write mask > 0, or give sample_weight.")
+    return weights_for(owner, values, mask, "mask") != 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments of constructors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def number(
+    loss: str,
+    name: str,
+    value: tp.Any,
+    least: float | int = 0,
+    most: float | int = math.inf,
+    exclusive: bool = False,
+) -> float:
+    """An argument that must be a number from `least`, or above it where that is exclusive, to `most`."""
+    fits = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not fits or not least <= value <= most or (exclusive and value == least) or math.isinf(value):
+        above = f"greater than {least:g}" if exclusive else f"of at least {least:g}"
+        wanted = above if most == math.inf else f"from {least:g} to {most:g}"
+        raise ValueError(f"elegy.{loss}: {name} must be a number {wanted}, got {value!r}.")
+    return float(value)
+
+
+def flag(loss: str, name: str, value: tp.Any) -> bool:
+    """An argument that must be a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"elegy.{loss}: {name} must be True or False, got {value!r}.")
+    return bool(value)

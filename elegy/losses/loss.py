@@ -5,26 +5,31 @@ import typing as tp
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Num
+from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
 from elegy.frames import path_of
-from elegy.losses.arguments import On, bind, positional_count, select, takes, weights_for
+from elegy.losses.arguments import On, bind, mask_for, positional_count, select, takes, weights_for
 from elegy.module import Module
 from elegy.precision import at_least_float32
 
 
 class Reduction(enum.Enum):
-    """How a loss makes one number of the values of a batch.
+    """How a loss makes one number of the values of a batch, each of which was multiplied by its `sample_weight`.
 
     - `NONE`: not at all.
     - `SUM`: by their sum.
-    - `SUM_OVER_BATCH_SIZE`: by their sum divided by their number. As in Keras, the number counts values, not weights: a
-      sample of weight zero counts.
+    - `SUM_OVER_BATCH_SIZE`, and `MEAN`, which is the same: by their sum divided by their number. As in Keras, the
+      number counts values, not weights: a sample of weight zero counts. What a `mask` leaves out does not count.
+    - `MEAN_WITH_SAMPLE_WEIGHT`: by their sum divided by the sum of the weights, as `numpy.average` does it.
+
+    Where there is nothing to divide by, since all is masked or all weights are zero, the result is zero.
     """
 
     NONE = "none"
     SUM = "sum"
     SUM_OVER_BATCH_SIZE = "sum_over_batch_size"
+    MEAN = "mean"
+    MEAN_WITH_SAMPLE_WEIGHT = "mean_with_sample_weight"
 
 
 class Loss(Module):
@@ -44,6 +49,9 @@ class Loss(Module):
     `sample_weight`: one number for each example, or for each value. It multiplies the values before they are reduced,
     whether `call` has a parameter of this name or not. `call` may return a dict, of which each entry is reduced.
 
+    By keyword there is also a `mask` of bools, in the shapes that `sample_weight` may have. Values where it is false
+    are zero, whatever they were, and a mean is over the others only, as in Keras.
+
     ```python
     import elegy
     import jax.numpy as jnp
@@ -55,8 +63,11 @@ class Loss(Module):
 
 
     loss = LogCosh(weight=0.5)
-    value = loss(jnp.zeros([4, 1]), jnp.ones([4, 1]), sample_weight=jnp.array([1.0, 0.0, 1.0, 0.0]))
+    y_true, y_pred = jnp.zeros([4, 1]), jnp.ones([4, 1])
+    value = loss(y_true, y_pred, sample_weight=jnp.array([1.0, 0.0, 1.0, 0.0]))
     assert jnp.allclose(value, 0.25 * jnp.log(jnp.cosh(1.0)))
+    value = loss(y_true, y_pred, mask=jnp.array([True, False, True, False]))
+    assert jnp.allclose(value, 0.5 * jnp.log(jnp.cosh(1.0)))
     ```
     """
 
@@ -82,6 +93,7 @@ class Loss(Module):
 
     def __call__(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """The values of `call`, times `sample_weight`, reduced, times `weight`."""
+        mask = bind(self, args, kwargs).arguments.get("mask") if takes(self, "mask") else kwargs.pop("mask", None)
         if takes(self, "sample_weight"):
             sample_weight = bind(self, args, kwargs).arguments.get("sample_weight")
         else:
@@ -90,20 +102,49 @@ class Loss(Module):
                 args, sample_weight = args[:-1], args[-1]
         args, kwargs = select(self, self.on, args, kwargs)
         values = super().__call__(*args, **kwargs)
-        return jax.tree.map(lambda values: self._reduce(values, sample_weight), values)
+        masks = [mask for mask in (mask, self._counted(*args, **kwargs)) if mask is not None]
+        return jax.tree.map(lambda values: self._reduce(values, sample_weight, masks), values)
+
+    def _counted(self, *args: tp.Any, **kwargs: tp.Any) -> Bool[Array, "..."] | None:
+        """A mask of the values that the arguments of `call` themselves tell; None if all values count."""
+        return None
 
     def _reduce(
-        self, values: Num[ArrayLike, "..."], sample_weight: Num[ArrayLike, "..."] | None
+        self,
+        values: Num[ArrayLike, "..."],
+        sample_weight: Num[ArrayLike, "..."] | None,
+        masks: list[tp.Any],
     ) -> Float[Array, "..."]:
         values = jnp.asarray(values)
         values = values.astype(at_least_float32(values.dtype))
+        weights = None
         if sample_weight is not None:
-            values = values * weights_for(lambda: path_of(self), values, sample_weight)
+            weights = weights_for(lambda: path_of(self), values, sample_weight)
+            values = values * weights
+        counted = None
+        for mask in masks:
+            mask = mask_for(lambda: path_of(self), values, mask)
+            counted = mask if counted is None else counted & mask
+        if counted is not None:
+            values = jnp.where(counted, values, 0)
+        return self.weight * self._reduced(values, weights, counted)
+
+    def _reduced(
+        self, values: Float[Array, "..."], weights: Float[Array, "..."] | None, counted: Bool[Array, "..."] | None
+    ) -> Float[Array, "..."]:
+        """One number, of values that are weighted and masked."""
+        if self.reduction is Reduction.NONE:
+            return values
         if self.reduction is Reduction.SUM:
-            values = jnp.sum(values)
-        elif self.reduction is Reduction.SUM_OVER_BATCH_SIZE:
-            values = jnp.mean(values)
-        return self.weight * values
+            return jnp.sum(values)
+        if self.reduction is Reduction.MEAN_WITH_SAMPLE_WEIGHT and weights is not None:
+            divisor = jnp.sum(weights, where=counted)
+        elif counted is not None:
+            divisor = jnp.sum(counted).astype(values.dtype)
+        else:
+            return jnp.mean(values)
+        # Both are chosen, as a division by zero that is not chosen would still give NaN as a gradient.
+        return jnp.where(divisor == 0, 0, jnp.sum(values) / jnp.where(divisor == 0, 1, divisor))
 
 
 def _reduction(owner: str, reduction: Reduction | str) -> Reduction:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Num
 
-from elegy.losses.arguments import comparable
+from elegy.losses.arguments import comparable, one_number_each
 from elegy.losses.loss import Loss
 
 
@@ -58,6 +58,4 @@ class MeanSquaredError(Loss):
 
         **Returns:** the values for each example, before they are weighted and reduced.
         """
-        if jnp.ndim(y_true) < 2 and jnp.shape(y_true) == jnp.shape(y_pred):
-            y_true, y_pred = jnp.asarray(y_true)[..., None], jnp.asarray(y_pred)[..., None]
-        return mean_squared_error(y_true, y_pred)
+        return mean_squared_error(*one_number_each(y_true, y_pred))

@@ -42,8 +42,9 @@ class Model:
     - `module`: what to train. The model works on this very object: after `fit` it holds the trained parameters.
     - `loss`: a loss, or a list or dict of them, whose sum is minimised together with what modules declare by
       `elegy.add_loss`. A loss is an `elegy.losses.Loss` or any function; it is called with those of `x`, `y_true`,
-      `y_pred` and `sample_weight` that its parameters name. Those of Optax say `labels` or `targets`, and `logits` or
-      `predictions`: they can be given as they are. It returns a scalar, or values of which the mean is taken.
+      `y_pred`, `sample_weight` and `parameters` (the trainable ones of the module) that its parameters name. Those of
+      Optax say `labels` or `targets`, and `logits` or `predictions`: they can be given as they are. It returns a
+      scalar, or values of which the mean is taken.
       Parameters of a loss are not trained, and are refused unless they are frozen or those of the module too: what is
       to be learnt, such as the weights of several losses, belongs into the module.
     - `metrics`: a metric, or a list or dict of them. An `elegy.metrics.Metric` starts anew with each epoch; the values

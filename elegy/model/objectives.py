@@ -31,7 +31,10 @@ INPUTS = {
     "y_true": ("y_true", "targets", "labels", "log_targets"),
     "y_pred": ("y_pred", "predictions", "logits", "log_predictions", "predictor_outputs", "scores"),
     "sample_weight": ("sample_weight",),
+    "parameters": ("parameters",),
 }
+# Those that have a value for each sample.
+_OF_SAMPLES = {"x", "y_true", "y_pred"}
 
 
 class Losses(Module):
@@ -116,7 +119,7 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
     if isinstance(function, Metric):
         return function(**arguments)
     value = function(**arguments) if isinstance(function, Loss) else _sample_by_sample(name, function, arguments)
-    if weight is None or "sample_weight" in taken:
+    if weight is None or "sample_weight" in taken or not _OF_SAMPLES & taken.keys():
         return jax.tree.map(lambda value: jnp.mean(jnp.asarray(value, dtype=jnp.result_type(float))), value)
     return jax.tree.map(lambda value: _weighted(name, jnp.asarray(value), weight), value)
 
@@ -187,7 +190,10 @@ def _signature(function: tp.Any) -> inspect.Signature | None:
 
 
 def accepted(function: tp.Any) -> dict[str, inspect.Parameter]:
-    """The inputs that a function names among its parameters, with these parameters."""
+    """The inputs that a function names among its parameters, with these parameters.
+
+    Any loss takes a weight of samples, if it is about samples: a penalty of the parameters alone is not.
+    """
     signature = _signature(function)
     parameters = {} if signature is None else signature.parameters
     found = {
@@ -195,7 +201,7 @@ def accepted(function: tp.Any) -> dict[str, inspect.Parameter]:
         for key, names in INPUTS.items()
         if (name := next((name for name in names if name in parameters), None)) is not None
     }
-    if isinstance(function, Loss):
+    if isinstance(function, Loss) and _OF_SAMPLES & found.keys():
         found.setdefault("sample_weight", inspect.Parameter("sample_weight", inspect.Parameter.KEYWORD_ONLY))
     return found
 

@@ -18,7 +18,7 @@ from elegy.frames import name_of, paths_below
 from elegy.hooks import get_losses, get_metrics, hooks_context, rng_context
 from elegy.initialise import run_init_pass
 from elegy.model.data import Data, run_module
-from elegy.model.objectives import Scalars, add_values
+from elegy.model.objectives import Losses, Metrics, Scalars, accepted, add_values
 from elegy.model.optimizer import trainable_parameters
 from elegy.module import Module
 from elegy.pytree import layout_of, walk
@@ -148,7 +148,7 @@ def _evaluate(parts: Parts, batch: Data, training: bool) -> tuple[tp.Any, Scalar
     """The outputs for a batch, and what is to be logged of it so far: losses, and what the modules declared."""
     with hooks_context():
         y_pred = run_module(parts.module, batch.x, training)
-        losses = parts.losses(**_inputs(batch, y_pred))
+        losses = parts.losses(**_inputs(parts, parts.losses, batch, y_pred))
         for name, value in (get_losses() or {}).items():
             add_values(losses, name, value)
         values = {"loss": sum(losses.values(), jnp.zeros([]))} if losses else {}
@@ -157,12 +157,16 @@ def _evaluate(parts: Parts, batch: Data, training: bool) -> tuple[tp.Any, Scalar
     return y_pred, values
 
 
-def _inputs(batch: Data, y_pred: tp.Any) -> dict[str, tp.Any]:
-    return {"x": batch.x, "y_true": batch.y, "y_pred": y_pred, "sample_weight": batch.sample_weight}
+def _inputs(parts: Parts, objectives: Losses | Metrics, batch: Data, y_pred: tp.Any) -> dict[str, tp.Any]:
+    """What losses or metrics may ask for. Parameters are many, and in an error message too: only if one does."""
+    inputs = {"x": batch.x, "y_true": batch.y, "y_pred": y_pred, "sample_weight": batch.sample_weight}
+    if any("parameters" in accepted(function) for function in objectives.functions):
+        inputs["parameters"] = parts.module.get_parameters(trainable=True)
+    return inputs
 
 
 def _add(parts: Parts, totals: Totals | None, batch: Data, y_pred: tp.Any, values: Scalars) -> Totals:
-    of_batch, so_far = parts.metrics(**_inputs(batch, y_pred))
+    of_batch, so_far = parts.metrics(**_inputs(parts, parts.metrics, batch, y_pred))
     for name, value in of_batch.items():
         add_values(values, name, value)
     running: Scalars = {}

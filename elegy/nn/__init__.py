@@ -5,6 +5,7 @@ import typing as _tp
 from elegy import habits as _habits
 from elegy.nn.adaptive_pooling import AdaptiveAvgPool as AdaptiveAvgPool
 from elegy.nn.alpha_dropout import AlphaDropout as AlphaDropout
+from elegy.nn.activity_regularization import ActivityRegularization as ActivityRegularization
 from elegy.nn.batch_normalization import BatchNormalization as BatchNormalization
 from elegy.nn.bilinear import Bilinear as Bilinear
 from elegy.nn.conv import (
@@ -52,6 +53,7 @@ __all__ = [
     "AdaptiveAvgPool",
     "AvgPool",
     "AlphaDropout",
+    "ActivityRegularization",
     "BatchNormalization",
     "Bilinear",
     "Conv1D",
