@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Int, Num
+from jaxtyping import Array, ArrayLike, Bool, Integer, Num
 
 from elegy.frames import path_of
 from elegy.module import Module
@@ -75,7 +75,7 @@ class Bidirectional(Module):
         x: Num[ArrayLike, "..."],
         *,
         mask: Bool[ArrayLike, "..."] | None = None,
-        lengths: Int[ArrayLike, "..."] | None = None,
+        lengths: Integer[ArrayLike, "..."] | None = None,
         initial_state: tp.Any = (None, None),
     ) -> tp.Any:
         """**Arguments:**

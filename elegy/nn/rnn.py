@@ -4,12 +4,12 @@ import typing as tp
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Int, Num
+from jaxtyping import Array, ArrayLike, Bool, Integer, Num
 
 from elegy import tracing
 from elegy.frames import path_of
 from elegy.module import Module, compiled
-from elegy.nn.inputs import Flag, boolean
+from elegy.nn.inputs import Flag, boolean, positive
 from elegy.nn.recurrent_cell import runs_by_parts
 from elegy.pytree import change
 from elegy.transforms.jit import jit
@@ -101,7 +101,7 @@ class RNN(Module):
         self.return_state = boolean(layer, "return_state", return_state)
         self.reverse = boolean(layer, "reverse", reverse)
         self.stateful = boolean(layer, "stateful", stateful)
-        self.unroll = unroll
+        self.unroll = unroll if isinstance(unroll, bool) else positive(layer, "unroll", unroll)
         self.cell = cell
 
     def call(
@@ -109,7 +109,7 @@ class RNN(Module):
         x: Num[ArrayLike, "..."],
         *,
         mask: Bool[ArrayLike, "..."] | None = None,
-        lengths: Int[ArrayLike, "..."] | None = None,
+        lengths: Integer[ArrayLike, "..."] | None = None,
         initial_state: tp.Any = None,
     ) -> tp.Any:
         """**Arguments:**
