@@ -8,6 +8,7 @@ from elegy.nn.alpha_dropout import AlphaDropout as AlphaDropout
 from elegy.nn.activity_regularization import ActivityRegularization as ActivityRegularization
 from elegy.nn.batch_normalization import BatchNormalization as BatchNormalization
 from elegy.nn.bilinear import Bilinear as Bilinear
+from elegy.nn.bidirectional import Bidirectional as Bidirectional
 from elegy.nn.conv import (
     Conv1D as Conv1D,
     Conv2D as Conv2D,
@@ -22,6 +23,7 @@ from elegy.nn.conv_transpose import (
 )
 from elegy.nn.depthwise_conv import DepthwiseConv1D as DepthwiseConv1D, DepthwiseConv2D as DepthwiseConv2D
 from elegy.nn.drop_path import DropPath as DropPath
+from elegy.nn.conv_lstm import ConvLSTMCell as ConvLSTMCell
 from elegy.nn.dropout import Dropout as Dropout
 from elegy.nn.einsum import Einsum as Einsum
 from elegy.nn.embedding import Embedding as Embedding
@@ -34,6 +36,7 @@ from elegy.nn.lambda_ import Lambda as Lambda
 from elegy.nn.group_normalization import GroupNormalization as GroupNormalization
 from elegy.nn.instance_normalization import InstanceNormalization as InstanceNormalization
 from elegy.nn.layer_normalization import LayerNormalization as LayerNormalization
+from elegy.nn.gru import GRU as GRU, GRUCell as GRUCell
 from elegy.nn.linear import Linear as Linear
 from elegy.nn.linear_general import LinearGeneral as LinearGeneral
 from elegy.nn.lora import LoRA as LoRA
@@ -46,6 +49,11 @@ from elegy.nn.reshape import Reshape as Reshape
 from elegy.nn.rms_normalization import RMSNormalization as RMSNormalization
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
 from elegy.nn.spectral_normalization import SpectralNormalization as SpectralNormalization
+from elegy.nn.lstm import LSTM as LSTM, LSTMCell as LSTMCell
+from elegy.nn.recurrent_cell import RecurrentCell as RecurrentCell
+from elegy.nn.rnn import RNN as RNN
+from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
+from elegy.nn.simple_rnn import SimpleRNN as SimpleRNN, SimpleRNNCell as SimpleRNNCell
 from elegy.nn.stack import Stack as Stack
 from elegy.nn.weight_normalization import WeightNormalization as WeightNormalization
 
@@ -56,12 +64,14 @@ __all__ = [
     "ActivityRegularization",
     "BatchNormalization",
     "Bilinear",
+    "Bidirectional",
     "Conv1D",
     "Conv1DTranspose",
     "Conv2D",
     "Conv2DTranspose",
     "Conv3D",
     "Conv3DTranspose",
+    "ConvLSTMCell",
     "ConvND",
     "ConvNDTranspose",
     "DepthwiseConv1D",
@@ -100,7 +110,17 @@ __all__ = [
     "MLP",
     "PReLU",
     "Reshape",
+    "GRU",
+    "GRUCell",
+    "LSTM",
+    "LSTMCell",
+    "LoRA",
+    "Linear",
+    "RNN",
+    "RecurrentCell",
     "Sequential",
+    "SimpleRNN",
+    "SimpleRNNCell",
     "Stack",
     "SwiGLU",
     "WeightNormalization",
