@@ -15,7 +15,11 @@ from elegy.nn.ensemble import Ensemble as Ensemble
 from elegy.nn.flatten import Flatten as Flatten
 from elegy.nn.linear import Linear as Linear
 from elegy.nn.lora import LoRA as LoRA
+from elegy.nn.multi_head_attention import MultiHeadAttention as MultiHeadAttention
+from elegy.nn.position_embedding import PositionEmbedding as PositionEmbedding
+from elegy.nn.rotary_embedding import RotaryEmbedding as RotaryEmbedding
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
+from elegy.nn.sinusoidal_embedding import SinusoidalEmbedding as SinusoidalEmbedding
 from elegy.nn.stack import Stack as Stack
 
 __all__ = [
@@ -29,7 +33,11 @@ __all__ = [
     "Flatten",
     "LoRA",
     "Linear",
+    "MultiHeadAttention",
+    "PositionEmbedding",
+    "RotaryEmbedding",
     "Sequential",
+    "SinusoidalEmbedding",
     "Stack",
     "sequential",
 ]
