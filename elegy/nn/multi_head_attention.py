@@ -143,6 +143,8 @@ class MultiHeadAttention(Module):
         else:
             self.rotary = RotaryEmbedding() if boolean(layer, "rotary", rotary) else None
         self.window = None if window is None else _window(window)
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+            raise ValueError(f"elegy.nn.MultiHeadAttention: scale must be a number, got {scale!r}.")
         self.scale = None if scale is None else float(scale)
         self.cache_size = None if cache_size is None else positive(layer, "cache_size", cache_size)
         self.w_init = w_init
@@ -322,9 +324,7 @@ class MultiHeadAttention(Module):
                 f"{path_of(self)}: {name} holds bools, True where a key is seen, got {mask.dtype}.\n"
                 "  Of one that is added to the products give the comparison: mask == 0."
             )
-        fits = mask.ndim == len(shape) and all(
-            size in (1, full) for size, full in zip(mask.shape, shape, strict=True)
-        )
+        fits = mask.ndim == len(shape) and all(size in (1, full) for size, full in zip(mask.shape, shape, strict=True))
         if not fits:
             raise ValueError(
                 f"{path_of(self)}: {name} must have the shape {axes}, here {shape}, of which any size may be 1; "
@@ -363,10 +363,10 @@ class MultiHeadAttention(Module):
         training = trains(self, training)
         # As for Dropout by itself: an init pass in evaluation mode draws too.
         dropout = self.dropout if training or is_initializing() else None
-        by_hand = dropout is not None or q.dtype == jnp.float64  # jax.nn computes the softmax in float32, and has no dropout
+        by_hand = dropout is not None or not _is_for_jax(q.dtype)
         if not by_hand and given is None and not decode and q.shape[1] == k.shape[1]:
             # Every query sees itself at least, and what computes the whole thing may skip what is not seen.
-            return _fused(q, k, v, scale=scale, is_causal=causal, local_window_size=self.window)
+            return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=causal, local_window_size=self.window)
         band = self._band(q.shape[1], k.shape[1], first, causal)
         masks = [mask for mask in (given, band) if mask is not None]
         mask = functools.reduce(operator.and_, masks) if masks else None
@@ -376,7 +376,7 @@ class MultiHeadAttention(Module):
                 weights = dropout(weights, training)
             attended = jnp.einsum("bkgqs,bskh->bqkgh", weights, v).reshape(q.shape)
         else:
-            attended = _fused(q, k, v, mask=mask, scale=scale)
+            attended = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
         if mask is None:
             return attended
         # Without this, what sees nothing would get the mean of all.
@@ -384,9 +384,12 @@ class MultiHeadAttention(Module):
         return jnp.where(jnp.swapaxes(sees, 1, 2), attended, 0)
 
 
-def _fused(q: Array, k: Array, v: Array, **options: tp.Any) -> Array:
-    with jax.numpy_dtype_promotion("standard"):  # of half precision it promotes dtypes itself
-        return jax.nn.dot_product_attention(q, k, v, **options)
+def _is_for_jax(dtype: tp.Any) -> bool:
+    """Whether `jax.nn.dot_product_attention` may be used. It computes the softmax in float32 whatever it is given, and
+    of half precision it promotes dtypes, which JAX may have been told to refuse."""
+    if dtype == jnp.float64:
+        return False
+    return dtype == jnp.float32 or jax.config.jax_numpy_dtype_promotion != "strict"
 
 
 def _weights(q: Array, k: Array, mask: Array | None, scale: float) -> Array:

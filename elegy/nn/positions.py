@@ -11,7 +11,7 @@ from elegy.frames import path_of
 from elegy.module import Module
 
 # The position of the first element: one for all sequences, or one for each sequence of a batch.
-Offset = int | np.integer | Int[Array | np.ndarray, "*batch"]
+Offset = int | np.integer | Int[Array | np.ndarray, "..."]
 
 
 def positions(layer: Module, offset: Offset, x: Shaped[Array, "*shape"], axis: int) -> Int[Array, "..."]:
