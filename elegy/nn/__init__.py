@@ -54,6 +54,11 @@ from elegy.nn.recurrent_cell import RecurrentCell as RecurrentCell
 from elegy.nn.rnn import RNN as RNN
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
 from elegy.nn.simple_rnn import SimpleRNN as SimpleRNN, SimpleRNNCell as SimpleRNNCell
+from elegy.nn.multi_head_attention import MultiHeadAttention as MultiHeadAttention
+from elegy.nn.position_embedding import PositionEmbedding as PositionEmbedding
+from elegy.nn.rotary_embedding import RotaryEmbedding as RotaryEmbedding
+from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
+from elegy.nn.sinusoidal_embedding import SinusoidalEmbedding as SinusoidalEmbedding
 from elegy.nn.stack import Stack as Stack
 from elegy.nn.weight_normalization import WeightNormalization as WeightNormalization
 
@@ -98,6 +103,11 @@ __all__ = [
     "RMSNormalization",
     "Sequential",
     "SpectralNormalization",
+    "MultiHeadAttention",
+    "PositionEmbedding",
+    "RotaryEmbedding",
+    "Sequential",
+    "SinusoidalEmbedding",
     "Stack",
     "Upsample",
     "GEGLU",
