@@ -8,7 +8,7 @@ import typing as tp
 from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Num, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
 from elegy.frames import path_of
 from elegy.module import Module
@@ -122,9 +122,13 @@ def class_labels(
 
 
 def weights_for(
-    owner: str | Callable[[], str], values: Float[Array, "*shape"], sample_weight: Num[ArrayLike, "..."]
+    owner: str | Callable[[], str],
+    values: Float[Array, "*shape"],
+    sample_weight: Num[ArrayLike, "..."] | Bool[ArrayLike, "..."],
+    name: str = "sample_weight",
 ) -> Float[Array, "*shape"]:
-    """`sample_weight` in the shape and dtype of `values`; a name of the owner that costs something is a function.
+    """`sample_weight`, or what `name` says, in the shape and dtype of `values`; a name of the owner that costs something
+    is a function.
 
     The weight may have the leading axes of the values only, as one number for each example has, axes of size 1, and
     further last axes of size 1.
@@ -139,7 +143,7 @@ def weights_for(
     ):
         owner = owner() if callable(owner) else owner
         raise ValueError(
-            f"{owner}: sample_weight has shape {weight.shape}, and the values that it weights {values.shape}.\n"
+            f"{owner}: {name} has shape {weight.shape}, and the values that it weights {values.shape}.\n"
             "  Its axes must be the first ones of the values, for example (batch,)."
         )
     return jnp.broadcast_to(weight.reshape(shape).astype(values.dtype), values.shape)
