@@ -154,7 +154,8 @@ def weights_for(
     sample_weight: Shaped[ArrayLike, "..."],
     argument: str = "sample_weight",
 ) -> Float[Array, "*shape"]:
-    """`sample_weight` in the shape and dtype of `values`; a name of the owner that costs something is a function.
+    """`sample_weight`, or what `argument` names, in the shape and dtype of `values`; a name of the owner that costs
+    something is a function.
 
     The weight may have the leading axes of the values only, as one number for each example has, axes of size 1, and
     further last axes of size 1.

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from jaxtyping import Array, ArrayLike, Bool, Float, Num
+from jaxtyping import ArrayLike, Bool, Num
 
+from elegy.metrics.arguments import Mask, Weights
 from elegy.metrics.average import Average
 
 
 class Mean(Average):
-    """The weighted mean of all values so far.
+    """The weighted mean of all values so far; 0 if there were none.
 
     **Arguments:** those of `elegy.metrics.Metric`.
 
@@ -24,16 +25,16 @@ class Mean(Average):
     ```
     """
 
-    def call(
+    def update(
         self,
         values: Num[ArrayLike, "..."] | Bool[ArrayLike, "..."],
-        sample_weight: Num[ArrayLike, "..."] | None = None,
-    ) -> Float[Array, ""]:
+        sample_weight: Weights = None,
+        mask: Mask = None,
+    ) -> None:
         """**Arguments:**
 
         - `values`: an array of any shape.
         - `sample_weight`: weights of the values, whose shape is that of their first axes. The default is 1.
-
-        **Returns:** the mean of all calls so far; 0 if all weights were 0.
+        - `mask`: bools of such a shape; where they are False, values do not count.
         """
-        return self.average(values, sample_weight)
+        self.count_values(values, sample_weight, mask)

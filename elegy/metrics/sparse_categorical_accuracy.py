@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
 from elegy.losses.arguments import class_labels
+from elegy.metrics.arguments import Mask, Weights, has_nan, is_class, where_valid
 from elegy.metrics.average import Average
 
 
@@ -15,7 +16,7 @@ def sparse_categorical_accuracy(
     **Arguments:**
 
     - `y_true`: integer labels, of the shape of `y_pred` without its last axis. A further last axis of size 1 is
-      ignored.
+      ignored. Labels that are no class give NaN, and so do scores of which one is.
     - `y_pred`: probabilities or logits. Of equal scores the first one counts.
 
     **Returns:** a float array of shape `[*batch]`.
@@ -29,11 +30,13 @@ def sparse_categorical_accuracy(
     ```
     """
     labels, scores = class_labels("elegy.metrics.sparse_categorical_accuracy", y_true, y_pred)
-    return (jnp.argmax(scores, axis=-1).astype(labels.dtype) == labels).astype(scores.dtype)
+    correct = jnp.argmax(scores, axis=-1).astype(labels.dtype) == labels
+    return where_valid(correct, is_class(labels, scores.shape[-1]) & ~has_nan(scores), scores.dtype)
 
 
 class SparseCategoricalAccuracy(Average):
-    """The share of examples, over all calls so far, whose highest score is that of their label.
+    """The share of examples, over all that was counted, whose highest score is that of their label; 0 if there
+    were none.
 
     **Arguments:** those of `elegy.metrics.Metric`.
 
@@ -49,18 +52,21 @@ class SparseCategoricalAccuracy(Average):
     ```
     """
 
-    def call(
+    direction = "max"
+
+    def update(
         self,
         y_true: Shaped[ArrayLike, "*labels"],
         y_pred: Num[ArrayLike, "*batch classes"],
-        sample_weight: Num[ArrayLike, "..."] | None = None,
-    ) -> Float[Array, ""]:
+        sample_weight: Weights = None,
+        mask: Mask = None,
+    ) -> None:
         """**Arguments:**
 
-        - `y_true`: integer labels of shape `[*batch]` or `[*batch, 1]`.
+        - `y_true`: integer labels of shape `[*batch]` or `[*batch, 1]`. Those that are no class, such as -1 in padding,
+          make the result NaN, unless they have no weight: `mask=y_true >= 0`.
         - `y_pred`: probabilities or logits of shape `[*batch, classes]`.
-        - `sample_weight`: weights of the examples. The default is 1.
-
-        **Returns:** the accuracy of all calls so far.
+        - `sample_weight`, `mask`: weights of the examples, and which of them count, as for
+          `elegy.metrics.Average.count_values`.
         """
-        return self.average(sparse_categorical_accuracy(y_true, y_pred), sample_weight)
+        self.count_values(sparse_categorical_accuracy(y_true, y_pred), sample_weight, mask)
