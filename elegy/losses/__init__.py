@@ -19,14 +19,8 @@ from elegy.losses.categorical_focal_crossentropy import (
     CategoricalFocalCrossentropy as CategoricalFocalCrossentropy,
     categorical_focal_crossentropy as categorical_focal_crossentropy,
 )
-from elegy.losses.cosine_similarity import (
-    CosineSimilarity as CosineSimilarity,
-    cosine_similarity as cosine_similarity,
-)
-from elegy.losses.ctc import (
-    CTC as CTC,
-    ctc as ctc,
-)
+from elegy.losses.cosine_similarity import CosineSimilarity as CosineSimilarity, cosine_similarity as cosine_similarity
+from elegy.losses.ctc import CTC as CTC, ctc as ctc
 from elegy.losses.hinge import (
     CategoricalHinge as CategoricalHinge,
     Hinge as Hinge,
@@ -35,18 +29,9 @@ from elegy.losses.hinge import (
     hinge as hinge,
     squared_hinge as squared_hinge,
 )
-from elegy.losses.huber import (
-    Huber as Huber,
-    huber as huber,
-)
-from elegy.losses.kl_divergence import (
-    KLDivergence as KLDivergence,
-    kl_divergence as kl_divergence,
-)
-from elegy.losses.log_cosh import (
-    LogCosh as LogCosh,
-    log_cosh as log_cosh,
-)
+from elegy.losses.huber import Huber as Huber, huber as huber
+from elegy.losses.kl_divergence import KLDivergence as KLDivergence, kl_divergence as kl_divergence
+from elegy.losses.log_cosh import LogCosh as LogCosh, log_cosh as log_cosh
 from elegy.losses.loss import Loss as Loss, Reduction as Reduction
 from elegy.losses.mean_absolute_error import (
     MeanAbsoluteError as MeanAbsoluteError,
@@ -64,42 +49,28 @@ from elegy.losses.mean_squared_logarithmic_error import (
     MeanSquaredLogarithmicError as MeanSquaredLogarithmicError,
     mean_squared_logarithmic_error as mean_squared_logarithmic_error,
 )
-from elegy.losses.nt_xent import (
-    NTXent as NTXent,
-    nt_xent as nt_xent,
-)
-from elegy.losses.overlap import (
-    Dice as Dice,
-    Tversky as Tversky,
-    dice as dice,
-    tversky as tversky,
-)
-from elegy.losses.poisson import (
-    Poisson as Poisson,
-    poisson as poisson,
-)
+from elegy.losses.nt_xent import NTXent as NTXent, nt_xent as nt_xent
+from elegy.losses.overlap import Dice as Dice, Tversky as Tversky, dice as dice, tversky as tversky
+from elegy.losses.poisson import Poisson as Poisson, poisson as poisson
 from elegy.losses.sparse_categorical_crossentropy import (
     SparseCategoricalCrossentropy as SparseCategoricalCrossentropy,
     sparse_categorical_crossentropy as sparse_categorical_crossentropy,
 )
-from elegy.losses.triplet import (
-    Triplet as Triplet,
-    triplet as triplet,
-)
+from elegy.losses.triplet import Triplet as Triplet, triplet as triplet
 
 __all__ = [
-    "BinaryCrossentropy",
     "binary_crossentropy",
-    "BinaryFocalCrossentropy",
     "binary_focal_crossentropy",
-    "CategoricalCrossentropy",
+    "BinaryCrossentropy",
+    "BinaryFocalCrossentropy",
     "categorical_crossentropy",
-    "CategoricalFocalCrossentropy",
     "categorical_focal_crossentropy",
-    "CategoricalHinge",
     "categorical_hinge",
-    "CosineSimilarity",
+    "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "CategoricalHinge",
     "cosine_similarity",
+    "CosineSimilarity",
     "CTC",
     "ctc",
     "Dice",
@@ -108,28 +79,28 @@ __all__ = [
     "hinge",
     "Huber",
     "huber",
-    "KLDivergence",
     "kl_divergence",
-    "LogCosh",
+    "KLDivergence",
     "log_cosh",
+    "LogCosh",
     "Loss",
-    "MeanAbsoluteError",
     "mean_absolute_error",
-    "MeanAbsolutePercentageError",
     "mean_absolute_percentage_error",
-    "MeanSquaredError",
     "mean_squared_error",
-    "MeanSquaredLogarithmicError",
     "mean_squared_logarithmic_error",
-    "NTXent",
+    "MeanAbsoluteError",
+    "MeanAbsolutePercentageError",
+    "MeanSquaredError",
+    "MeanSquaredLogarithmicError",
     "nt_xent",
+    "NTXent",
     "Poisson",
     "poisson",
     "Reduction",
-    "SparseCategoricalCrossentropy",
     "sparse_categorical_crossentropy",
-    "SquaredHinge",
+    "SparseCategoricalCrossentropy",
     "squared_hinge",
+    "SquaredHinge",
     "Triplet",
     "triplet",
     "Tversky",
