@@ -26,60 +26,61 @@ def _plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _equinox(name: str) -> str:
-    return f"equinox.nn.{name} can stand in for it, as a child of a module."
-
-
 _ACTIVATION = "Activations are functions of JAX, such as jax.nn.relu; in a Sequential they stand as they are."
 _STATE = 'Write self.add_parameter("name", ..., trainable=False) and self.update_parameter("name", value).'
-_FUNCTION = "A function of targets and predictions does as well, such as those of Optax."
 _KEYS = "Keys are given where they are used: init(x, rng=key), apply(x, rng=key); inside call, elegy.next_rng_key()."
 
 LAYERS = _table(
     ("Dense", "Write elegy.nn.Linear."),
-    ("DenseGeneral LinearGeneral Einsum", "Write elegy.nn.Linear for the last axis, or add_parameter and jnp.einsum."),
+    ("DenseGeneral", "Write elegy.nn.LinearGeneral."),
+    ("EinsumDense", "Write elegy.nn.Einsum."),
     ("BatchNorm BatchNorm1d BatchNorm2d BatchNorm3d", "Write elegy.nn.BatchNormalization."),
+    ("LayerNorm", "Write elegy.nn.LayerNormalization."),
+    ("RMSNorm", "Write elegy.nn.RMSNormalization."),
+    ("GroupNorm", "Write elegy.nn.GroupNormalization."),
+    ("InstanceNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d", "Write elegy.nn.InstanceNormalization."),
+    ("SpectralNorm", "Write elegy.nn.SpectralNormalization around the layer."),
+    ("WeightNorm", "Write elegy.nn.WeightNormalization around the layer."),
     ("Conv Convolution", "Write elegy.nn.Conv1D, elegy.nn.Conv2D or elegy.nn.Conv3D."),
-    ("ConvTranspose ConvTranspose1D ConvTranspose2D ConvTranspose3D", _not_here("Transposed convolutions are")),
     (
-        "Dropout1d Dropout2d Dropout3d SpatialDropout1D SpatialDropout2D SpatialDropout3D DropPath",
-        _not_here("Dropout of whole channels is", "elegy.nn.Dropout drops single elements."),
+        "ConvTranspose ConvTranspose1D ConvTranspose2D ConvTranspose3D",
+        "Write elegy.nn.Conv1DTranspose, elegy.nn.Conv2DTranspose or elegy.nn.Conv3DTranspose.",
     ),
-    ("Embed Embedding", _not_here("Embeddings are", _equinox("Embedding"))),
-    ("LayerNorm LayerNormalization", _not_here("Layer normalisation is", _equinox("LayerNorm"))),
-    ("GroupNorm GroupNormalization", _not_here("Group normalisation is", _equinox("GroupNorm"))),
-    ("InstanceNorm InstanceNormalization", _not_here("Instance normalisation is", _equinox("GroupNorm"))),
-    ("RMSNorm RMSNormalization", _not_here("RMS normalisation is", _equinox("RMSNorm"))),
-    ("SpectralNorm SpectralNormalization WeightNorm", _not_here("This normalisation is")),
+    ("SeparableDepthwiseConv2D", "Write elegy.nn.SeparableConv2D."),
     (
-        "MultiHeadDotProductAttention MultiHeadAttention SelfAttention Attention DotProductAttention",
-        _not_here("Attention is", _equinox("MultiheadAttention")),
+        "Dropout1d Dropout2d Dropout3d SpatialDropout1D SpatialDropout2D SpatialDropout3D",
+        "Write elegy.nn.Dropout with shared_axes= of the spatial axes: elegy.nn.Dropout(0.5, shared_axes=(1, 2)).",
     ),
+    ("StochasticDepth", "Write elegy.nn.DropPath."),
+    ("Embed", "Write elegy.nn.Embedding."),
     (
-        "Transformer TransformerEncoder TransformerDecoder TransformerEncoderLayer TransformerDecoderLayer",
-        _not_here("Transformers are"),
+        "MultiHeadDotProductAttention SelfAttention Attention DotProductAttention GroupQueryAttention",
+        "Write elegy.nn.MultiHeadAttention, or jax.nn.dot_product_attention without projections.",
     ),
+    ("RotaryPositionalEmbedding RoPE", "Write elegy.nn.RotaryEmbedding."),
+    ("MaxPool1d MaxPool2d MaxPool3d MaxPooling1D MaxPooling2D MaxPooling3D", "Write elegy.nn.MaxPool."),
     (
-        "MaxPool MaxPool1d MaxPool2d MaxPool3d MaxPooling1D MaxPooling2D MaxPooling3D AvgPool AvgPool1d AvgPool2d "
-        "AvgPool3d AveragePooling1D AveragePooling2D AveragePooling3D GlobalAveragePooling1D GlobalAveragePooling2D "
-        "GlobalMaxPooling2D AdaptiveAvgPool2d avg_pool max_pool",
-        _not_here("Pooling is", "jnp.mean and jax.lax.reduce_window compute it."),
+        "AvgPool1d AvgPool2d AvgPool3d AveragePooling1D AveragePooling2D AveragePooling3D",
+        "Write elegy.nn.AvgPool.",
     ),
+    ("GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D", "Write elegy.nn.GlobalAvgPool."),
+    ("GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D", "Write elegy.nn.GlobalMaxPool."),
+    ("AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d", "Write elegy.nn.AdaptiveAvgPool."),
+    ("UpSampling1D UpSampling2D UpSampling3D", "Write elegy.nn.Upsample."),
+    ("Resizing", "Write elegy.nn.Resize."),
+    ("OptimizedLSTMCell", "Write elegy.nn.LSTMCell."),
+    ("SimpleCell VanillaRNN", "Write elegy.nn.SimpleRNNCell."),
+    ("ConvLSTM ConvLSTM1D ConvLSTM2D ConvLSTM3D", "Write elegy.nn.RNN(elegy.nn.ConvLSTMCell(...))."),
+    ("dynamic_unroll static_unroll", "Write elegy.nn.RNN(cell)."),
     (
-        "RNN LSTM GRU LSTMCell GRUCell OptimizedLSTMCell SimpleCell VanillaRNN Bidirectional SimpleRNN",
-        _not_here("Recurrent layers are", "equinox.nn.LSTMCell and elegy.scan can stand in for them."),
-    ),
-    ("Reshape", _not_here("It is", "jnp.reshape in call does it; elegy.nn.Flatten flattens.")),
-    (
-        "ReLU GELU SiLU Swish Softmax LogSoftmax Sigmoid Tanh LeakyReLU ELU Softplus PReLU Mish Activation",
+        "ReLU GELU SiLU Swish Softmax LogSoftmax Sigmoid Tanh LeakyReLU ELU Softplus Mish Activation",
         _ACTIVATION,
     ),
     ("swish log_softmax leaky_relu silu elu softplus", _ACTIVATION),
-    ("Identity", "Write lambda x: x."),
-    ("Lambda", "Functions stand in a Sequential as they are; elegy.to_module(f) makes a module of one."),
-    ("MLP", "Write elegy.nn.Sequential(lambda: [elegy.nn.Linear(64), jax.nn.relu, elegy.nn.Linear(1)])."),
     ("ModuleList ModuleDict List Dict", "Lists, tuples and dicts of modules are attributes as they are."),
     ("LoRALinear LoRAParam", "Write elegy.nn.LoRA."),
+    ("ZeroPadding1D ZeroPadding2D ZeroPadding3D pad", "Write jnp.pad in call, or padding= of the convolution."),
+    ("Concatenate Add Multiply Average Subtract Permute", "Write the function of jax.numpy in call."),
 )
 
 EVERYTHING = _table(
@@ -113,7 +114,8 @@ EVERYTHING = _table(
     ("Callback callbacks EarlyStopping ModelCheckpoint", "Derive from elegy.model.Callback."),
     ("History", "It is elegy.model.History."),
     ("optimizers", "Optimisers are those of Optax: elegy.Optimizer(optax.adam(1e-3))."),
-    ("regularizers L1 L2 L1L2 GlobalL2", _not_here("Regularisers are", "elegy.add_loss in call does it.")),
+    ("L1 L2 L1L2 GlobalL1 GlobalL2 GlobalL1L2", "Regularisers are in elegy.regularizers."),
+    ("Policy mixed_precision DTypePolicy", "Write module.dtype_policy = elegy.DtypePolicy(...)."),
     ("nets ResNet resnet VGG", _not_here("Ready-made networks are")),
     ("data datasets Dataset DataLoader", _not_here("Data sets and loaders are")),
     ("tabulate summary summarize", "Write print(module)."),
@@ -124,33 +126,34 @@ LOSSES = _table(
     ("MSE mse MSELoss MeanSquaredErrorLoss squared_error l2_loss L2Loss", "Write elegy.losses.MeanSquaredError."),
     (
         "CrossEntropy CrossEntropyLoss softmax_cross_entropy_with_integer_labels softmax_cross_entropy NLLLoss",
-        "Write elegy.losses.SparseCategoricalCrossentropy for integer labels; for others give the function of Optax.",
+        "Write elegy.losses.SparseCategoricalCrossentropy for integer labels, and elegy.losses.CategoricalCrossentropy "
+        "for others.",
     ),
-    (
-        "CategoricalCrossentropy CategoricalCrossEntropy",
-        _not_here("It is", "optax.softmax_cross_entropy works in a Model as it is."),
-    ),
-    (
-        "BinaryCrossentropy BinaryCrossEntropy BCELoss BCEWithLogitsLoss sigmoid_binary_cross_entropy",
-        _not_here("It is", "optax.sigmoid_binary_cross_entropy works in a Model as it is."),
-    ),
-    ("Huber HuberLoss huber_loss SmoothL1Loss", _not_here("It is", "optax.huber_loss works in a Model as it is.")),
-    (
-        "MeanAbsoluteError MAE L1Loss MeanAbsolutePercentageError MeanSquaredLogarithmicError CosineSimilarity "
-        "KLDivergence",
-        _not_here("It is", _FUNCTION),
-    ),
+    ("BCELoss BCEWithLogitsLoss sigmoid_binary_cross_entropy", "Write elegy.losses.BinaryCrossentropy."),
+    ("HuberLoss SmoothL1Loss", "Write elegy.losses.Huber."),
+    ("MAE L1Loss", "Write elegy.losses.MeanAbsoluteError."),
+    ("MAPE", "Write elegy.losses.MeanAbsolutePercentageError."),
+    ("MSLE", "Write elegy.losses.MeanSquaredLogarithmicError."),
+    ("KLDivLoss KLD", "Write elegy.losses.KLDivergence."),
+    ("PoissonNLLLoss", "Write elegy.losses.Poisson."),
+    ("CTCLoss", "Write elegy.losses.CTC."),
+    ("TripletMarginLoss TripletLoss", "Write elegy.losses.Triplet."),
+    ("InfoNCE ContrastiveLoss Contrastive", "Write elegy.losses.NTXent."),
+    ("CosineEmbeddingLoss CosineSimilarityLoss", "Write elegy.losses.CosineSimilarity."),
+    ("FocalLoss", "Write elegy.losses.BinaryFocalCrossentropy or elegy.losses.CategoricalFocalCrossentropy."),
 )
 
 METRICS = _table(
-    ("Accuracy acc", "Write elegy.metrics.SparseCategoricalAccuracy for integer labels."),
-    (
-        "CategoricalAccuracy BinaryAccuracy TopKCategoricalAccuracy Precision Recall F1 F1Score AUC BinaryCrossentropy "
-        "MeanAbsoluteError MeanSquaredError ConfusionMatrix",
-        _not_here("It is", _FUNCTION),
-    ),
-    ("MultiMetric Reduce", "Give elegy.Model a list or dict of metrics."),
-    ("Sum", "Derive from elegy.metrics.Metric."),
+    ("acc", "Write elegy.metrics.SparseCategoricalAccuracy for integer labels and scores of classes."),
+    ("F1Score FBetaScore", "Write elegy.metrics.F1."),
+    ("MAE", "Write elegy.metrics.MeanAbsoluteError."),
+    ("MSE", "Write elegy.metrics.MeanSquaredError."),
+    ("RMSE", "Write elegy.metrics.RootMeanSquaredError."),
+    ("R2Score", "Write elegy.metrics.R2."),
+    ("ROCAUC AUROC AveragePrecision", "Write elegy.metrics.AUC."),
+    ("JaccardIndex BinaryIoU OneHotMeanIoU", "Write elegy.metrics.IoU or elegy.metrics.MeanIoU."),
+    ("MultiMetric", "Give elegy.Model a list or dict of metrics."),
+    ("Reduce", "Write elegy.metrics.Mean or elegy.metrics.Sum."),
 )
 
 # Names of values that other libraries take as strings.
@@ -161,18 +164,21 @@ _STRINGS = {
             "sparse_categorical_crossentropy crossentropy cross_entropy",
             "loss=elegy.losses.SparseCategoricalCrossentropy(from_logits=True)",
         ),
-        ("categorical_crossentropy", "loss=optax.softmax_cross_entropy"),
-        ("binary_crossentropy bce", "loss=optax.sigmoid_binary_cross_entropy, which takes logits"),
-        ("huber huber_loss", "loss=optax.huber_loss"),
-        ("mae mean_absolute_error l1", "loss=lambda y_true, y_pred: jnp.abs(y_true - y_pred)"),
+        ("categorical_crossentropy", "loss=elegy.losses.CategoricalCrossentropy(from_logits=True)"),
+        ("binary_crossentropy bce", "loss=elegy.losses.BinaryCrossentropy(from_logits=True)"),
+        ("huber huber_loss", "loss=elegy.losses.Huber()"),
+        ("mae mean_absolute_error l1", "loss=elegy.losses.MeanAbsoluteError()"),
     ),
     "metric": _table(
         (
             "accuracy acc sparse_categorical_accuracy",
             "metrics=elegy.metrics.SparseCategoricalAccuracy()",
         ),
-        ("mse mean_squared_error", "metrics=elegy.losses.mean_squared_error"),
-        ("mae mean_absolute_error", "metrics=lambda y_true, y_pred: jnp.abs(y_true - y_pred)"),
+        ("binary_accuracy", "metrics=elegy.metrics.BinaryAccuracy()"),
+        ("categorical_accuracy", "metrics=elegy.metrics.CategoricalAccuracy()"),
+        ("mse mean_squared_error", "metrics=elegy.metrics.MeanSquaredError()"),
+        ("mae mean_absolute_error", "metrics=elegy.metrics.MeanAbsoluteError()"),
+        ("auc", "metrics=elegy.metrics.AUC()"),
     ),
 }
 _DEFAULTS = {
@@ -257,14 +263,27 @@ def _public_names(place: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _KEYWORDS = _table(
-    ("features out_features units output_dim out_size output_features", "output_size output_channels"),
+    ("features out_features units output_dim out_size output_features", "output_size output_channels embed_dim units"),
     ("out_channels channels filters output_size", "output_channels output_size"),
     ("output_channels", "output_size"),
     ("kernel_size kernel", "kernel_shape"),
-    ("strides window_strides", "stride"),
+    ("pool_size window_size", "window_shape"),
+    ("strides window_strides stride", "stride strides"),
     ("dilation dilation_rate kernel_dilation rhs_dilation", "rate"),
     ("use_bias bias", "with_bias"),
-    ("kernel_init weight_init kernel_initializer weight_initializer", "w_init"),
+    ("kernel_init weight_init kernel_initializer weight_initializer embedding_init", "w_init"),
+    ("recurrent_kernel_init recurrent_initializer", "recurrent_init"),
+    ("num_groups", "groups"),
+    ("num_embeddings input_dim", "vocab_size"),
+    ("embedding_dim output_dim", "embed_dim"),
+    ("hidden_features hidden_size", "units"),
+    ("n_heads nhead heads", "num_heads"),
+    ("head_dim key_dim", "head_size"),
+    ("num_key_value_heads num_query_groups", "num_kv_heads"),
+    ("dim_feedforward intermediate_dim mlp_dim", "feedforward_size"),
+    ("go_backwards", "reverse"),
+    ("broadcast_dims noise_shape", "shared_axes"),
+    ("dropout", "dropout_rate"),
     ("bias_init bias_initializer", "b_init"),
     ("feature_group_count", "groups"),
     ("p drop_rate drop_prob", "rate"),
