@@ -2,27 +2,41 @@
 for every layer is in test_layers_generic.py; BatchNormalization is in test_nn.py."""
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
 import equinox as eqx
+import flax.linen
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import keras
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import elegy
 from elegy.errors import ParameterError
 from elegy.nn import (
+    BatchNormalization,
+    Conv1D,
+    Conv2D,
+    Dropout,
+    Ensemble,
     GroupNormalization,
     InstanceNormalization,
     LayerNormalization,
+    Linear,
+    LoRA,
     RMSNormalization,
+    Sequential,
+    SpectralNormalization,
+    Stack,
+    WeightNormalization,
 )
-from tests.helpers import assert_close, assert_same
+from tests.helpers import assert_close, assert_same, concrete
 
 NORMAL = elegy.initializers.RandomNormal(0.5, 1.5)
 
@@ -440,3 +454,644 @@ def test_another_size_than_that_of_the_first_input() -> None:
     layer = LayerNormalization().init(floats(2, 3))
     with pytest.raises(ParameterError, match="layer_normalization/scale has shape"):
         layer(floats(2, 4))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SpectralNormalization: numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def kernel_of(layer: Any) -> dict[str, Any]:
+    """The parameters of a Linear or a convolution under the names of Flax."""
+    return {"kernel": layer["w"], "bias": layer["b"]}
+
+
+def spectral_of_numpy(w: Any, u: Any, iterations: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """The weight, the vector and the singular value by the algorithm of the paper, in double precision."""
+    w, u = np.asarray(w, np.float64), np.asarray(u, np.float64)
+    matrix = w.reshape(-1, w.shape[-1])
+    v = np.zeros(len(matrix))
+    for _ in range(iterations):
+        v = matrix @ u
+        v /= np.linalg.norm(v)
+        u = matrix.T @ v
+        u /= np.linalg.norm(u)
+    sigma = v @ matrix @ u
+    return w / sigma, u, sigma
+
+
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        (lambda: Linear(4), floats(5, 3)),
+        (lambda: Linear(1), floats(5, 3)),
+        (lambda: Linear(3), floats(5, 1)),
+        (lambda: Conv2D(4, [2, 3]), floats(2, 4, 5, 3)),
+        (lambda: Conv1D(4, 2, groups=2), floats(2, 4, 6)),
+    ],
+    ids=["linear", "one output", "one input", "conv", "groups"],
+)
+def test_spectral_normalization_is_that_of_the_paper(make: Any, x: np.ndarray) -> None:
+    iterations = x.ndim - 1  # some number
+    layer = SpectralNormalization(make(), iterations=iterations).init(x)
+    assert layer.sigma == 1 and layer.u.shape == (layer.layer.w.shape[-1],)
+    assert elegy.select(layer, trainable=False).paths == ("u", "sigma")
+    plain = layer.layer.copy()
+    for training in (False, True, True, False):
+        before = layer.get_parameters()
+        w, u, sigma = spectral_of_numpy(layer.layer.w, layer.u, iterations)
+        y = layer.apply(x, training=training)[0]
+        with elegy.training_context(training):
+            assert_close(layer(x), y)
+        plain.set_parameters({"w": jnp.asarray(w, jnp.float32)})
+        np.testing.assert_allclose(y, plain(x), rtol=1e-4, atol=1e-5)
+        if training:
+            np.testing.assert_allclose(layer.u, u, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(layer.sigma, sigma, rtol=1e-4)
+        else:
+            assert_same(layer.get_parameters(), before)
+        assert_same(layer.layer.get_parameters(), before["layer"])
+
+
+@pytest.mark.parametrize("make", [lambda: Linear(4), lambda: Conv2D(4, 2)], ids=["linear", "conv"])
+def test_it_finds_the_largest_singular_value(make: Any) -> None:
+    x = floats(2, 3, 3, 5)
+    layer = SpectralNormalization(make(), iterations=10)
+    for _ in range(10):
+        layer(x)
+    matrix = np.asarray(layer.layer.w).reshape(-1, 4)
+    np.testing.assert_allclose(layer.sigma, np.linalg.norm(matrix, ord=2), rtol=1e-4)
+    _, _, right = np.linalg.svd(matrix)
+    np.testing.assert_allclose(abs(np.vdot(right[0], layer.u)), 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "iterations"), [("dense", 1), ("conv", 2)])
+def test_spectral_normalization_of_linen(kind: str, iterations: int) -> None:
+    """Values, gradients and states over several steps. (The layer of NNX overwrites its kernel by the quotient.)"""
+    x = floats(2, 4, 4, 3)
+    ours = SpectralNormalization(Linear(5) if kind == "dense" else Conv2D(5, [2, 3]), iterations=iterations).init(x)
+
+    class Peer(flax.linen.Module):
+        @flax.linen.compact
+        def __call__(self, x: Any, training: bool) -> Any:
+            dense = kind == "dense"
+            inner = flax.linen.Dense(5, name="inner") if dense else flax.linen.Conv(5, (2, 3), name="inner")
+            return flax.linen.SpectralNorm(inner, n_steps=iterations)(x, update_stats=training)
+
+    peer = Peer()
+    stats = {"SpectralNorm_0": {"inner/kernel/u": ours.u[None], "inner/kernel/sigma": ours.sigma}}
+    for training in (False, True):
+
+        def theirs(params: dict[str, Any], x: Any, training: bool = training, stats: Any = stats) -> Any:
+            variables = {"params": {"inner": kernel_of(params["layer"])}, "batch_stats": stats}
+            return peer.apply(variables, x, training=training, mutable=["batch_stats"])
+
+        with elegy.training_context(training):
+            compare(ours, x, lambda params, x, theirs=theirs: theirs(params, x)[0])
+            ours(x)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            stats = cast(Any, theirs(ours.get_parameters(), x)[1])["batch_stats"]
+        np.testing.assert_allclose(ours.u, stats["SpectralNorm_0"]["inner/kernel/u"][0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ours.sigma, stats["SpectralNorm_0"]["inner/kernel/sigma"], rtol=1e-4)
+
+
+def test_spectral_normalization_of_nnx() -> None:
+    x = floats(4, 3)
+    ours = SpectralNormalization(Linear(5), iterations=2).init(x)
+
+    def peer(params: dict[str, Any], x: Any) -> Any:
+        linear = nnx.Linear(3, 5, rngs=nnx.Rngs(0))
+        linear.kernel[...], linear.bias[...] = params["layer"]["w"], params["layer"]["b"]
+        norm = nnx.SpectralNorm(linear, n_steps=2, rngs=nnx.Rngs(0))
+        norm.batch_stats[("kernel", "u")][...] = ours.u[None]
+        return norm(x, update_stats=True)
+
+    compare(ours, x, peer)
+
+
+def test_spectral_normalization_of_keras() -> None:
+    x = floats(2, 4, 4, 3)
+    ours = SpectralNormalization(Conv2D(5, 2), iterations=2).init(x)
+    layer = keras.layers.SpectralNormalization(keras.layers.Conv2D(5, 2, padding="same"), power_iterations=2)
+    layer.build(x.shape)
+    layer.vector_u.assign(ours.u[None])
+
+    def peer(params: dict[str, Any], x: Any) -> Any:
+        values = [params["layer"]["w"], params["layer"]["b"]]
+        return layer.stateless_call(values, [ours.u[None]], x, training=True)[0]
+
+    compare(ours, x, peer)
+
+
+def test_spectral_normalization_of_equinox() -> None:
+    """In training; outside of it Equinox takes the vectors of the last step, and iterates no more."""
+
+    class Affine(eqx.Module):
+        """With the weight as we have it, so that the iteration begins at the same end."""
+
+        weight: Any
+        bias: Any
+
+        def __call__(self, x: Any) -> Any:
+            return x @ self.weight + self.bias
+
+    x = floats(4, 3)
+    ours = SpectralNormalization(Linear(5)).init(x)
+
+    def peer(params: dict[str, Any], x: Any) -> Any:
+        affine = Affine(params["layer"]["w"], params["layer"]["b"])
+        norm, state = eqx.nn.make_with_state(eqx.nn.SpectralNorm)(affine, "weight", key=jax.random.key(0))
+        state = state.set(norm.uv_index, (jnp.zeros(3), ours.u))
+        return jax.vmap(lambda x: norm(x, state)[0])(x)
+
+    compare(ours, x, peer)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e6])
+def test_weights_of_any_size(scale: float) -> None:
+    """A weight of zeros stays one, and its gradient is finite."""
+    x = floats(4, 3)
+    layer = SpectralNormalization(Linear(5), iterations=3).init(x)
+    layer.layer.set_parameters({"w": jnp.float32(scale) * layer.layer.w})
+    w, _, sigma = spectral_of_numpy(layer.layer.w, layer.u, 3) if scale else (np.zeros([3, 5]), None, 0)
+    np.testing.assert_allclose(layer(x), x @ w, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer.sigma, sigma, rtol=1e-4)
+    gradient = elegy.grad(lambda: jnp.sum(jnp.sin(layer(x))), modules=layer)()
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert not scale or abs(np.max(gradient["layer"]["w"])) > 1e-8
+
+
+def test_eps_is_the_least_length() -> None:
+    """With a large one the estimate is too small, since the vectors have no unit length."""
+    x = floats(4, 3)
+    w = Linear(5).init(x).w
+    fine, coarse = (SpectralNormalization(Linear(5, w_init=lambda shape, dtype: w), eps=eps) for eps in (1e-12, 100.0))
+    assert (fine(x) != coarse(x)).any() and coarse.sigma < 0.01 * fine.sigma
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# WeightNormalization: numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("create_scale", [True, False])
+@pytest.mark.parametrize("axis", [-1, 0, (0, 1), (-1, 1), None])
+def test_weight_normalization_of_linen(axis: Any, create_scale: bool) -> None:
+    x = floats(2, 4, 4, 3)
+    ours = WeightNormalization(Conv2D(5, [2, 3]), axis=axis, create_scale=create_scale, eps=1e-2, scale_init=NORMAL)
+
+    class Peer(flax.linen.Module):
+        @flax.linen.compact
+        def __call__(self, x: Any) -> Any:
+            inner = flax.linen.Conv(5, (2, 3), name="inner")
+            return flax.linen.WeightNorm(inner, feature_axes=axis, use_scale=create_scale, epsilon=1e-2)(x)
+
+    def peer(params: dict[str, Any], x: Any) -> Any:
+        theirs = {"inner": kernel_of(params["layer"])}
+        if create_scale:
+            theirs["WeightNorm_0"] = {"inner/kernel/scale": params["scale"]}
+        return Peer().apply({"params": theirs}, x)
+
+    compare(ours, x, peer)
+    assert sorted(ours.get_parameters()) == ["layer", "scale"][: 1 + create_scale]
+
+
+def test_weight_normalization_of_nnx() -> None:
+    x = floats(4, 3)
+    ours = WeightNormalization(Linear(5), scale_init=NORMAL)
+
+    def peer(params: dict[str, Any], x: Any) -> Any:
+        linear = nnx.Linear(3, 5, rngs=nnx.Rngs(0))
+        linear.kernel[...], linear.bias[...] = params["layer"]["w"], params["layer"]["b"]
+        norm = nnx.WeightNorm(linear, scale_init=lambda *_: params["scale"], rngs=nnx.Rngs(0))
+        return norm(x)
+
+    compare(ours, x, peer)
+
+
+def test_weight_normalization_of_equinox() -> None:
+    x = floats(4, 3)
+    ours = WeightNormalization(Linear(5), scale_init=NORMAL)
+
+    def peer(params: dict[str, Any], x: Any) -> Any:
+        linear: Any = eqx.nn.Linear(3, 5, key=jax.random.key(0))
+        weights = (params["layer"]["w"].T, params["layer"]["b"])
+        linear = eqx.tree_at(lambda linear: (linear.weight, linear.bias), linear, weights)
+        norm: Any = eqx.tree_at(lambda norm: norm.g, eqx.nn.WeightNorm(linear), params["scale"][:, None])
+        return jax.vmap(norm)(x)
+
+    compare(ours, x, peer)
+
+
+@pytest.mark.parametrize("axis", [-1, (0, 2), None])
+def test_around_a_trained_layer_it_computes_the_same(axis: Any) -> None:
+    x = floats(2, 4, 3)
+    conv = Conv1D(5, 2).init(x)
+    layer = WeightNormalization(conv, axis=axis)
+    shape = () if axis is None else (5,) if axis == -1 else (2, 5)
+    assert layer.scale.shape == shape and not layer.initialized
+    np.testing.assert_allclose(layer(x), conv(x), rtol=1e-5, atol=1e-6)
+    assert layer.scale.shape == shape
+    assert (WeightNormalization(Conv1D(5, 2), axis=axis).init(x).scale == 1).all()
+    assert (WeightNormalization(conv, axis=axis, scale_init=jnp.zeros).init(x).scale == 0).all()
+
+
+def test_a_weight_of_zeros_has_a_gradient() -> None:
+    x = floats(4, 3)
+    layer = WeightNormalization(Linear(5, w_init=jnp.zeros)).init(x)
+    gradient = elegy.grad(lambda: jnp.sum(jnp.sin(layer(x))), modules=layer)()
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert (layer(x) == 0).all()
+
+
+@pytest.mark.parametrize("wrapper", [SpectralNormalization, WeightNormalization])
+def test_weights_in_half_precision_are_summed_in_single(wrapper: Any) -> None:
+    """The sum of the squares of 4096 numbers, each about 30, is beyond float16; that of small ones is below."""
+    for size in (30, 1e-4):
+        x = jnp.asarray(floats(2, 4096), jnp.float16)
+        w = jnp.asarray(size * floats(4096, 2), jnp.float16)
+        layer = wrapper(Linear(2, w_init=lambda shape, dtype, w=w: w, dtype=jnp.float16)).init(x)
+        y = layer(x)
+        assert y.dtype == jnp.float16
+        exact = np.asarray(w, np.float64)
+        if wrapper is WeightNormalization:
+            expected = exact / np.linalg.norm(exact, axis=0)
+        else:
+            assert layer.u.dtype == layer.sigma.dtype == jnp.float32
+            expected = exact / float(layer.sigma)
+        np.testing.assert_allclose(y, np.asarray(x, np.float64) @ expected, rtol=1e-2, atol=1e-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers around layers: what is left of the inner one
+# ---------------------------------------------------------------------------------------------------------------------
+
+WRAPPERS = [SpectralNormalization, WeightNormalization]
+over_wrappers = pytest.mark.parametrize("wrapper", WRAPPERS)
+
+
+class Inner(elegy.Module):
+    """Has state, draws, and declares something of each kind."""
+
+    def call(self, x: Any) -> Any:
+        x = Linear(4)(x)
+        x = BatchNormalization()(x)
+        elegy.add_loss("activity", jnp.mean(x**2))
+        elegy.add_metric("size", jnp.max(jnp.abs(self.linear.w)))
+        return Linear(2)(Dropout(0.5)(x))
+
+
+def replaced_by_hand(layer: Any) -> Any:
+    """A copy of the inner layer with the weights that it is run with."""
+    inner = layer.layer.copy()
+    for name in ("linear", "linear_1"):
+        w = getattr(inner, name).w
+        if isinstance(layer, SpectralNormalization):
+            w = w / spectral_of_numpy(w, getattr(layer, f"u_{name}_w"), 1)[2]
+        else:
+            scale = getattr(layer, f"scale_{name}_w")
+            w = w / jnp.broadcast_to(jnp.linalg.norm(w, axis=0) / scale, w.shape)
+        inner.set_parameters({name: {"w": jnp.asarray(w, jnp.float32)}})
+    return inner
+
+
+@over_wrappers
+@pytest.mark.parametrize("training", [True, False])
+def test_state_draws_and_hooks_are_those_of_the_inner_layer(wrapper: Any, training: bool) -> None:
+    x = floats(8, 3)
+    layer = wrapper(Inner()).init(x, rng=0)
+    inner = replaced_by_hand(layer)
+    before = layer.layer.get_parameters(trainable=True)
+
+    def run(module: Any) -> Any:
+        with elegy.rng_context(3), elegy.training_context(training), elegy.hooks_context(summaries=True):
+            y = module(x)
+            summaries: Any = elegy.get_summaries()
+            return y, elegy.get_losses(), elegy.get_metrics(), summaries, elegy.next_rng_key()
+
+    y, losses, metrics, summaries, key = run(layer)
+    expected = run(inner)
+    assert_close((y, losses), expected[:2], rtol=1e-4, atol=1e-5)
+    name = "spectral_normalization" if wrapper is SpectralNormalization else "weight_normalization"
+    assert list(metrics) == [f"{name}/layer/size"]
+    np.testing.assert_allclose(metrics[f"{name}/layer/size"], expected[2]["inner/size"], rtol=1e-4)
+    assert [path for _, path, _ in summaries] == [
+        *(path.replace("inner", f"{name}/layer") for _, path, _ in expected[3]),
+        name,
+    ]
+    assert key == expected[4]
+    states = layer.layer.get_parameters(trainable=False), inner.get_parameters(trainable=False)
+    assert_close(*states, rtol=1e-4, atol=1e-5)
+    assert (layer.layer.batch_normalization.mean != 0).any() == training
+    assert_same(layer.layer.get_parameters(trainable=True), before)
+
+
+@over_wrappers
+def test_parameters_appear_once_and_below_the_layer(wrapper: Any) -> None:
+    layer = wrapper(Linear(4)).init(floats(2, 3))
+    own = () if wrapper is SpectralNormalization else ("scale",)
+    assert set(elegy.select(layer, trainable=True).paths) == {"layer/w", "layer/b", *own}
+    assert layer.parameters_size() == 16 + (4 if own else 0)
+
+
+@over_wrappers
+def test_training(wrapper: Any) -> None:
+    x = floats(16, 3)
+    target = jnp.sum(x, axis=1, keepdims=True) / 3
+    model: Any = Sequential(lambda: [wrapper(Linear(8)), jnp.tanh, wrapper(Linear(1))])
+    optimizer = elegy.Optimizer(optax.adam(0.03))
+
+    def step() -> Any:
+        loss, grads = elegy.value_and_grad(lambda: jnp.mean((model(x) - target) ** 2), modules=model)()
+        optimizer.update(model, grads)
+        return loss
+
+    step = elegy.jit(step, modules=[model, optimizer])
+    losses = [float(step()) for _ in range(10)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert concrete(model)
+
+
+class Block(elegy.Module):
+    """Has state, and draws."""
+
+    def call(self, x: Any) -> Any:
+        return Dropout(0.5)(BatchNormalization()(Linear(4)(x)))
+
+
+@over_wrappers
+def test_transforms(wrapper: Any) -> None:
+    x = floats(4, 3)
+    layer = wrapper(Block()).init(x, rng=0)
+
+    @jax.jit
+    def run(module: Any, x: Any) -> Any:
+        return module.apply(x, rng=1)
+
+    expected = run(layer, x)
+    assert_close(expected, layer.apply(x, rng=1))
+    _, outputs = jax.lax.scan(lambda module, x: run(module, x)[::-1], layer, x[None])
+    assert_close(outputs[0], expected[0])
+    mapped = jax.vmap(jax.checkpoint(run), in_axes=(None, 0))(layer, jnp.stack([x, 2 * x]))
+    assert_close(jax.tree.map(lambda leaf: leaf[0], mapped), expected)
+    with elegy.training_context(False):
+        y = layer(x)
+        assert_close(elegy.vmap(lambda x: layer(x[None])[0], modules=layer)(x), y)
+        assert_close(elegy.remat(layer)(x), y)
+        assert_close(jax.jit(lambda x: layer(x))(x), y)
+
+
+@over_wrappers
+def test_a_layer_of_the_code_around_a_transform(wrapper: Any) -> None:
+    """It may run there, and is left as it was; in training what it updates is refused, as without the wrapper."""
+    x = floats(4, 3)
+    layer = wrapper(elegy.nn.Sequential(lambda: [Linear(4), BatchNormalization()])).init(x)
+    before = layer.get_parameters()
+    with pytest.raises(elegy.errors.TraceError, match="updated the parameter"):
+        jax.jit(lambda x: layer(x))(x)
+    assert_same(layer.get_parameters(), before)
+    assert concrete(layer)
+
+
+@over_wrappers
+def test_compiled_from_the_start(wrapper: Any) -> None:
+    """What is initialised within a transform equals what is initialised outside."""
+    x = floats(4, 3)
+    eager = wrapper(Linear(2)).init(x, rng=0)
+    outside: Any = jax.jit(lambda key: wrapper(Linear(2)).init(x, rng=key))(jax.random.key(0))
+    assert_close(outside.get_parameters(), eager.get_parameters())
+    abstract = jax.eval_shape(lambda: wrapper(Linear(2)).init(x, rng=0))
+    assert list(map(jnp.shape, jax.tree.leaves(abstract))) == list(map(jnp.shape, jax.tree.leaves(eager)))
+    compiled = elegy.jit(wrapper(Linear(2)))
+    assert compiled(x).shape == (4, 2) and compiled.traces == 1
+    members = jax.vmap(lambda key: wrapper(Linear(2)).init(x, rng=key))(jax.random.split(jax.random.key(0), 3))
+    assert members.layer.w.shape == (3, 3, 2) and (members.layer.w[0] != members.layer.w[1]).any()
+
+
+@over_wrappers
+def test_in_stacks_and_ensembles(wrapper: Any) -> None:
+    x = floats(4, 3)
+    stack = Stack(lambda: wrapper(Linear(3)), 3)
+    expected = x
+    with elegy.training_context(False):
+        y = stack(x)
+        for block in stack:
+            expected = block(expected)
+    assert_close(y, expected)
+    assert stack.blocks.layer.w.shape == (3, 3, 3)
+    trained = Stack.from_blocks([wrapper(Linear(3).init(x)) for _ in range(2)])
+    assert trained(x).shape == (4, 3)
+    ensemble = Ensemble(lambda: wrapper(Linear(2)), 2)
+    assert ensemble(x).shape == (2, 4, 2) and (ensemble.members.layer.w[0] != ensemble.members.layer.w[1]).any()
+
+
+@over_wrappers
+@pytest.mark.parametrize("factory", [True, False])
+def test_around_a_layer_that_is_made_in_call(wrapper: Any, factory: bool) -> None:
+    class Net(elegy.Module):
+        def call(self, x: Any) -> Any:
+            hidden = jnp.tanh(wrapper((lambda: Linear(4)) if factory else Linear(4))(x))
+            return wrapper((lambda: Linear(2)) if factory else Linear(2))(hidden)
+
+    net, x = Net(), floats(4, 3)
+    assert net(x).shape == (4, 2)
+    paths = elegy.select(net, trainable=True).paths
+    name = "spectral_normalization" if wrapper is SpectralNormalization else "weight_normalization"
+    owners = (f"{name}/layer", f"{name}_1/layer") if factory else ("linear", "linear_1")
+    assert {path for path in paths if not path.endswith("scale")} == {f"{owner}/{p}" for owner in owners for p in "wb"}
+    assert len(set(paths)) == len(paths)
+    with elegy.training_context(False):
+        compiled, again = jax.jit(lambda net, x: (net(x), net))(net, x)
+        assert_close((compiled, again), net.apply(x))
+    if factory:
+        compiled, again = jax.jit(lambda net, x: (net(x), net))(net, x)
+        assert_close((compiled, again), net.apply(x))
+
+
+def test_one_in_the_other() -> None:
+    """The inner one is given the weights of the outer one."""
+    x = floats(4, 3)
+    with elegy.training_context(False):
+        layer = WeightNormalization(SpectralNormalization(Linear(5), iterations=2), scale_init=NORMAL).init(x)
+        w = layer.layer.layer.w
+        scale = getattr(layer, "scale_layer_w")  # noqa: B009  (a checker does not know the name)
+        w = np.asarray(w / jnp.broadcast_to(jnp.linalg.norm(w, axis=0) / scale, w.shape))
+        np.testing.assert_allclose(layer(x), x @ spectral_of_numpy(w, layer.layer.u, 2)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_around_an_adapted_layer() -> None:
+    x = floats(4, 3)
+    layer = WeightNormalization(LoRA(Linear(5), 2)).init(x)
+    assert set(elegy.select(layer, trainable=True).paths) == {"layer/lora_a", "layer/lora_b", "scale"}
+    w = np.asarray(layer.layer.w)
+    np.testing.assert_allclose(layer(x), x @ (w / np.linalg.norm(w, axis=0)), rtol=1e-4, atol=1e-5)
+
+
+@over_wrappers
+def test_names_say_which_weights(wrapper: Any) -> None:
+    class Bilinear(elegy.Module):
+        def call(self, x: Any) -> Any:
+            left = self.add_parameter("left", [3, 2], initializer=NORMAL)
+            right = self.add_parameter("right", [3, 2], initializer=NORMAL)
+            size = self.add_parameter("size", [2], initializer=NORMAL)
+            return jnp.dot(x, left) * jnp.dot(x, right) * jnp.broadcast_to(size, (len(x), 2))
+
+    x, state = floats(4, 3), "u" if wrapper is SpectralNormalization else "scale"
+    for names, expected in (("left", {"left"}), (["right", "left", "size"], {"left", "right"})):
+        layer = wrapper(Bilinear(), names=names).init(x)
+        found = {name.removeprefix(f"{state}_") for name in layer.get_parameters() if name.startswith(f"{state}_")}
+        assert found == expected
+    y = layer(x)
+    layer.layer.set_parameters({"left": 3 * layer.layer.left, "right": 7 * layer.layer.right})
+    if wrapper is WeightNormalization:
+        assert_close(layer(x), y, rtol=1e-4)
+
+
+def test_other_parameters_stay_as_they_are() -> None:
+    x = floats(4, 3)
+    layer = SpectralNormalization(Linear(1, b_init=NORMAL)).init(x)
+    w = layer.layer.w
+    expected = x @ np.asarray(w) / np.linalg.norm(w) + np.asarray(layer.layer.b)
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_argument_training_holds_for_both() -> None:
+    x = floats(4, 3)
+    layer = SpectralNormalization(
+        elegy.to_module(lambda x, training=None: BatchNormalization()(Linear(2)(x), training=training))()
+    ).init(x)
+    before = layer.get_parameters()
+    layer(x, training=False)
+    assert_same(layer.get_parameters(), before)
+    with elegy.training_context(False):
+        layer(x, training=True)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), layer.get_parameters(), before)
+    assert changed["u_linear_w"] and changed["layer"]["batch_normalization"]["mean"]
+    assert not changed["layer"]["linear"]["w"]
+
+
+@over_wrappers
+def test_frozen_weights_are_normalised_too(wrapper: Any) -> None:
+    x = floats(4, 3)
+    layer = wrapper(Linear(2)).init(x)
+    y = layer.apply(x)[0]
+    layer.trainable = False
+    assert_close(layer.apply(x)[0], y)
+
+
+@over_wrappers
+def test_an_error_leaves_the_weights_as_they_were(wrapper: Any) -> None:
+    class Failing(elegy.Module):
+        def call(self, x: Any, fail: bool = False) -> Any:
+            x = BatchNormalization()(Linear(2)(x))
+            if fail:
+                raise ArithmeticError("on purpose")
+            return x
+
+    x = floats(4, 3)
+    layer = wrapper(Failing()).init(x)
+    before = layer.get_parameters()
+    with pytest.raises(ArithmeticError):
+        layer(x, fail=True)
+    assert_same(layer.get_parameters(), before)
+    with pytest.raises(ArithmeticError):
+        elegy.jit(lambda: layer(x, fail=True), modules=layer)()
+    assert_same(layer.get_parameters(), before)
+    assert concrete(layer)
+
+
+def test_several_threads() -> None:
+    """No thread sees the weights that another one put in the place of the layer's own."""
+    x = floats(4, 3)
+    inner = Sequential(lambda: [Linear(64) for _ in range(8)])
+    layer = WeightNormalization(inner, scale_init=elegy.initializers.Constant(2)).init(x)
+    before = layer.get_parameters()
+    expected, different = layer(x), []
+
+    def run() -> None:
+        different.extend(number for number in range(10) if not np.array_equal(layer(x), expected))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not different
+    assert_same(layer.get_parameters(), before)
+
+
+@over_wrappers
+def test_after_a_reset_the_layer_begins_again(wrapper: Any) -> None:
+    x = floats(4, 3)
+    layer = wrapper(Linear(2)).init(x)
+    layer.reset()
+    assert layer(x).shape == (4, 2)
+    layer.layer.reset()
+    assert layer(x).shape == (4, 2)
+    layer.reset()
+    assert layer(floats(4, 7)).shape == (4, 2)
+
+
+@over_wrappers
+def test_saved_and_loaded(wrapper: Any, tmp_path: Any) -> None:
+    x, path = floats(4, 3), tmp_path / "layer.safetensors"
+    layer, other = (wrapper(Inner()).init(x, rng=seed) for seed in (0, 1))
+    layer(x)
+    elegy.save(path, layer)
+    loaded = elegy.load(path, like=other)
+    with elegy.training_context(False):
+        assert_same(loaded(x), layer(x))
+
+
+@pytest.mark.usefixtures("unchecked")
+@over_wrappers
+def test_errors_of_layers_around_layers(wrapper: Any) -> None:
+    x, name = floats(4, 3), wrapper.__name__
+    with pytest.raises(TypeError, match=rf"elegy.nn.{name} takes a module, .* got .*\n  Construct it: Linear\("):
+        wrapper(Linear)
+    with pytest.raises(TypeError, match=f"elegy.nn.{name} takes a module, .* got 3"):
+        wrapper(3)
+    with pytest.raises(TypeError, match=f"elegy.nn.{name} takes a module, .* got a function that gives 3"):
+        wrapper(lambda: 3)
+    with pytest.raises(TypeError, match=f"elegy.nn.{name}: names must be the names of parameters, such as 'w', got "):
+        wrapper(Linear(2), names=[])
+    with pytest.raises(TypeError, match=f"elegy.nn.{name}: names must be the names of parameters"):
+        wrapper(Linear(2), names=[0])
+    with pytest.raises(ValueError, match=f"elegy.nn.{name}: eps must not be negative, got -1"):
+        wrapper(Linear(2), eps=-1)
+    with pytest.raises(TypeError, match="positional argument"):
+        wrapper(Linear(2), 3)
+    with pytest.raises(ParameterError, match=r"_normalization: Dropout has no trainable .* name 'w'.*\n.*names=\.\.\."):
+        wrapper(Dropout(0.5))(x)
+    with pytest.raises(ParameterError, match=r"Linear has no trainable parameter of two axes or more .* 'b' or 'c'"):
+        wrapper(Linear(2), names=["b", "c"])(x)
+    with pytest.raises(TypeError, match=rf"weights of a Stack are .*\n.*Stack\(lambda: {name}\("):
+        wrapper(Stack(lambda: Linear(3), 2))(x)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_errors_of_their_own() -> None:
+    x = floats(4, 3)
+    with pytest.raises(ValueError, match="SpectralNormalization: iterations must be a positive integer, got 0"):
+        SpectralNormalization(Linear(2), iterations=0)
+    with pytest.raises(TypeError, match=r"axis must be an integer or several, got \(\)"):
+        WeightNormalization(Linear(2), axis=())
+    with pytest.raises(ValueError, match=r"weight_normalization: axis=2 is not an axis of w, of shape \(3, 2\)"):
+        WeightNormalization(Linear(2), axis=2)(x)
+    with pytest.raises(ValueError, match=r"axis=2 is not an axis of w, of shape \(3, 2\)"):
+        WeightNormalization(Linear(2).init(x), axis=2)
+    with pytest.raises(ParameterError, match="layer/w has shape"):
+        SpectralNormalization(Linear(2).init(x))(floats(4, 5))
+
+
+def test_weights_that_cannot_be_told_apart() -> None:
+    class Outer(elegy.Module):
+        def __init__(self, **parts: Any):
+            self.a = Sequential(lambda: [Linear(2)])
+            self.a_layers_0 = Linear(2)
+
+        def call(self, x: Any) -> Any:
+            return self.a(x) + self.a_layers_0(x)
+
+    with pytest.raises(ParameterError, match=r"differ in '/' and '_' only: .*a_layers_0/w"):
+        SpectralNormalization(Outer())(floats(4, 3))

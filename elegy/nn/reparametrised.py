@@ -51,13 +51,17 @@ class Reparametrised(Module):
     def _wrap(self, layer: tp.Any, names: str | Sequence[str]) -> None:
         """Called by the constructor. `names` are those of the parameters that are weights."""
         wrapper = f"elegy.nn.{type(self).__name__}"
-        if not isinstance(layer, Module):
+        made = layer if isinstance(layer, (Module, type)) or not callable(layer) else layer()
+        if not isinstance(made, Module):
             hint = f"\n  Construct it: {layer.__name__}(...)." if isinstance(layer, type) else ""
-            raise TypeError(f"{wrapper} wraps a layer, which must be a module, got {show_value(layer)}.{hint}")
+            raise TypeError(
+                f"{wrapper} takes a module, or a function without arguments that constructs one, got "
+                f"{show_value(layer) if made is layer else f'a function that gives {show_value(made)}'}.{hint}"
+            )
         self.names = names if isinstance(names, str) else tuple(names)
         if not self.names or not all(isinstance(name, str) for name in self.names):
             raise TypeError(f"{wrapper}: names must be the names of parameters, such as 'w', got {names!r}.")
-        self.layer = layer
+        self.layer = made
 
     def call(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """**Arguments:** those of the layer.

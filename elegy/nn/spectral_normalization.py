@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import typing as tp
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,9 @@ class SpectralNormalization(Reparametrised):
 
     **Arguments:**
 
-    - `layer`: the layer to wrap, initialised or not. The others are given by name.
+    - `layer`: the layer to wrap, initialised or not, or a function without arguments that constructs it. The others are
+      given by name. Inside `call` give a function: a layer that is constructed there by itself belongs to the module
+      that is running, which is where its parameters are then found, and is shared with the wrapper.
     - `iterations`: the number of power iterations of a call.
     - `eps`: the least length by which a vector is divided in the iteration.
     - `names`: the name, or the names, of the parameters to normalise: all of that name with at least two axes, in the
@@ -44,9 +46,6 @@ class SpectralNormalization(Reparametrised):
     random, and `sigma` 1: a new layer needs some steps, or a larger `iterations`, until the estimate is good.
 
     The call takes the arguments of the layer. An argument `training=` holds for both.
-
-    A layer that is constructed inside `call`, as an argument of the wrapper, belongs to the module that is running, and
-    its parameters are found there.
 
     ```python
     import elegy
@@ -65,7 +64,7 @@ class SpectralNormalization(Reparametrised):
 
     def __init__(
         self,
-        layer: Module,
+        layer: Module | Callable[[], Module],
         *,
         iterations: int = 1,
         eps: float | int = 1e-12,

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import typing as tp
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,9 @@ class WeightNormalization(Reparametrised):
 
     **Arguments:**
 
-    - `layer`: the layer to wrap, initialised or not. The others are given by name.
+    - `layer`: the layer to wrap, initialised or not, or a function without arguments that constructs it. The others are
+      given by name. Inside `call` give a function: a layer that is constructed there by itself belongs to the module
+      that is running, which is where its parameters are then found, and is shared with the wrapper.
     - `axis`: the axis or axes of the output features in a weight, each entry of which has a length of its own; the
       default is the last one. None gives the whole weight one length.
     - `create_scale`: whether there is a `scale`. Without it all lengths are 1.
@@ -38,9 +40,6 @@ class WeightNormalization(Reparametrised):
     `scale_layers_0_w`.
 
     Lengths are computed in float32 at least. The call takes the arguments of the layer.
-
-    A layer that is constructed inside `call`, as an argument of the wrapper, belongs to the module that is running, and
-    its parameters are found there.
 
     ```python
     import elegy
@@ -58,7 +57,7 @@ class WeightNormalization(Reparametrised):
 
     def __init__(
         self,
-        layer: Module,
+        layer: Module | Callable[[], Module],
         *,
         axis: Axes | None = -1,
         create_scale: Flag = True,
@@ -73,7 +72,7 @@ class WeightNormalization(Reparametrised):
         self.create_scale = boolean("WeightNormalization", "create_scale", create_scale)
         self.eps = not_negative("WeightNormalization", "eps", eps)
         self.scale_init = scale_init
-        if layer.initialized and scale_init is None and self.create_scale:
+        if self.layer.initialized and scale_init is None and self.create_scale:
             for weight in self._weights():
                 value = weight.read()
                 axes = self._features(weight, value)
