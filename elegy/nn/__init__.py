@@ -21,6 +21,15 @@ from elegy.nn.rotary_embedding import RotaryEmbedding as RotaryEmbedding
 from elegy.nn.sequential import Sequential as Sequential, sequential as sequential
 from elegy.nn.sinusoidal_embedding import SinusoidalEmbedding as SinusoidalEmbedding
 from elegy.nn.stack import Stack as Stack
+from elegy.nn.transformer import Transformer as Transformer
+from elegy.nn.transformer_decoder import (
+    TransformerDecoder as TransformerDecoder,
+    TransformerDecoderLayer as TransformerDecoderLayer,
+)
+from elegy.nn.transformer_encoder import (
+    TransformerEncoder as TransformerEncoder,
+    TransformerEncoderLayer as TransformerEncoderLayer,
+)
 
 __all__ = [
     "BatchNormalization",
@@ -39,6 +48,11 @@ __all__ = [
     "Sequential",
     "SinusoidalEmbedding",
     "Stack",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "sequential",
 ]
 
