@@ -54,6 +54,15 @@ from elegy.nn.sinusoidal_embedding import SinusoidalEmbedding as SinusoidalEmbed
 from elegy.nn.spectral_normalization import SpectralNormalization as SpectralNormalization
 from elegy.nn.stack import Stack as Stack
 from elegy.nn.weight_normalization import WeightNormalization as WeightNormalization
+from elegy.nn.transformer import Transformer as Transformer
+from elegy.nn.transformer_decoder import (
+    TransformerDecoder as TransformerDecoder,
+    TransformerDecoderLayer as TransformerDecoderLayer,
+)
+from elegy.nn.transformer_encoder import (
+    TransformerEncoder as TransformerEncoder,
+    TransformerEncoderLayer as TransformerEncoderLayer,
+)
 
 __all__ = [
     "ActivityRegularization",
@@ -110,6 +119,13 @@ __all__ = [
     "SeparableConv1D",
     "SeparableConv2D",
     "Sequential",
+    "SinusoidalEmbedding",
+    "Stack",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "sequential",
     "SimpleRNN",
     "SimpleRNNCell",
