@@ -139,7 +139,6 @@ def our_layer(kind: str, **options: Any) -> Any:
         ("simple", None, True),
         ("lstm", LENGTHS, True),
         ("optimized", LENGTHS, False),
-        ("gru", None, False),
         ("gru", LENGTHS, True),
     ],
     ids=str,
@@ -246,9 +245,13 @@ def test_layers_of_keras(kind: str, options: dict[str, Any], masked: bool) -> No
     ("shape", "kernel_shape", "options", "theirs_options"),
     [
         ((2, 3, 5, 4, 2), [3, 2], {}, {}),
-        ((2, 3, 6, 5, 2), 3, {"stride": 2, "padding": "valid"}, {"strides": 2, "padding": "valid"}),
-        ((2, 3, 6, 7, 2), [2, 2], {"rate": 2, "with_bias": False}, {"dilation_rate": 2, "use_bias": False}),
-        ((2, 3, 5, 2), [3], {"stride": [2], "activation": jax.nn.relu}, {"strides": 2, "activation": "relu"}),
+        (
+            (2, 3, 6, 5, 2),
+            3,
+            {"stride": 2, "padding": "valid", "with_bias": False},
+            {"strides": 2, "padding": "valid", "use_bias": False},
+        ),
+        ((2, 3, 5, 2), [3], {"rate": [2], "activation": jax.nn.relu}, {"dilation_rate": 2, "activation": "relu"}),
         (
             (1, 2, 3, 4, 3, 2),
             2,
@@ -281,15 +284,14 @@ def test_convolutional_cells_of_keras(shape: Any, kernel_shape: Any, options: An
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_cells_of_equinox(kind: str, with_bias: bool) -> None:
+def test_cells_of_equinox(kind: str) -> None:
     x = X[:, 0]
-    cell: Any = {"lstm": LSTMCell, "gru": GRUCell}[kind](5, **RANDOM, with_bias=with_bias)
+    cell: Any = {"lstm": LSTMCell, "gru": GRUCell}[kind](5, **RANDOM)
     start = jax.tree.map(lambda zeros: floats(*zeros.shape, seed=7), cell.initial_state([4]))
     cell.init(start, x, rng=1)
     cls = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}[kind]
-    model = cls(3, 5, use_bias=with_bias, key=jax.random.key(0))
+    model = cls(3, 5, key=jax.random.key(0))
 
     def ours(values: Any, start: Any, x: Any) -> Any:
         return replaced(cell, values)(start, x)[0]
@@ -417,13 +419,13 @@ def test_one_step_is_a_step_of_the_cell() -> None:
 
 
 def test_default_initialisation() -> None:
-    layer = LSTM(40).init(floats(1, 1, 400))
+    layer = LSTM(8).init(floats(1, 1, 400))
     w, u, b = layer.cell.w, layer.cell.recurrent_w, layer.cell.b
-    np.testing.assert_allclose(jnp.std(w), 1 / 20, rtol=0.02)
+    np.testing.assert_allclose(jnp.std(w), 1 / 20, rtol=0.03)
     for gate in jnp.split(u, 4, axis=1):
-        np.testing.assert_allclose(gate @ gate.T, np.eye(40), atol=1e-5)
-    assert len(np.unique(np.round(u[0], 6))) == 160
-    np.testing.assert_array_equal(b, np.repeat([0, 1, 0, 0], 40))
+        np.testing.assert_allclose(gate @ gate.T, np.eye(8), atol=1e-5)
+    assert len(np.unique(np.round(u[0], 6))) == 32
+    np.testing.assert_array_equal(b, np.repeat([0, 1, 0, 0], 8))
     gru = GRU(4).init(X)
     assert (gru.cell.b == 0).all() and (gru.cell.recurrent_b == 0).all()
     conv = ConvLSTMCell(2, 3, dtype=jnp.bfloat16)
@@ -594,23 +596,24 @@ def test_state_without_batch_axes_cannot_be_masked() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("merge", ["concat", "sum", "mul", "average", None])
-def test_bidirectional(merge: Any) -> None:
-    layer = Bidirectional(LSTM(5, return_state=True), merge=merge).init(X, rng=0)
+def test_bidirectional() -> None:
+    layer = Bidirectional(LSTM(5, return_state=True)).init(X, rng=0)
+    assert layer.backward.reverse and not layer.forward.reverse
     starts = [(floats(4, 5, seed=seed), floats(4, 5, seed=seed + 1)) for seed in (1, 3)]
-    y, states = layer(X, lengths=LENGTHS, initial_state=starts)
     forward, forward_state = layer.forward(X, lengths=LENGTHS, initial_state=starts[0])
     backward, backward_state = layer.backward(X, lengths=LENGTHS, initial_state=starts[1])
-    assert layer.backward.reverse and not layer.forward.reverse
-    assert_same(states, (forward_state, backward_state))
     expected = {
-        "concat": lambda: jnp.concatenate([forward, backward], axis=-1),
-        "sum": lambda: forward + backward,
-        "mul": lambda: forward * backward,
-        "average": lambda: (forward + backward) / 2,
-        None: lambda: (forward, backward),
-    }[merge]()
-    assert_close(y, expected)
+        "concat": jnp.concatenate([forward, backward], axis=-1),
+        "sum": forward + backward,
+        "mul": forward * backward,
+        "average": (forward + backward) / 2,
+        None: (forward, backward),
+    }
+    for merge, merged in expected.items():
+        other = layer if merge == "concat" else Bidirectional(layer.forward, layer.backward, merge=merge)
+        y, states = other(X, lengths=LENGTHS, initial_state=starts)
+        assert_same(states, (forward_state, backward_state))
+        assert_close(y, merged)
 
 
 def test_the_other_direction_has_parameters_of_its_own() -> None:

@@ -52,8 +52,9 @@ class Bidirectional(Module):
         name: str | None = None,
     ):
         super().__init__(name=name)
-        first = forward if isinstance(forward, Module) or not callable(forward) else forward()
-        for argument, layer in (("forward", first), ("backward", backward)):
+        first: tp.Any = forward if isinstance(forward, Module) or not callable(forward) else forward()
+        second: tp.Any = backward
+        for argument, layer in (("forward", first), ("backward", second)):
             if not isinstance(layer, RNN) and not (argument == "backward" and layer is None):
                 raise TypeError(
                     f"elegy.nn.Bidirectional: {argument} must be an elegy.nn.RNN, such as elegy.nn.LSTM(64), got "
@@ -63,11 +64,11 @@ class Bidirectional(Module):
             raise ValueError(
                 f"elegy.nn.Bidirectional: merge must be one of {', '.join(_MERGES)} or None, got {merge!r}."
             )
-        if backward is None:
-            backward = _like(first) if first is forward else tp.cast(tp.Any, forward)().in_reverse()
-        _check_pair(first, backward)
+        if second is None:
+            second = _like(first) if first is forward else tp.cast(tp.Any, forward)().in_reverse()
+        _check_pair(first, second)
         self.forward = first
-        self.backward = backward
+        self.backward = second
         self.merge = merge
 
     def call(
