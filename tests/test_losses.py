@@ -676,6 +676,26 @@ def test_losses_without_targets_in_a_model() -> None:
     assert history[-1] < history[0]
 
 
+def test_weights_in_a_model() -> None:
+    """They reach a loss that leaves out some labels, and one with its own reduction."""
+    labels = np.where(np.arange(6) == 2, -1, LABELS)
+    module = elegy.nn.Linear(4).init(Y_TRUE, rng=0)
+    values = np.asarray(losses.sparse_categorical_crossentropy(LABELS, module(Y_TRUE), from_logits=True)) * WEIGHTS
+    model = elegy.Model(
+        module,
+        loss={
+            "mean": SparseCategoricalCrossentropy(True, ignore_class=-1),
+            "average": SparseCategoricalCrossentropy(True, ignore_class=-1, reduction="mean_with_sample_weight"),
+        },
+        optimizer=optax.sgd(0.1),
+    )
+    logs = model.evaluate(Y_TRUE, labels, sample_weight=WEIGHTS)
+    counted = labels >= 0
+    found = [logs[f"{name}_loss/sparse_categorical_crossentropy"] for name in ("mean", "average")]
+    total = values[counted].sum()
+    np.testing.assert_allclose(found, [total / 5, total / WEIGHTS[counted].sum()], rtol=1e-5)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "error", "message"),
