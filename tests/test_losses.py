@@ -345,6 +345,7 @@ FROM_LOGITS = [
     losses.CategoricalCrossentropy,
     losses.CategoricalFocalCrossentropy,
 ]
+OVERLAPS = [losses.Dice, losses.Tversky]
 of_equal_shapes = pytest.mark.parametrize("cls", OF_EQUAL_SHAPES, ids=lambda cls: cls.__name__)
 from_logits = pytest.mark.parametrize("cls", FROM_LOGITS, ids=lambda cls: cls.__name__)
 
@@ -384,15 +385,36 @@ def test_half_precision_is_computed_in_single(cls: Any) -> None:
 
 
 @of_equal_shapes
-def test_integers_of_any_dtype(cls: Any) -> None:
+def test_targets_of_other_dtypes(cls: Any) -> None:
     expected = cls()(ONE_HOT, PROBABILITIES)
-    for dtype in (np.uint8, np.int64):
+    bools = [bool] if "entropy" in cls.__name__ or "Hinge" in cls.__name__ or cls in OVERLAPS else []
+    for dtype in (np.uint8, np.int64, *bools):
         np.testing.assert_allclose(cls()(ONE_HOT.astype(dtype), PROBABILITIES), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cls", "y_true", "y_pred"),
+    [
+        *((cls, ONE_HOT, PROBABILITIES) for cls in OF_EQUAL_SHAPES),
+        (SparseCategoricalCrossentropy, LABELS, PROBABILITIES),
+        (losses.CTC, LABELS[:, None], LOGITS[:, None]),
+        (losses.NTXent, np.array([0, 1, 2, 0, 1, 2]), LOGITS),
+        (losses.Triplet, None, (LOGITS, LOGITS + 1, LOGITS[::-1])),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_arguments_of_the_base_class(cls: Any, y_true: Any, y_pred: Any) -> None:
+    loss = cls(reduction="sum", weight=3, on="part", name="named", dtype=jnp.bfloat16)
+    given = {"y_pred": {"part": y_pred}} | ({} if y_true is None else {"y_true": {"part": y_true}})
+    found = loss(**given)
+    values = cls(reduction="none")(*(() if y_true is None else (y_true,)), y_pred)
+    np.testing.assert_allclose(found, 3 * values.sum(), rtol=1e-5)
+    assert (loss.name, loss.dtype, found.dtype) == ("named", jnp.bfloat16, jnp.float32)
 
 
 @of_equal_shapes
 def test_weights_by_keyword_and_by_position(cls: Any) -> None:
-    loss = cls(axis=-1) if cls in (losses.Dice, losses.Tversky) else cls()
+    loss = cls(axis=-1) if cls in OVERLAPS else cls()
     expected = np.asarray(loss(ONE_HOT, PROBABILITIES, WEIGHTS))
     np.testing.assert_array_equal(loss(ONE_HOT, PROBABILITIES, sample_weight=WEIGHTS), expected)
     np.testing.assert_array_equal(loss(y_pred=PROBABILITIES, y_true=ONE_HOT, sample_weight=WEIGHTS), expected)
@@ -674,6 +696,26 @@ def test_losses_without_targets_in_a_model() -> None:
     embedding = elegy.Model(elegy.nn.Linear(2), loss=losses.NTXent(0.5), optimizer=optax.sgd(0.1))
     history = embedding.fit(Y_TRUE, np.array([0, 0, 1, 1, 2, 2]), epochs=3, verbose=0).history["loss"]
     assert history[-1] < history[0]
+
+
+def test_weights_in_a_model() -> None:
+    """They reach a loss that leaves out some labels, and one with its own reduction."""
+    labels = np.where(np.arange(6) == 2, -1, LABELS)
+    module = elegy.nn.Linear(4).init(Y_TRUE, rng=0)
+    values = np.asarray(losses.sparse_categorical_crossentropy(LABELS, module(Y_TRUE), from_logits=True)) * WEIGHTS
+    model = elegy.Model(
+        module,
+        loss={
+            "mean": SparseCategoricalCrossentropy(True, ignore_class=-1),
+            "average": SparseCategoricalCrossentropy(True, ignore_class=-1, reduction="mean_with_sample_weight"),
+        },
+        optimizer=optax.sgd(0.1),
+    )
+    logs = model.evaluate(Y_TRUE, labels, sample_weight=WEIGHTS)
+    counted = labels >= 0
+    found = [logs[f"{name}_loss/sparse_categorical_crossentropy"] for name in ("mean", "average")]
+    total = values[counted].sum()
+    np.testing.assert_allclose(found, [total / 5, total / WEIGHTS[counted].sum()], rtol=1e-5)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -77,7 +77,7 @@ def _part(module: Module, name: str, on: On, value: tp.Any) -> tp.Any:
     return value
 
 
-def comparable(owner: str, y_true: Num[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."]) -> tuple[Array, Array]:
+def comparable(owner: str, y_true: Shaped[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."]) -> tuple[Array, Array]:
     """Targets and predictions in one dtype, of at least float32. Their shapes must be equal."""
     y_true, y_pred = jnp.asarray(y_true), jnp.asarray(y_pred)
     if y_true.shape != y_pred.shape:
@@ -127,8 +127,8 @@ def class_labels(
 
 
 def one_number_each(
-    y_true: Num[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."]
-) -> tuple[Num[ArrayLike, "..."], Num[ArrayLike, "..."]]:
+    y_true: Shaped[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."]
+) -> tuple[Shaped[ArrayLike, "..."], Num[ArrayLike, "..."]]:
     """Targets and predictions of at most one axis as columns, so that each number is an example of its own."""
     if jnp.ndim(y_true) < 2 and jnp.shape(y_true) == jnp.shape(y_pred):
         return jnp.asarray(y_true)[..., None], jnp.asarray(y_pred)[..., None]

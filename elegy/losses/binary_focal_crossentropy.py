@@ -4,7 +4,7 @@ import typing as tp
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Num
+from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
 from elegy.losses.arguments import EPSILON, On, comparable, flag, number, one_number_each, smoothed
 from elegy.losses.binary_crossentropy import of_probabilities
@@ -12,7 +12,7 @@ from elegy.losses.loss import Loss, Reduction
 
 
 def binary_focal_crossentropy(
-    y_true: Num[ArrayLike, "*batch features"],
+    y_true: Shaped[ArrayLike, "*batch features"],
     y_pred: Num[ArrayLike, "*batch features"],
     from_logits: bool = False,
     alpha: float | int | None = None,
@@ -94,7 +94,7 @@ class BinaryFocalCrossentropy(Loss):
         self.gamma = number(owner, "gamma", gamma)
         self.label_smoothing = number(owner, "label_smoothing", label_smoothing, most=1)
 
-    def call(self, y_true: Num[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
+    def call(self, y_true: Shaped[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
         """**Arguments:**
 
         - `y_true`: 0 or 1, or a probability.

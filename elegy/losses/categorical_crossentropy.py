@@ -5,14 +5,14 @@ import typing as tp
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Num
+from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
 from elegy.losses.arguments import EPSILON, On, axis_last, comparable, flag, number, smoothed
 from elegy.losses.loss import Loss, Reduction
 
 
 def categorical_crossentropy(
-    y_true: Num[ArrayLike, "..."],
+    y_true: Shaped[ArrayLike, "..."],
     y_pred: Num[ArrayLike, "..."],
     from_logits: bool = False,
     label_smoothing: float | int = 0.0,
@@ -49,7 +49,7 @@ def categorical_crossentropy(
 
 def targets_and_logits(
     owner: str,
-    y_true: Num[ArrayLike, "..."],
+    y_true: Shaped[ArrayLike, "..."],
     y_pred: Num[ArrayLike, "..."],
     from_logits: bool,
     label_smoothing: float | int,
@@ -100,7 +100,7 @@ class CategoricalCrossentropy(Loss):
         self.label_smoothing = number(owner, "label_smoothing", label_smoothing, most=1)
         self.axis = operator.index(axis)
 
-    def call(self, y_true: Num[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
+    def call(self, y_true: Shaped[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
         """**Arguments:**
 
         - `y_true`: one-hot rows, or probabilities.

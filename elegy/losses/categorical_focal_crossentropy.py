@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Num
+from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
 from elegy.losses.arguments import EPSILON, On, flag, number
 from elegy.losses.categorical_crossentropy import targets_and_logits
@@ -14,7 +14,7 @@ from elegy.losses.loss import Loss, Reduction
 
 
 def categorical_focal_crossentropy(
-    y_true: Num[ArrayLike, "..."],
+    y_true: Shaped[ArrayLike, "..."],
     y_pred: Num[ArrayLike, "..."],
     from_logits: bool = False,
     alpha: float | int | Sequence[float | int] = 0.25,
@@ -103,7 +103,7 @@ class CategoricalFocalCrossentropy(Loss):
         self.label_smoothing = number(owner, "label_smoothing", label_smoothing, most=1)
         self.axis = operator.index(axis)
 
-    def call(self, y_true: Num[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
+    def call(self, y_true: Shaped[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
         """**Arguments:**
 
         - `y_true`: one-hot rows, or probabilities.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Num
+from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
 from elegy.losses.arguments import comparable, one_number_each
 from elegy.losses.loss import Loss
 
 
 def hinge(
-    y_true: Num[ArrayLike, "*batch features"], y_pred: Num[ArrayLike, "*batch features"]
+    y_true: Shaped[ArrayLike, "*batch features"], y_pred: Num[ArrayLike, "*batch features"]
 ) -> Float[Array, "*batch"]:
     """`mean(max(0, 1 - y_true · y_pred), axis=-1)`.
 
@@ -35,7 +35,7 @@ def hinge(
 
 
 def squared_hinge(
-    y_true: Num[ArrayLike, "*batch features"], y_pred: Num[ArrayLike, "*batch features"]
+    y_true: Shaped[ArrayLike, "*batch features"], y_pred: Num[ArrayLike, "*batch features"]
 ) -> Float[Array, "*batch"]:
     """`mean(max(0, 1 - y_true · y_pred)², axis=-1)`.
 
@@ -54,14 +54,14 @@ def squared_hinge(
     return jnp.mean(_margins("squared_hinge", y_true, y_pred) ** 2, axis=-1)
 
 
-def _margins(name: str, y_true: Num[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
+def _margins(name: str, y_true: Shaped[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
     """What is missing for a margin of one."""
     y_true, y_pred = comparable(f"elegy.losses.{name}", y_true, y_pred)
     return optax.losses.hinge_loss(y_pred, jnp.where(y_true == 0, -1, y_true))
 
 
 def categorical_hinge(
-    y_true: Num[ArrayLike, "*batch classes"], y_pred: Num[ArrayLike, "*batch classes"]
+    y_true: Shaped[ArrayLike, "*batch classes"], y_pred: Num[ArrayLike, "*batch classes"]
 ) -> Float[Array, "*batch"]:
     """`max(0, 1 + wrong - right)`, where `right` is the score of the true class and `wrong` the best of the others.
 
@@ -104,7 +104,7 @@ class Hinge(Loss):
     ```
     """
 
-    def call(self, y_true: Num[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
+    def call(self, y_true: Shaped[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
         """**Arguments:**
 
         - `y_true`: -1 or 1, or 0 or 1.
@@ -131,7 +131,7 @@ class SquaredHinge(Loss):
     ```
     """
 
-    def call(self, y_true: Num[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
+    def call(self, y_true: Shaped[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
         """**Arguments:**
 
         - `y_true`: -1 or 1, or 0 or 1.
@@ -159,7 +159,7 @@ class CategoricalHinge(Loss):
     """
 
     def call(
-        self, y_true: Num[ArrayLike, "*batch classes"], y_pred: Num[ArrayLike, "*batch classes"]
+        self, y_true: Shaped[ArrayLike, "*batch classes"], y_pred: Num[ArrayLike, "*batch classes"]
     ) -> Float[Array, "*batch"]:
         """**Arguments:**
 

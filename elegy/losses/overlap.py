@@ -7,7 +7,7 @@ import typing as tp
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Num
+from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
 from elegy.losses.arguments import EPSILON, On, comparable, number
 from elegy.losses.loss import Loss, Reduction
@@ -15,7 +15,7 @@ from elegy.losses.loss import Loss, Reduction
 Axis = int | Sequence[int] | None
 
 
-def dice(y_true: Num[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."], axis: Axis = None) -> Float[Array, "..."]:
+def dice(y_true: Shaped[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."], axis: Axis = None) -> Float[Array, "..."]:
     """`1 - 2 · sum(y_true · y_pred) / (sum(y_true) + sum(y_pred))`.
 
     Milletari et al., *V-Net* (2016), section 3, with sums instead of sums of squares in the denominator, as in Keras.
@@ -44,7 +44,7 @@ def dice(y_true: Num[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."], axis: Axi
 
 
 def tversky(
-    y_true: Num[ArrayLike, "..."],
+    y_true: Shaped[ArrayLike, "..."],
     y_pred: Num[ArrayLike, "..."],
     alpha: float | int = 0.5,
     beta: float | int = 0.5,
@@ -122,7 +122,7 @@ class Dice(Loss):
         super().__init__(reduction=reduction, weight=weight, on=on, name=name, dtype=dtype)
         self.axis = _axes(axis)
 
-    def call(self, y_true: Num[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
+    def call(self, y_true: Shaped[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
         """**Arguments:**
 
         - `y_true`: masks of 0 and 1.
@@ -170,7 +170,7 @@ class Tversky(Loss):
         self.beta = number("losses.Tversky", "beta", beta)
         self.axis = _axes(axis)
 
-    def call(self, y_true: Num[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
+    def call(self, y_true: Shaped[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
         """**Arguments:**
 
         - `y_true`: masks of 0 and 1.

@@ -50,8 +50,8 @@ def sparse_categorical_crossentropy(
     ```
     """
     labels, scores = _labels_and_scores(y_true, y_pred, axis)
-    if ignore_class is not None:
-        counted = labels != ignore_class
+    counted = None if ignore_class is None else labels != ignore_class
+    if counted is not None:
         # Scores too are replaced, since a gradient of zero times one that is infinite would be NaN.
         labels, scores = jnp.where(counted, labels, 0), jnp.where(counted[..., None], scores, 1)
     classes = scores.shape[-1]
@@ -61,7 +61,7 @@ def sparse_categorical_crossentropy(
         values = (1 - label_smoothing) * values - label_smoothing * jnp.mean(jax.nn.log_softmax(logits), axis=-1)
     if check_bounds:
         values = jnp.where((labels >= 0) & (labels < classes), values, jnp.nan)
-    return values if ignore_class is None else jnp.where(counted, values, 0)
+    return values if counted is None else jnp.where(counted, values, 0)
 
 
 def _labels_and_scores(

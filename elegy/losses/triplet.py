@@ -48,7 +48,8 @@ def triplet(
             f"{', '.join(map(str, shapes))}."
         )
     dtype = at_least_float32(*(array.dtype for array in embeddings))
-    return optax.losses.triplet_margin_loss(*(array.astype(dtype) for array in embeddings), margin=margin)
+    anchors, positives, negatives = (array.astype(dtype) for array in embeddings)
+    return optax.losses.triplet_margin_loss(anchors, positives, negatives, margin=margin)
 
 
 class Triplet(Loss):
