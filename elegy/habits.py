@@ -114,7 +114,6 @@ EVERYTHING = _table(
     ("Callback callbacks EarlyStopping ModelCheckpoint", "Derive from elegy.model.Callback."),
     ("History", "It is elegy.model.History."),
     ("optimizers", "Optimisers are those of Optax: elegy.Optimizer(optax.adam(1e-3))."),
-    ("L1 L2 L1L2 GlobalL1 GlobalL2 GlobalL1L2", "Regularisers are in elegy.regularizers."),
     ("Policy mixed_precision DTypePolicy", "Write module.dtype_policy = elegy.DtypePolicy(...)."),
     ("nets ResNet resnet VGG", _not_here("Ready-made networks are")),
     ("data datasets Dataset DataLoader", _not_here("Data sets and loaders are")),

@@ -58,7 +58,7 @@ def message(function, *args, **kwargs):
         ("elegy.losses.L1Loss", "Write elegy.losses.MeanAbsoluteError."),
         ("elegy.losses.BCEWithLogitsLoss", "Write elegy.losses.BinaryCrossentropy."),
         ("elegy.metrics.F1Score", "Write elegy.metrics.F1."),
-        ("elegy.L2", "Regularisers are in elegy.regularizers."),
+        ("elegy.L2", "Write elegy.regularizers.L2."),
     ],
 )
 def test_a_name_of_another_library(name, instead):

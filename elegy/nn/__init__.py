@@ -53,7 +53,6 @@ from elegy.nn.simple_rnn import SimpleRNN as SimpleRNN, SimpleRNNCell as SimpleR
 from elegy.nn.sinusoidal_embedding import SinusoidalEmbedding as SinusoidalEmbedding
 from elegy.nn.spectral_normalization import SpectralNormalization as SpectralNormalization
 from elegy.nn.stack import Stack as Stack
-from elegy.nn.weight_normalization import WeightNormalization as WeightNormalization
 from elegy.nn.transformer import Transformer as Transformer
 from elegy.nn.transformer_decoder import (
     TransformerDecoder as TransformerDecoder,
@@ -63,6 +62,7 @@ from elegy.nn.transformer_encoder import (
     TransformerEncoder as TransformerEncoder,
     TransformerEncoderLayer as TransformerEncoderLayer,
 )
+from elegy.nn.weight_normalization import WeightNormalization as WeightNormalization
 
 __all__ = [
     "ActivityRegularization",
@@ -119,13 +119,6 @@ __all__ = [
     "SeparableConv1D",
     "SeparableConv2D",
     "Sequential",
-    "SinusoidalEmbedding",
-    "Stack",
-    "Transformer",
-    "TransformerDecoder",
-    "TransformerDecoderLayer",
-    "TransformerEncoder",
-    "TransformerEncoderLayer",
     "sequential",
     "SimpleRNN",
     "SimpleRNNCell",
@@ -133,6 +126,11 @@ __all__ = [
     "SpectralNormalization",
     "Stack",
     "SwiGLU",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "Upsample",
     "WeightNormalization",
 ]
