@@ -3,9 +3,11 @@
 The corpus is `pydoc_data.topics`, which comes with Python. The model is a decoder-only transformer: a stack of layers
 that is compiled once and recomputed in the backward pass, an embedding that is also the last layer, rotary positions,
 dropout. It computes in bfloat16 and keeps its weights in float32. It writes with a cache of keys and values, in one
-compiled `jax.lax.scan` over characters. Run it by `python examples/gpt.py`.
+compiled `jax.lax.scan` over characters. Run it by `python examples/gpt.py`, which takes a minute or two on two cores;
+another number of steps may follow.
 """
 
+import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -19,14 +21,14 @@ import elegy
 
 PICTURE = Path(__file__).with_suffix(".png")
 LAYERS, HEADS, WIDTH, CONTEXT = 3, 4, 96, 96
-BATCH, STEPS, WRITTEN = 24, 450, 400
+BATCH, WRITTEN = 24, 400
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 450
 DROPOUT, LEARNING_RATE = 0.05, 4e-3
 
 text = "\n\n".join(topics[name] for name in sorted(topics))
 text = "".join(character if character.isascii() else "?" for character in text)
 alphabet = sorted(set(text))
-tokens = np.array([alphabet.index(character) for character in alphabet])
-number_of = dict(zip(alphabet, tokens.tolist(), strict=True))
+number_of = {character: number for number, character in enumerate(alphabet)}
 corpus = np.array([number_of[character] for character in text], np.int32)
 training, held_out = np.split(corpus, [int(0.95 * len(corpus))])
 
@@ -44,6 +46,7 @@ class GPT(elegy.Module):
             activation=jax.nn.gelu,
             dropout_rate=DROPOUT,
             rotary=True,
+            window=CONTEXT - 1,  # what is written may be longer than what was read
             remat=True,
             cache_size=cache_size,
         )
@@ -65,7 +68,7 @@ def loss_fn(model, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
 
 
-schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup_steps=30, decay_steps=STEPS)
+schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup_steps=STEPS // 10, decay_steps=STEPS)
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.1))
 
 

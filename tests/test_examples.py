@@ -12,12 +12,12 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def output_of(name: str, folder: Path) -> str:
+def output_of(name: str, folder: Path, *arguments: str) -> str:
     """What an example prints, with warnings as errors."""
     script = shutil.copy(EXAMPLES / name, folder)  # some write beside themselves
-    command = [sys.executable, "-W", "error", script]
+    command = [sys.executable, "-W", "error", script, *arguments]
     # Those that compute more than they compile are faster as XLA is by itself.
-    environment = {**os.environ, "XLA_FLAGS": ""} if name in ("digits.py", "ppo.py") else None
+    environment = {**os.environ, "XLA_FLAGS": ""} if name in ("digits.py", "gpt.py", "ppo.py") else None
     run = subprocess.run(command, capture_output=True, text=True, timeout=3600, cwd=folder, env=environment)
     assert run.returncode == 0, run.stderr
     return run.stdout
@@ -35,6 +35,15 @@ def test_digits(tmp_path: Path) -> None:
     accuracy = re.search(r"(?m)^held-out accuracy: (0\.\d+|1\.0+)$", output)
     assert accuracy and float(accuracy[1]) > 0.96
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gpt(tmp_path: Path) -> None:
+    output = output_of("gpt.py", tmp_path, "60")
+    (first, first_held_out), (last, last_held_out) = numbers_after("step 1:", output), numbers_after("step 50:", output)
+    assert first_held_out > 4 and last_held_out < 3.2 and last < first
+    beginning, written = output.partition("The statement ")[1:]
+    assert beginning and len(written.rstrip("\n")) > 300
+    assert (tmp_path / "gpt.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_neural_ode(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Shaped
 
 from elegy.frames import path_of
 from elegy.module import Module
-from elegy.state import training as training_mode
+from elegy.state import state, training as training_mode
 from elegy.typechecking.axes import show_value
 
 Flag = bool | np.bool_
@@ -34,6 +34,12 @@ def converted(layer: Module, x: Shaped[ArrayLike, "..."], dtype: tp.Any) -> Shap
             f"part would be lost.\n  Give the layer a complex dtype: {type(layer).__name__}(..., dtype=jnp.complex64)."
         )
     return x.astype(dtype)
+
+
+def dtype_of_new(layer: Module) -> tp.Any:
+    """The dtype in which a layer that runs would see a parameter that it creates now."""
+    policy = state.dtype_policy
+    return layer.dtype if policy is None else policy.compute_dtype or policy.param_dtype or layer.dtype
 
 
 def floating(layer: Module, x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Num
 from elegy.frames import path_of
 from elegy.module import Module
 from elegy.nn.dropout import Dropout
-from elegy.nn.inputs import Flag, boolean, converted, positive, refuse_more
+from elegy.nn.inputs import Flag, boolean, converted, dtype_of_new, positive, refuse_more
 from elegy.nn.layer_normalization import LayerNormalization
 from elegy.nn.linear import Linear
 from elegy.nn.multi_head_attention import MultiHeadAttention, probability
@@ -123,8 +123,8 @@ class TransformerEncoderLayer(TransformerLayer):
     `y = norm(x + part(x))` for each of both parts, as in Vaswani et al., *Attention Is All You Need* (2017),
     [arXiv:1706.03762](https://arxiv.org/abs/1706.03762), sections 3.1 and 3.3; or with `norm_first`
     `y = x + part(norm(x))`, as in Xiong et al. 2020, [arXiv:2002.04745](https://arxiv.org/abs/2002.04745), which can be
-    trained without a warm-up of the learning rate, but needs a norm after the last layer. With `causal=True` in the call
-    it is a layer of a language model such as GPT.
+    trained without a warm-up of the learning rate, but needs a norm after the last layer. With `causal=True` in the
+    call it is a layer of a language model such as GPT.
 
     **Arguments:**
 
@@ -215,7 +215,7 @@ class LayerStack(Module):
     def _parameter_dtype(self) -> tp.Any:
         """What goes from layer to layer has one dtype from the start: that of the parameters, once there are some."""
         norm = tp.cast(TransformerLayer, self.layers.blocks).feedforward_norm
-        return norm.scale.dtype if norm.initialized else self.dtype
+        return norm.scale.dtype if norm.initialized else dtype_of_new(self)
 
     def _run(self, x: tp.Any, *args: tp.Any, **options: tp.Any) -> Array:
         check_sequence(self, x)
