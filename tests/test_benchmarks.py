@@ -48,6 +48,19 @@ ROWS = [
         ("compiled call", f"`elegy.{name}`", f"`jax` {name} of arrays")
         for name in ("vmap", "scan", "remat", "cond", "switch", "while_loop", "fori_loop")
     ),
+    *(
+        (f"{layer}, {what}", "Elegy", peer)
+        for layer in (
+            "convolution",
+            "batch normalisation",
+            "layer normalisation",
+            "attention",
+            "LSTM",
+            "transformer, 2 layers",
+        )
+        for what in ("forward", "gradient")
+        for peer in ("Flax NNX", "Equinox", "Keras")
+    ),
     ("import", "`import elegy`", "`import jax, equinox, optax`"),
     *(("cold initialisation, 5 convolutions", "Elegy", peer) for peer in ("Flax NNX", "Equinox", "Keras")),
 ]
