@@ -94,8 +94,8 @@ class Pool(Module):
                 raise ValueError(
                     f"{path_of(self)}: the windows over an input of shape {x.shape} have no elements but the padding."
                 )
-        for axis, size, step, pair in zip(axes, of_window, of_strides, pairs, strict=True):
-            shape[axis], strides[axis], padding[axis] = size, step, tuple(pair)
+        for axis, size, step, (before, after) in zip(axes, of_window, of_strides, pairs, strict=True):
+            shape[axis], strides[axis], padding[axis] = size, step, (before, after)
         return Windows(tuple(shape), tuple(strides), tuple(padding))
 
 
