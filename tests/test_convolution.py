@@ -1,11 +1,11 @@
-"""Values and gradients are compared with those of Flax NNX, Haiku, Equinox and Keras, with copied weights."""
+"""Values and gradients are compared with those of Flax, Equinox and Keras, with copied weights."""
 
 import math
 from typing import Any, cast
 
 import equinox
 import flax.linen
-import haiku
+import flax.nnx
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -180,14 +180,6 @@ def test_every_output_shape_that_a_convolution_takes_to_the_input(padding: str, 
         conv.set_parameters({"w": jnp.swapaxes(forward.w[::-1], 1, 2)})
         (expected,) = jax.linear_transpose(forward, jax.ShapeDtypeStruct((2, wanted, 3), jnp.float32))(x)
         assert_close(conv(x), expected)
-        theirs = haiku.without_apply_rng(
-            haiku.transform(
-                lambda x, wanted=wanted: haiku.Conv1DTranspose(
-                    3, window, stride=stride, padding=padding, output_shape=wanted, with_bias=False, name="conv"
-                )(x)
-            )
-        )
-        assert_close(conv(x), theirs.apply({"conv": {"w": jnp.swapaxes(conv.w, 1, 2)}}, x))
         found.append(wanted)
     assert len(found) == stride
 
@@ -196,6 +188,17 @@ def test_output_shape_by_axis() -> None:
     x = floats(2, 4, 3, 3)
     assert Conv2DTranspose(2, 3, stride=2, output_shape=[8, 5])(x).shape == (2, 8, 5, 2)
     assert Conv2DTranspose(2, 3, stride=2, output_shape=5, data_format="NCHW")(x[:, :3]).shape == (2, 2, 5, 5)
+
+
+def test_layers_of_nnx() -> None:
+    x = floats(2, 4, 5, 3)
+    pairs: list[tuple[Any, Any]] = [
+        (Conv2D(2, [3, 2], padding="REFLECT"), flax.nnx.Conv(3, 2, (3, 2), padding="REFLECT", rngs=flax.nnx.Rngs(0))),
+        (Conv2DTranspose(2, [3, 2], stride=2), flax.nnx.ConvTranspose(3, 2, (3, 2), 2, rngs=flax.nnx.Rngs(0))),
+    ]
+    for ours, theirs in pairs:
+        theirs.kernel = flax.nnx.Param(ours.init(x).w)
+        assert_close(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
@@ -413,6 +416,20 @@ def test_the_maximum_of_integers_and_bools(dtype: Any) -> None:
     padded = [x[0, :1, 0], x[0, 1:3, 0], x[0, 3:, 0]]
     assert pooled[0, :, 0].tolist() == [part.max() for part in padded]
     assert GlobalMaxPool()(x).dtype == dtype and GlobalMaxPool()(x)[0, 0] == x.max()
+
+
+def test_averages_of_integers_have_the_dtype_of_the_layer() -> None:
+    x = np.arange(4)[None, :, None]
+    for dtype in (None, jnp.bfloat16):
+        layers: list[Any] = [
+            AvgPool(2, dtype=dtype),
+            GlobalAvgPool(dtype=dtype),
+            AdaptiveAvgPool(2, dtype=dtype),
+            Upsample(2, "bilinear", dtype=dtype),
+            Resize(2, dtype=dtype),
+        ]
+        assert {layer(x).dtype for layer in layers} == {jnp.dtype(dtype or jnp.float32)}
+    assert {layer(x).dtype for layer in (Resize(2, "nearest"), Upsample(2))} == {jnp.dtype(jnp.int32)}
 
 
 def test_the_gradient_of_equal_maxima_goes_to_one_of_them() -> None:
