@@ -1,11 +1,11 @@
-"""Values and gradients are compared with those of Flax NNX, Haiku, Equinox and Keras, with copied weights."""
+"""Values and gradients are compared with those of Flax, Equinox and Keras, with copied weights."""
 
 import math
 from typing import Any, cast
 
 import equinox
 import flax.linen
-import haiku
+import flax.nnx
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -120,24 +120,24 @@ def flax_convolution(layer: Any, channels: int, options: dict[str, Any], x: np.n
     return lambda params, x: theirs.apply({"params": {names[name]: value for name, value in params.items()}}, x)
 
 
-def random_options(random: np.random.Generator, n: int, paddings: list[Any]) -> dict[str, Any]:
+def random_options(seed: int, random: np.random.Generator, n: int, paddings: list[Any]) -> dict[str, Any]:
     kernel_shape, stride, rate = (tuple(random.integers(1, most, n).tolist()) for most in (4, 4, 3))
     return {
         "kernel_shape": kernel_shape,
         "stride": stride,
         "rate": rate,
-        "padding": paddings[int(random.integers(len(paddings)))],
+        "padding": paddings[seed // 3 % len(paddings)],
         "with_bias": bool(random.integers(2)),
         "mask": random.integers(0, 2, (*kernel_shape, 1, 1)).astype(np.float32) if random.integers(2) else None,
     }
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(21))
 def test_convolution(seed: int) -> None:
     random, n = np.random.default_rng(seed), 1 + seed % 3
     groups, channels, first = int(random.integers(1, 3)), 2 * int(random.integers(1, 3)), bool(random.integers(2))
     paddings = ["SAME", "VALID", "CIRCULAR", "REFLECT", 1, [(1, 2), (0, 3), (2, 0)][:n], *["CAUSAL"] * (n == 1)]
-    options = {**random_options(random, n, paddings), "groups": groups}
+    options = {**random_options(seed, random, n, paddings), "groups": groups}
     x = random_input(random, n, groups)
     reference = moved(flax_convolution(flax.linen.Conv, channels, options, x), n, first)
     x = np.moveaxis(x, -1, -1 - n) if first else x
@@ -147,11 +147,11 @@ def test_convolution(seed: int) -> None:
     assert_agrees(conv.init(x), reference, x)
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(15))
 def test_transposed_convolution(seed: int) -> None:
     random, n = np.random.default_rng(100 + seed), 1 + seed % 3
     channels, first = int(random.integers(1, 4)), bool(random.integers(2))
-    options = random_options(random, n, ["SAME", "VALID", 1, [(1, 2), (0, 3), (2, 0)][:n]])
+    options = random_options(seed, random, n, ["SAME", "VALID", 1, [(1, 2), (0, 3), (2, 0)][:n], "CIRCULAR"])
     x = random_input(random, n)
     reference = moved(flax_convolution(flax.linen.ConvTranspose, channels, options, x), n, first)
     x = np.moveaxis(x, -1, -1 - n) if first else x
@@ -162,7 +162,7 @@ def test_transposed_convolution(seed: int) -> None:
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 3])
 def test_every_output_shape_that_a_convolution_takes_to_the_input(padding: str, stride: int) -> None:
     """With a flipped kernel a transposed convolution is the gradient of a convolution, of inputs of any size."""
     window, size = 2, 3
@@ -180,14 +180,6 @@ def test_every_output_shape_that_a_convolution_takes_to_the_input(padding: str, 
         conv.set_parameters({"w": jnp.swapaxes(forward.w[::-1], 1, 2)})
         (expected,) = jax.linear_transpose(forward, jax.ShapeDtypeStruct((2, wanted, 3), jnp.float32))(x)
         assert_close(conv(x), expected)
-        theirs = haiku.without_apply_rng(
-            haiku.transform(
-                lambda x, wanted=wanted: haiku.Conv1DTranspose(
-                    3, window, stride=stride, padding=padding, output_shape=wanted, with_bias=False, name="conv"
-                )(x)
-            )
-        )
-        assert_close(conv(x), theirs.apply({"conv": {"w": jnp.swapaxes(conv.w, 1, 2)}}, x))
         found.append(wanted)
     assert len(found) == stride
 
@@ -196,6 +188,17 @@ def test_output_shape_by_axis() -> None:
     x = floats(2, 4, 3, 3)
     assert Conv2DTranspose(2, 3, stride=2, output_shape=[8, 5])(x).shape == (2, 8, 5, 2)
     assert Conv2DTranspose(2, 3, stride=2, output_shape=5, data_format="NCHW")(x[:, :3]).shape == (2, 2, 5, 5)
+
+
+def test_layers_of_nnx() -> None:
+    x = floats(2, 4, 5, 3)
+    pairs: list[tuple[Any, Any]] = [
+        (Conv2D(2, [3, 2], padding="REFLECT"), flax.nnx.Conv(3, 2, (3, 2), padding="REFLECT", rngs=flax.nnx.Rngs(0))),
+        (Conv2DTranspose(2, [3, 2], stride=2), flax.nnx.ConvTranspose(3, 2, (3, 2), 2, rngs=flax.nnx.Rngs(0))),
+    ]
+    for ours, theirs in pairs:
+        theirs.kernel = flax.nnx.Param(ours.init(x).w)
+        assert_close(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
@@ -325,14 +328,13 @@ def test_initializers() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 @pytest.mark.usefixtures("default_promotion")
 def test_pooling(seed: int) -> None:
     random, n = np.random.default_rng(200 + seed), 1 + seed % 3
     window, strides = (tuple(random.integers(1, 4, n).tolist()) for _ in range(2))
-    padding: Any = ["SAME", "VALID", [(size - 1, int(random.integers(size))) for size in window]][
-        int(random.integers(3))
-    ]
+    explicit = [(size - 1, int(random.integers(size))) for size in window]
+    padding: Any = ["SAME", "VALID", explicit][seed // 3 % 3]
     options = {"padding": padding} | ({"strides": strides} if random.integers(2) else {})
     first, x = bool(random.integers(2)), random_input(random, n)
     data_format = layout(n, first, batch=x.ndim > n + 1)
@@ -414,6 +416,20 @@ def test_the_maximum_of_integers_and_bools(dtype: Any) -> None:
     padded = [x[0, :1, 0], x[0, 1:3, 0], x[0, 3:, 0]]
     assert pooled[0, :, 0].tolist() == [part.max() for part in padded]
     assert GlobalMaxPool()(x).dtype == dtype and GlobalMaxPool()(x)[0, 0] == x.max()
+
+
+def test_averages_of_integers_have_the_dtype_of_the_layer() -> None:
+    x = np.arange(4)[None, :, None]
+    for dtype in (None, jnp.bfloat16):
+        layers: list[Any] = [
+            AvgPool(2, dtype=dtype),
+            GlobalAvgPool(dtype=dtype),
+            AdaptiveAvgPool(2, dtype=dtype),
+            Upsample(2, "bilinear", dtype=dtype),
+            Resize(2, dtype=dtype),
+        ]
+        assert {layer(x).dtype for layer in layers} == {jnp.dtype(dtype or jnp.float32)}
+    assert {layer(x).dtype for layer in (Resize(2, "nearest"), Upsample(2))} == {jnp.dtype(jnp.int32)}
 
 
 def test_the_gradient_of_equal_maxima_goes_to_one_of_them() -> None:
@@ -565,7 +581,8 @@ def test_kernels_that_are_sharded(kind: Any, layer: Any) -> None:
         (lambda: Conv2DTranspose(2, 3, stride=0), ValueError, "nn.Conv2DTranspose: stride must be a positive"),
         (lambda: Conv2DTranspose(2, 3, rate=0), ValueError, "nn.Conv2DTranspose: rate must be a positive"),
         (lambda: Conv2DTranspose(2, 3, output_shape=[1]), ValueError, "nn.Conv2DTranspose: output_shape must be an"),
-        (lambda: Conv2DTranspose(2, 3, padding="CAUSAL"), ValueError, "padding must be 'SAME', 'VALID' or numbers"),
+        (lambda: Conv2DTranspose(2, 3, padding="CAUSAL"), ValueError, "padding must be 'SAME', 'VALID', 'CIRCULAR' or"),
+        (lambda: Conv1DTranspose(2, 3, padding="CIRCULAR")(jnp.ones([1, 0, 2])), ValueError, "no elements to pad it"),
         (
             lambda: Conv2DTranspose(2, 3, padding=1, output_shape=4),
             ValueError,

@@ -54,7 +54,9 @@ class ConvND(Module):
     - `data_format`: `"channels_last"` or `"channels_first"`, or the layout by its letters, such as `"NHWC"` or
       `"NCHW"`. Without the `N`, as in `"HWC"` or `"CHW"`, the layer takes single examples.
     - `mask`: an array that is multiplied with `w`, of the shape of `w` or one that broadcasts to it.
-    - `groups`: the number of groups into which the input channels are split; each filter sees one group.
+    - `groups`: the number of groups into which the input channels are split; each filter sees one group. On a mesh
+      keep the kernel of such a layer whole: XLA, as of JAX 0.10 to 0.12, multiplies its gradient where devices share
+      out the batch along one axis of the mesh and the filters along another.
     - `name`, `dtype`: those of `elegy.Module`.
 
     **Parameters:** `w` of shape `[*kernel_shape, in / groups, out]`, in every data format; `b` of shape `[out]`.

@@ -16,6 +16,7 @@ from elegy.nn.convolution_arguments import (
     channel_axis,
     check_rank,
     covered,
+    extended,
     fitted,
     layout_of,
     padding_of,
@@ -43,10 +44,13 @@ class ConvNDTranspose(Module):
     - `output_shape`: how many positions the output has: an integer, or one for each spatial axis. With a stride there
       are several sizes that a convolution with the same `padding` takes to the size of this input; the default is
       that which `padding` says.
-    - `padding`: `"SAME"` (the output has `size * stride` positions), `"VALID"` (it has
-      `(size - 1) * stride + max(window, stride)`, where a window covers `window = (kernel_shape - 1) * rate + 1`
-      positions), the number of zeros to add at both ends of every spread-out axis, or for each spatial axis that number
-      or a pair `(before, after)`.
+    - `padding`: what is around the input once it is spread out. A window covers
+      `window = (kernel_shape - 1) * rate + 1` positions.
+        - `"SAME"`: zeros, so that the output has `size * stride` positions;
+        - `"VALID"`: zeros, so that it has `(size - 1) * stride + max(window, stride)`;
+        - an integer: that many zeros at both ends of every spatial axis; or for each spatial axis such a number or a
+          pair `(before, after)`;
+        - `"CIRCULAR"`: the input itself, over and over; the output has `size * stride` positions.
     - `with_bias`: whether there is a `b`.
     - `w_init`: the initializer of `w`. The default is `elegy.initializers.VarianceScaling()`.
     - `b_init`: the initializer of `b`.
@@ -114,13 +118,13 @@ class ConvNDTranspose(Module):
         self.stride = positives(layer, "stride", stride, n)
         self.rate = positives(layer, "rate", rate, n)
         self.output_shape = None if output_shape is None else positives(layer, "output_shape", output_shape, n)
-        self.padding = padding_of(layer, padding, n)
+        self.padding = padding_of(layer, padding, n, ("SAME", "VALID", "CIRCULAR"))
         self.with_bias = boolean(layer, "with_bias", with_bias)
         self.w_init = VarianceScaling() if w_init is None else w_init
         self.b_init = jnp.zeros if b_init is None else b_init
         self.data_format = layout_of(layer, data_format, n)
         self.mask = None if mask is None else jnp.asarray(mask)
-        if self.output_shape is not None and not isinstance(self.padding, str):
+        if self.output_shape is not None and self.padding not in ("SAME", "VALID"):
             raise ValueError(
                 f"elegy.nn.{layer}: output_shape={output_shape} goes with padding 'SAME' or 'VALID', got "
                 f"padding={padding!r}, which says by itself how large the output is."
@@ -141,6 +145,8 @@ class ConvNDTranspose(Module):
         w = self.add_parameter("w", of_w, initializer=self.w_init)
         x = converted(self, x, w.dtype)
         w = w if self.mask is None else w * fitted(self, self.mask, w)
+        if self.padding == "CIRCULAR":
+            x, padding = self._repeated(x, padding)
         y = convolve(x, w, self.data_format, padding=padding, input_rate=self.stride, rate=self.rate)
         if self.with_bias:
             b = self.add_parameter("b", [self.output_channels], initializer=self.b_init)
@@ -156,7 +162,7 @@ class ConvNDTranspose(Module):
         for number, (size, window, stride) in enumerate(zip(sizes, windows, self.stride, strict=True)):
             smallest, largest = self._output_sizes(size, window, stride)
             if self.output_shape is None:
-                wanted = largest if self.padding == "SAME" else (size - 1) * stride + max(window, stride)
+                wanted = (size - 1) * stride + max(window, stride) if self.padding == "VALID" else largest
             else:
                 wanted = self.output_shape[number]
                 if not smallest <= wanted <= largest:
@@ -166,16 +172,26 @@ class ConvNDTranspose(Module):
                         f"padding='{self.padding}' make between {smallest} and {largest}."
                     )
             # A convolution that takes `wanted` positions to `size` adds `total` zeros, the odd one behind.
-            total = max((size - 1) * stride + window - wanted, 0) if self.padding == "SAME" else 0
+            total = 0 if self.padding == "VALID" else max((size - 1) * stride + window - wanted, 0)
             before = window - 1 - total // 2
             pairs.append((before, wanted - 1 - (size - 1) * stride + window - 1 - before))
         return tuple(pairs)
 
+    def _repeated(self, x: Array, padding: Pairs) -> tuple[Array, Pairs]:
+        """`x` repeated as far beyond its ends as this padding reaches, and what is to be taken off again."""
+        strides = list(zip(padding, self.stride, strict=True))
+        widths = [(-(-before // stride), -(-after // stride)) for (before, after), stride in strides]
+        rest = tuple(
+            (before - stride * width[0], after - stride * width[1])
+            for ((before, after), stride), width in zip(strides, widths, strict=True)
+        )
+        return extended(self, x, self.data_format, widths, "wrap"), rest
+
     def _output_sizes(self, size: int, window: int, stride: int) -> tuple[int, int]:
         """The fewest and the most positions that a convolution takes to `size`."""
-        if self.padding == "SAME":
-            return (size - 1) * stride + 1, size * stride
-        return (size - 1) * stride + window, size * stride + window - 1
+        if self.padding == "VALID":
+            return (size - 1) * stride + window, size * stride + window - 1
+        return (size - 1) * stride + 1, size * stride
 
 
 class Conv1DTranspose(ConvNDTranspose):

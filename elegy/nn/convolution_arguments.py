@@ -157,13 +157,19 @@ def padded(
         return x, tuple((size - 1, 0) for size in window)
     if padding not in ("CIRCULAR", "REFLECT"):
         return x, padding
+    widths = [((size - 1) // 2, size // 2) for size in window]
+    return extended(layer, x, layout, widths, "wrap" if padding == "CIRCULAR" else "reflect"), "VALID"
+
+
+def extended(layer: Module, x: Array, layout: str, widths: Sequence[tuple[int, int]], mode: str) -> Array:
+    """`x` with that many elements of its own before and after each spatial axis, as `jnp.pad` has them."""
     axes = spatial_axes(layout)
     if 0 in (x.shape[axis] for axis in axes):
         raise ValueError(f"{path_of(layer)}: an input of shape {x.shape} has no elements to pad it with.")
-    widths = [(0, 0)] * x.ndim
-    for axis, size in zip(axes, window, strict=True):
-        widths[axis] = ((size - 1) // 2, size // 2)
-    return jnp.pad(x, widths, mode="wrap" if padding == "CIRCULAR" else "reflect"), "VALID"
+    of_all = [(0, 0)] * x.ndim
+    for axis, width in zip(axes, widths, strict=True):
+        of_all[axis] = width
+    return jnp.pad(x, of_all, mode=mode)
 
 
 def covered(kernel_shape: Sequence[int], rate: Sequence[int]) -> tuple[int, ...]:

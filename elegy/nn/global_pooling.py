@@ -46,7 +46,7 @@ class GlobalMaxPool(GlobalPool):
 
     - `keepdims`: whether the spatial axes stay, with size 1. By default they are dropped.
     - `data_format`: that of `elegy.nn.MaxPool`.
-    - `name`, `dtype`: those of `elegy.Module`.
+    - `name`: that of `elegy.Module`.
 
     An input of three, four or five axes has one, two or three spatial ones. If the letters of `data_format` say how
     many there are, there may be any number of axes of the batch.
@@ -59,6 +59,9 @@ class GlobalMaxPool(GlobalPool):
     assert elegy.nn.GlobalMaxPool(keepdims=True)(jnp.ones([5, 8, 8, 3])).shape == (5, 1, 1, 3)
     ```
     """
+
+    def __init__(self, *, keepdims: Flag = False, data_format: str = "channels_last", name: str | None = None):
+        super().__init__(keepdims=keepdims, data_format=data_format, name=name)
 
     def call(self, x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
         """**Arguments:**

@@ -94,8 +94,8 @@ class Pool(Module):
                 raise ValueError(
                     f"{path_of(self)}: the windows over an input of shape {x.shape} have no elements but the padding."
                 )
-        for axis, size, step, pair in zip(axes, of_window, of_strides, pairs, strict=True):
-            shape[axis], strides[axis], padding[axis] = size, step, tuple(pair)
+        for axis, size, step, (before, after) in zip(axes, of_window, of_strides, pairs, strict=True):
+            shape[axis], strides[axis], padding[axis] = size, step, (before, after)
         return Windows(tuple(shape), tuple(strides), tuple(padding))
 
 
@@ -112,7 +112,7 @@ class MaxPool(Pool):
       `(before, after)`. What is beyond the ends is never the maximum.
     - `data_format`: `"channels_last"` or `"channels_first"`, or the layout by its letters, such as `"NHWC"` or
       `"NCHW"`. Without the `N`, as in `"HWC"` or `"CHW"`, the layer takes single examples.
-    - `name`, `dtype`: those of `elegy.Module`.
+    - `name`: that of `elegy.Module`.
 
     An input of three, four or five axes has one, two or three spatial ones, if nothing says how many there are. If
     `window_shape`, another argument or the letters of `data_format` do, there may be any number of axes of the batch.
@@ -131,6 +131,17 @@ class MaxPool(Pool):
     assert pool(jnp.ones([5, 3, 9, 9])).shape == (5, 3, 5, 5)
     ```
     """
+
+    def __init__(
+        self,
+        window_shape: int | Sequence[int],
+        strides: int | Sequence[int] | None = None,
+        padding: Padding = "VALID",
+        *,
+        data_format: str = "channels_last",
+        name: str | None = None,
+    ):
+        super().__init__(window_shape, strides, padding, data_format=data_format, name=name)
 
     def call(self, x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
         """**Arguments:**
