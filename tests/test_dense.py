@@ -490,6 +490,12 @@ def test_defaults_of_mlp() -> None:
     np.testing.assert_allclose(jnp.std(MLP([400], w_init=NORMAL).init(x).layers[0].w), 1, rtol=0.1)
 
 
+def test_activations_that_are_modules() -> None:
+    for layer in (MLP([4, 2], activation=PReLU()), GLU(2, activation=PReLU())):
+        parameters = layer.init(floats(3, 5)).get_parameters(trainable=True)
+        assert set(parameters["activation"]) == {"negative_slope"}
+
+
 def test_dropout_of_mlp_follows_the_activation() -> None:
     x = floats(64, 5)
     mlp: Any = MLP([8, 8], activation=jnp.cos, activate_final=True, dropout_rate=0.5).init(x)
