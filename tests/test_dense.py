@@ -271,9 +271,9 @@ def test_linear_general_without_new_axes() -> None:
 @pytest.mark.parametrize(
     ("make", "x"),
     [
-        (lambda **options: LinearGeneral((30, 40), axis=(1, 2), **options), floats(1, 20, 20)),
-        (lambda **options: Einsum("bij,kilj->bkl", (30, 40), **options), floats(1, 20, 20)),
-        (lambda **options: Bilinear(1200, **options), (floats(1, 20), floats(1, 20))),
+        (lambda **options: LinearGeneral((30, 20), axis=(1, 2), **options), floats(1, 20, 20)),
+        (lambda **options: Einsum("bij,kilj->bkl", (30, 20), **options), floats(1, 20, 20)),
+        (lambda **options: Bilinear(600, **options), (floats(1, 20), floats(1, 20))),
     ],
     ids=["LinearGeneral", "Einsum", "Bilinear"],
 )
@@ -290,10 +290,10 @@ def test_kernels_are_drawn_as_matrices(make: Any, x: Any) -> None:
 
     for initializer in (recorded, jnp.ones, lambda: jnp.ones(layer.w.shape), np.ones(layer.w.shape, np.float32)):
         assert make(w_init=initializer).init(*inputs).w.shape == layer.w.shape
-    assert set(asked) == {(400, 1200)}
+    assert set(asked) == {(400, 600)}
     orthogonal = make(w_init=jax.nn.initializers.orthogonal()).init(*inputs).w
     rows = orthogonal if layer.w.shape[0] == 20 else jnp.transpose(orthogonal, (1, 3, 0, 2))
-    rows = rows.reshape(400, 1200)
+    rows = rows.reshape(400, 600)
     assert_close(rows @ rows.T, jnp.eye(400), atol=1e-4)
 
 
@@ -455,12 +455,9 @@ def test_gated_units(layer: Any, activation: Any, with_bias: bool) -> None:
     assert (parameters["gate"]["w"] != parameters["value"]["w"]).any()
 
 
-def test_initializers_of_gated_units() -> None:
+def test_gated_units_have_no_bias() -> None:
     for layer in (GLU, SwiGLU, GEGLU):
         assert set(layer(4).init(floats(2, 5)).get_parameters()["gate"]) == {"w"}
-        ones = layer(4, w_init=jnp.ones, with_bias=True, b_init=jnp.ones, dtype=jnp.float16).init(floats(2, 5))
-        for leaf in jax.tree.leaves(ones.get_parameters()):
-            assert (leaf == 1).all() and leaf.dtype == jnp.float16
 
 
 @pytest.mark.parametrize("activate_final", [True, False])
@@ -491,6 +488,12 @@ def test_defaults_of_mlp() -> None:
     first, last = mlp.layers
     assert_close(mlp(x), last(jax.nn.relu(first(x))))
     np.testing.assert_allclose(jnp.std(MLP([400], w_init=NORMAL).init(x).layers[0].w), 1, rtol=0.1)
+
+
+def test_activations_that_are_modules() -> None:
+    for layer in (MLP([4, 2], activation=PReLU()), GLU(2, activation=PReLU())):
+        parameters = layer.init(floats(3, 5)).get_parameters(trainable=True)
+        assert set(parameters["activation"]) == {"negative_slope"}
 
 
 def test_dropout_of_mlp_follows_the_activation() -> None:
@@ -653,6 +656,48 @@ def test_modules_that_a_lambda_creates() -> None:
     assert_same(layer(x), y)
     model: Any = Sequential(lambda: [Lambda(lambda x: Linear(4)(x)), Identity(), Linear(2)]).init(x)
     assert model.layers[0].linear.w.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (lambda **options: Embedding(3, 2, **options), (np.array([1]),)),
+        (lambda **options: LinearGeneral((2, 3), **options), (floats(2, 3),)),
+        (lambda **options: Einsum("ab,bc->ac", 3, bias_axes="c", **options), (floats(2, 3),)),
+        (lambda **options: Bilinear(3, **options), (floats(2, 3), floats(2, 3))),
+        (lambda **options: GLU(3, with_bias=True, **options), (floats(2, 3),)),
+        (lambda **options: SwiGLU(3, with_bias=True, **options), (floats(2, 3),)),
+        (lambda **options: GEGLU(3, with_bias=True, **options), (floats(2, 3),)),
+        (lambda **options: MLP([3, 2], **options), (floats(2, 3),)),
+        (lambda **options: PReLU(**options), (floats(2, 3),)),
+    ],
+    ids=["Embedding", "LinearGeneral", "Einsum", "Bilinear", "GLU", "SwiGLU", "GEGLU", "MLP", "PReLU"],
+)
+def test_initializers_names_and_dtypes(make: Any, inputs: Any) -> None:
+    kinds = {"w": 2, "b": 3, "negative_slope": 4}
+    found = make().init(*inputs).get_parameters()
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(found)}
+    options = {f"{name}_init": elegy.initializers.Constant(kinds[name]) for name in names}
+    layer = make(name="mine", dtype=jnp.float16, **options).init(*inputs)
+    assert layer.name == "mine"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(layer.get_parameters()):
+        assert leaf.dtype == jnp.float16 and (leaf == kinds[path[-1].key]).all()
+    assert layer(*inputs).dtype == jnp.float16
+    plain = make(**dict.fromkeys(options)).init(*inputs, rng=0)  # None is the default
+    assert_same(plain.get_parameters(), make().init(*inputs, rng=0).get_parameters())
+
+
+@pytest.mark.parametrize("layer", [Dropout, AlphaDropout, DropPath])
+def test_dtype_of_integers_that_are_dropped(layer: Any) -> None:
+    dropping = layer(0.5, name="mine", dtype=jnp.float16)
+    assert dropping.name == "mine"
+    assert dropping(np.arange(4)).dtype == jnp.float16
+    assert dropping(floats(4)).dtype == jnp.float32
+
+
+def test_names_of_layers_without_parameters() -> None:
+    for layer in (Identity(name="mine"), Lambda(jnp.tanh, name="mine"), Reshape([1], name="mine")):
+        assert layer.name == "mine"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

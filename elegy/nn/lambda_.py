@@ -11,7 +11,9 @@ class Lambda(Module):
     """A function as a layer.
 
     A `Sequential` takes functions as they are. As a `Lambda` a function has a path and a row of its own in summaries,
-    and modules that it creates are found again on every later call, as those of a `call` are.
+    and modules that it creates are found again on every later call, as those of a `call` are. A module of the outside
+    that it uses is no part of the layer: it is not trained with it, and a compiled layer goes on with the parameters
+    that the module had when it was compiled.
 
     **Arguments:**
 
