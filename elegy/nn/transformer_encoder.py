@@ -55,6 +55,8 @@ class TransformerLayer(Module):
             raise TypeError(
                 f"elegy.nn.{layer}: activation must be a function, such as jax.nn.gelu, got {activation!r}."
             )
+        if eps < 0:
+            raise ValueError(f"elegy.nn.{layer}: eps must not be negative, got {eps}.")
         if feedforward_size is not None:
             feedforward_size = positive(layer, "feedforward_size", feedforward_size)
         self.feedforward_size = feedforward_size
@@ -123,8 +125,8 @@ class TransformerEncoderLayer(TransformerLayer):
     `y = norm(x + part(x))` for each of both parts, as in Vaswani et al., *Attention Is All You Need* (2017),
     [arXiv:1706.03762](https://arxiv.org/abs/1706.03762), sections 3.1 and 3.3; or with `norm_first`
     `y = x + part(norm(x))`, as in Xiong et al. 2020, [arXiv:2002.04745](https://arxiv.org/abs/2002.04745), which can be
-    trained without a warm-up of the learning rate, but needs a norm after the last layer. With `causal=True` in the call
-    it is a layer of a language model such as GPT.
+    trained without a warm-up of the learning rate, but needs a norm after the last layer. With `causal=True` in the
+    call it is a layer of a language model such as GPT.
 
     **Arguments:**
 
