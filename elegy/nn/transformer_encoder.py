@@ -55,6 +55,8 @@ class TransformerLayer(Module):
             raise TypeError(
                 f"elegy.nn.{layer}: activation must be a function, such as jax.nn.gelu, got {activation!r}."
             )
+        if eps < 0:
+            raise ValueError(f"elegy.nn.{layer}: eps must not be negative, got {eps}.")
         if feedforward_size is not None:
             feedforward_size = positive(layer, "feedforward_size", feedforward_size)
         self.feedforward_size = feedforward_size
