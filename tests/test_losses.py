@@ -742,6 +742,7 @@ def test_weights_in_a_model() -> None:
         (lambda: losses.CosineSimilarity(axis=2)(Y_TRUE, Y_PRED), ValueError, "axis=2 is not an axis"),
         (lambda: losses.Tversky(alpha=-1), ValueError, "alpha must be"),
         (lambda: losses.Tversky(beta=-1), ValueError, "beta must be"),
+        (lambda: losses.Dice()(ONE_HOT, PROBABILITIES, WEIGHTS), ValueError, "There is one number for all examples"),
         (lambda: losses.Triplet(margin=-1), ValueError, "margin must be"),
         (lambda: losses.Triplet()((Y_TRUE, Y_PRED)), ValueError, "must be .anchors, positives, negatives., got 2"),
         (lambda: losses.Triplet()(Y_TRUE), ValueError, "must be .anchors, positives, negatives., got one value"),

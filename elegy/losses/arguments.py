@@ -170,9 +170,11 @@ def weights_for(
     ):
         owner = owner() if callable(owner) else owner
         verb = "weights" if argument == "sample_weight" else "selects from"
+        fix = "Its axes must be the first ones of the values, for example (batch,)."
+        if values.ndim == 0:
+            fix = "There is one number for all examples, so that none of them has a value of its own."
         raise ValueError(
-            f"{owner}: {argument} has shape {weight.shape}, and the values that it {verb} {values.shape}.\n"
-            "  Its axes must be the first ones of the values, for example (batch,)."
+            f"{owner}: {argument} has shape {weight.shape}, and the values that it {verb} {values.shape}.\n  {fix}"
         )
     return jnp.broadcast_to(weight.reshape(shape).astype(values.dtype), values.shape)
 
