@@ -4,6 +4,7 @@ import typing as _tp
 
 from elegy import habits as _habits
 from elegy.metrics.accuracy import Accuracy as Accuracy, accuracy as accuracy
+from elegy.metrics.auc import AUC as AUC
 from elegy.metrics.average import Average as Average
 from elegy.metrics.binary_accuracy import BinaryAccuracy as BinaryAccuracy, binary_accuracy as binary_accuracy
 from elegy.metrics.categorical_accuracy import (
@@ -28,6 +29,7 @@ from elegy.metrics.f1 import F1 as F1, Precision as Precision, Recall as Recall
 from elegy.metrics.iou import IoU as IoU, MeanIoU as MeanIoU
 from elegy.metrics.mean import Mean as Mean
 from elegy.metrics.metric import Metric as Metric
+from elegy.metrics.r2 import R2 as R2
 from elegy.metrics.sparse_categorical_accuracy import (
     SparseCategoricalAccuracy as SparseCategoricalAccuracy,
     sparse_categorical_accuracy as sparse_categorical_accuracy,
@@ -43,6 +45,7 @@ from elegy.metrics.top_k import (
 __all__ = [
     "Accuracy",
     "accuracy",
+    "AUC",
     "Average",
     "binary_accuracy",
     "BinaryAccuracy",
@@ -62,6 +65,7 @@ __all__ = [
     "Metric",
     "Perplexity",
     "Precision",
+    "R2",
     "Recall",
     "RootMeanSquaredError",
     "sparse_categorical_accuracy",

@@ -5,7 +5,6 @@ import typing as tp
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from elegy.frames import path_of
 from elegy.metrics.metric import Metric
 from elegy.metrics.sums import added, folded
 from elegy.precision import at_least_float32
@@ -50,11 +49,5 @@ class Accumulator(Metric):
     def _dtype(self) -> tp.Any:
         return at_least_float32(self.dtype)
 
-    def _require_stacked(self) -> None:
-        rank = len(self._shape()) + 2
-        if not self.initialized or self.sums.ndim != rank:
-            has = f"those of this one have shape {self.sums.shape}" if self.initialized else "this one never ran"
-            raise ValueError(
-                f"{path_of(self)}: merge_stacked() is for metrics whose arrays have a leading axis more, as jax.vmap "
-                f"returns them; {has}.\n  Several metrics are merged by a.merge(b, c)."
-            )
+    def _is_stacked(self) -> bool:
+        return self.initialized and self.sums.ndim == len(self._shape()) + 2

@@ -162,7 +162,13 @@ class Metric(Module):
         assert means.merge_stacked().compute() == 3
         ```
         """
-        self._require_stacked()
+        if not self._is_stacked():
+            shapes = [leaf.shape for leaf in jax.tree.leaves(self.get_parameters())]
+            has = f"the shapes of this one are {', '.join(map(str, shapes))}" if shapes else "this one never ran"
+            raise ValueError(
+                f"{path_of(self)}: merge_stacked() is for metrics whose arrays have a leading axis more, as jax.vmap "
+                f"returns them; {has}.\n  Several metrics are merged by a.merge(b, c)."
+            )
         return self._with(self, self.get_parameters())
 
     def merge_over(self: Self, axis_name: str | Sequence[str]) -> Self:
@@ -223,12 +229,8 @@ class Metric(Module):
         new = {id(shape): value for shape, value in _pairs(treedef.unflatten(shapes).get_parameters(), merged)}
         return treedef.unflatten([new[id(shape)] for shape in shapes])
 
-    def _require_stacked(self) -> None:
-        if any(leaf.ndim == 0 for leaf in jax.tree.leaves(self.get_parameters())):
-            raise ValueError(
-                f"{path_of(self)}: merge_stacked() is for metrics whose arrays have a leading axis more, as jax.vmap "
-                "returns them.\n  Several metrics are merged by a.merge(b, c)."
-            )
+    def _is_stacked(self) -> bool:
+        return self.initialized and all(leaf.ndim > 0 for leaf in jax.tree.leaves(self.get_parameters()))
 
     def _require_alike(self, other: tp.Any) -> None:
         if type(other) is not type(self) or _arguments(other) != _arguments(self):
