@@ -290,3 +290,109 @@ def test_pickle(descriptor: Descriptor) -> None:
 def test_no_tracer_leaks(descriptor: Descriptor) -> None:
     outputs, module = jax.jit(apply)(descriptor.factory(None).init(*descriptor.inputs), *descriptor.inputs)
     assert concrete((outputs, module))
+
+
+def keeps_its_shape(descriptor: Descriptor) -> bool:
+    """Whether a layer can follow itself."""
+    if not descriptor.layer or len(descriptor.inputs) > 1:
+        return False
+    output, _ = jax.eval_shape(apply, initialised(descriptor), *descriptor.inputs)
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), output) == (descriptor.inputs[0].shape, jnp.float32)
+
+
+@over_one_of_each
+@pytest.mark.filterwarnings("ignore::elegy.errors.IdenticalMembersWarning")  # of layers whose parameters are constants
+def test_stack_and_ensemble(descriptor: Descriptor) -> None:
+    """Two of a layer in sequence, recomputed in the backward pass, and side by side, are those two by themselves."""
+    x, *others = descriptor.inputs
+    with elegy.training_context(False):
+        if keeps_its_shape(descriptor):
+            stack = elegy.nn.Stack(functools.partial(descriptor.factory, None), 2, remat=True).init(x, rng=3)
+            first, second = stack
+            expected = reference(second, reference(first, x, training=False)[0], training=False)[0]
+            assert_close(reference(stack, x, training=False)[0], expected, rtol=1e-4, atol=1e-5)
+        ensemble = elegy.nn.Ensemble(functools.partial(descriptor.factory, None), 2).init(x, *others, rng=3)
+        outputs = reference(ensemble, x, *others, training=False)[0]
+        for lane, member in enumerate(ensemble):
+            expected = reference(member, x, *others, training=False)[0]
+            assert_close(jax.tree.map(operator.itemgetter(lane), outputs), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "descriptor",
+    [descriptor for descriptor in ONE_OF_EACH if descriptor.layer],
+    ids=lambda descriptor: descriptor.name,
+)
+def test_remat_under_a_dtype_policy(descriptor: Descriptor) -> None:
+    """A policy is the cast by hand, also where the forward pass runs twice; gradients are float32."""
+    module, inputs = initialised(descriptor), descriptor.inputs
+    parameters, rest = elegy.partition(module)
+    module.dtype_policy = elegy.DtypePolicy(compute_dtype=jnp.bfloat16, output_dtype=jnp.float32)
+
+    def total(outputs: Any) -> Any:
+        return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(outputs))
+
+    @jax.jit
+    def both(module: Any, parameters: Any, rest: Any) -> Any:
+        def by_policy(module: Any) -> Any:
+            with elegy.rng_context(KEY):
+                return total(elegy.remat(module)(*inputs))
+
+        def by_hand(parameters: Any) -> Any:
+            half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters)
+            outputs, updated = apply(elegy.combine(half, rest), *cast(inputs, jnp.bfloat16))
+            return total(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)), elegy.partition(updated)[1]
+
+        if not jax.tree.leaves(parameters):
+            with elegy.rng_context(KEY):
+                return (total(elegy.remat(module)(*inputs)), module, None), (*by_hand(parameters), None)
+        (value, module), gradient = elegy.value_and_grad(by_policy)(module)
+        (expected, updated), wanted = jax.value_and_grad(by_hand, has_aux=True)(parameters)
+        return (value, module, gradient), (expected, updated, wanted)
+
+    (value, module, gradient), (expected, updated, wanted) = both(module, parameters, rest)
+    assert describe(module) == FROZEN[descriptor.name]
+    found = jax.tree.leaves((elegy.partition(module)[1], gradient))
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} <= {jnp.dtype(jnp.float32)}
+    for ours, theirs in zip(found, jax.tree.leaves((updated, wanted)), strict=True):
+        if jnp.issubdtype(ours.dtype, jnp.floating):
+            np.testing.assert_allclose(ours, theirs, rtol=0.05, atol=0.05 * max(1.0, np.abs(theirs).max(initial=0.0)))
+    np.testing.assert_allclose(value, expected, rtol=0.02, atol=0.2)
+
+
+@over_one_of_each
+@pytest.mark.filterwarnings("ignore::elegy.errors.UninitialisedWarning")
+def test_checkpoint(descriptor: Descriptor, tmp_path: Any) -> None:
+    module = initialised(descriptor)
+    elegy.save(tmp_path / "module.safetensors", module)
+    other = descriptor.factory(None).init(*descriptor.inputs, rng=4)
+    assert_same(elegy.load(tmp_path / "module.safetensors", like=other).get_parameters(), module.get_parameters())
+
+
+# Whose input has other axes than those of a batch before the last ones that it looks at.
+OF_WHOLE_INPUTS = {
+    "AvgPool",
+    "Flatten",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "MaxPool",
+    "Upsample",
+    "block",
+}
+
+
+@pytest.mark.parametrize(
+    "descriptor",
+    [d for d in ONE_OF_EACH if d.layer and d.name not in OF_WHOLE_INPUTS],
+    ids=lambda descriptor: descriptor.name,
+)
+def test_one_more_axis_of_the_batch(descriptor: Descriptor) -> None:
+    """Examples in a batch do not see each other, and a batch may have any number of axes."""
+    module, (x, *others) = initialised(descriptor), descriptor.inputs
+    x = np.stack([x, x + 1])
+    others = [np.stack([other, other]) for other in others]
+    found = reference(module, x, *others, training=False)[0]
+    expected = [reference(module, *entry, training=False)[0] for entry in zip(x, *others, strict=True)]
+    assert_close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected), rtol=1e-4, atol=1e-5)
