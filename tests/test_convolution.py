@@ -188,6 +188,19 @@ def test_every_output_shape_that_a_convolution_takes_to_the_input(padding: str, 
     assert len(found) == stride
 
 
+def test_no_positions() -> None:
+    x = jnp.ones([2, 0, 3])
+    layers: list[Any] = [
+        Conv1D(3, 3),
+        Conv1D(3, 3, padding="VALID"),
+        Conv1DTranspose(3, 3, stride=2),
+        DepthwiseConv1D(3),
+        MaxPool(2),
+        AvgPool(3, 1, "SAME"),
+    ]
+    assert {layer(x).shape for layer in layers} == {x.shape}
+
+
 def test_output_shape_by_axis() -> None:
     x = floats(2, 4, 3, 3)
     assert Conv2DTranspose(2, 3, stride=2, output_shape=[8, 5])(x).shape == (2, 8, 5, 2)

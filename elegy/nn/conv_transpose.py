@@ -176,7 +176,8 @@ class ConvNDTranspose(Module):
             # A convolution that takes `wanted` positions to `size` adds `total` zeros, the odd one behind.
             total = 0 if self.padding == "VALID" else max((size - 1) * stride + window - wanted, 0)
             before = window - 1 - total // 2
-            pairs.append((before, wanted - 1 - (size - 1) * stride + window - 1 - before))
+            spread_out = max((size - 1) * stride + 1, 0)
+            pairs.append((before, wanted - spread_out + window - 1 - before))
         return tuple(pairs)
 
     def _repeated(self, x: Array, padding: Pairs) -> tuple[Array, Pairs]:
