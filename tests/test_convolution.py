@@ -89,12 +89,16 @@ def moved(function: Any, n: int, first: bool) -> Any:
     return lambda params, x: jnp.moveaxis(function(params, jnp.moveaxis(x, -1 - n, -1)), -1, -1 - n)
 
 
-def random_input(random: np.random.Generator, n: int, groups: int = 1) -> np.ndarray:
+def random_input(random: np.random.Generator, n: int, padding: Any, window: Any, groups: int = 1) -> np.ndarray:
     """With channels last; often of one position or one channel, sometimes without a batch or with an empty one."""
     leading = LEADING[int(random.integers(len(LEADING)))]
-    return random.normal(size=(*leading, *random.integers(1, 8 - n, n), groups * int(random.integers(1, 3)))).astype(
-        np.float32
-    )
+    least = np.zeros(n, int) if padding in ("SAME", "CIRCULAR", "REFLECT", "CAUSAL") else np.array(window) - 1
+    sizes = least + random.integers(1, 8 - n, n)
+    return random.normal(size=(*leading, *sizes, groups * int(random.integers(1, 3)))).astype(np.float32)
+
+
+def covered(options: dict[str, Any]) -> Any:
+    return (np.array(options["kernel_shape"]) - 1) * options["rate"] + 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,7 +142,7 @@ def test_convolution(seed: int) -> None:
     groups, channels, first = int(random.integers(1, 3)), 2 * int(random.integers(1, 3)), bool(random.integers(2))
     paddings = ["SAME", "VALID", "CIRCULAR", "REFLECT", 1, [(1, 2), (0, 3), (2, 0)][:n], *["CAUSAL"] * (n == 1)]
     options = {**random_options(seed, random, n, paddings), "groups": groups}
-    x = random_input(random, n, groups)
+    x = random_input(random, n, options["padding"], covered(options), groups)
     reference = moved(flax_convolution(flax.linen.Conv, channels, options, x), n, first)
     x = np.moveaxis(x, -1, -1 - n) if first else x
     conv = CONVOLUTIONS[n - 1](
@@ -152,7 +156,7 @@ def test_transposed_convolution(seed: int) -> None:
     random, n = np.random.default_rng(100 + seed), 1 + seed % 3
     channels, first = int(random.integers(1, 4)), bool(random.integers(2))
     options = random_options(seed, random, n, ["SAME", "VALID", 1, [(1, 2), (0, 3), (2, 0)][:n], "CIRCULAR"])
-    x = random_input(random, n)
+    x = random_input(random, n, options["padding"], covered(options))
     reference = moved(flax_convolution(flax.linen.ConvTranspose, channels, options, x), n, first)
     x = np.moveaxis(x, -1, -1 - n) if first else x
     conv = TRANSPOSED[n - 1](
@@ -168,20 +172,33 @@ def test_every_output_shape_that_a_convolution_takes_to_the_input(padding: str, 
     window, size = 2, 3
     x = floats(2, size, 4)
     found = []
-    for wanted in range(1, size * stride + window + 1):
+    for wanted in range(window, size * stride + window + 1):
         conv = Conv1DTranspose(3, window, stride=stride, padding=padding, output_shape=wanted, with_bias=False)
-        forward = Conv1D(4, window, stride=stride, padding=padding, with_bias=False).init(floats(2, wanted, 3))
-        shapes = jax.eval_shape(forward, jax.ShapeDtypeStruct((2, wanted, 3), jnp.float32))
-        if shapes.shape[1] != size:
+        large = jax.ShapeDtypeStruct((2, wanted, 3), jnp.float32)
+        forward = Conv1D(4, window, stride=stride, padding=padding, with_bias=False).init(large)
+        if jax.eval_shape(forward, large).shape[1] != size:
             with pytest.raises(ValueError, match=f"conv1d_transpose: an output of {wanted} positions"):
                 conv(x)
             continue
         conv = conv.init(x)
         conv.set_parameters({"w": jnp.swapaxes(forward.w[::-1], 1, 2)})
-        (expected,) = jax.linear_transpose(forward, jax.ShapeDtypeStruct((2, wanted, 3), jnp.float32))(x)
+        (expected,) = jax.linear_transpose(forward, large)(x)
         assert_close(conv(x), expected)
         found.append(wanted)
     assert len(found) == stride
+
+
+def test_no_positions() -> None:
+    x = jnp.ones([2, 0, 3])
+    layers: list[Any] = [
+        Conv1D(3, 3),
+        Conv1D(3, 3, padding="VALID"),
+        Conv1DTranspose(3, 3, stride=2),
+        DepthwiseConv1D(3),
+        MaxPool(2),
+        AvgPool(3, 1, "SAME"),
+    ]
+    assert {layer(x).shape for layer in layers} == {x.shape}
 
 
 def test_output_shape_by_axis() -> None:
@@ -336,7 +353,7 @@ def test_pooling(seed: int) -> None:
     explicit = [(size - 1, int(random.integers(size))) for size in window]
     padding: Any = ["SAME", "VALID", explicit][seed // 3 % 3]
     options = {"padding": padding} | ({"strides": strides} if random.integers(2) else {})
-    first, x = bool(random.integers(2)), random_input(random, n)
+    first, x = bool(random.integers(2)), random_input(random, n, padding, window)
     data_format = layout(n, first, batch=x.ndim > n + 1)
     largest, inside = seed % 4 == 0, seed % 2 == 1
     if largest:
@@ -575,6 +592,14 @@ def test_kernels_that_are_sharded(kind: Any, layer: Any) -> None:
             ValueError,
             r"conv1d: .*\(1, 0, 2\) has no elements to pad it with",
         ),
+        (
+            lambda: Conv2D(2, 3, rate=2, padding="VALID")(jnp.ones([1, 8, 4, 1])),
+            ValueError,
+            r"conv2d: the window covers \(5, 5\) .* of shape \(1, 8, 4, 1\), .* empty",
+        ),
+        (lambda: DepthwiseConv1D(3, padding="VALID")(jnp.ones([1, 2, 1])), ValueError, r"depthwise_conv1d: .*\(3,\)"),
+        (lambda: Conv1DTranspose(2, 5, padding=1)(jnp.ones([1, 2, 1])), ValueError, r"covers \(5,\) positions"),
+        (lambda: MaxPool(3)(jnp.ones([1, 2, 1])), ValueError, r"max_pool: the window covers \(3,\) positions"),
         (lambda: ConvNDTranspose(2, 3), TypeError, "base class of Conv1DTranspose, Conv2DTranspose and"),
         (lambda: Conv2DTranspose(0, 3), ValueError, "nn.Conv2DTranspose: output_channels must be a positive integer"),
         (lambda: Conv2DTranspose(2, [3]), ValueError, "nn.Conv2DTranspose: kernel_shape must be an integer or 2"),

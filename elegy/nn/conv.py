@@ -13,6 +13,7 @@ from elegy.nn.convolution_arguments import (
     Padding,
     along_channels,
     channel_axis,
+    check_not_empty,
     check_rank,
     covered,
     fitted,
@@ -137,8 +138,10 @@ class ConvND(Module):
         w = self.add_parameter("w", of_w, initializer=self.w_init)
         x = converted(self, x, w.dtype)
         w = w if self.mask is None else w * fitted(self, self.mask, w)
-        x, padding = padded(self, x, self.data_format, self.padding, covered(self.kernel_shape, self.rate))
+        window = covered(self.kernel_shape, self.rate)
+        x, padding = padded(self, x, self.data_format, self.padding, window)
         y = convolve(x, w, self.data_format, padding=padding, stride=self.stride, rate=self.rate, groups=self.groups)
+        check_not_empty(self, shape, y.shape, self.data_format, window)
         if self.with_bias:
             b = self.add_parameter("b", [self.output_channels], initializer=self.b_init)
             y = y + along_channels(b, y, self.data_format)

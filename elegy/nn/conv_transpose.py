@@ -14,6 +14,7 @@ from elegy.nn.convolution_arguments import (
     Pairs,
     along_channels,
     channel_axis,
+    check_not_empty,
     check_rank,
     covered,
     extended,
@@ -148,6 +149,7 @@ class ConvNDTranspose(Module):
         if self.padding == "CIRCULAR":
             x, padding = self._repeated(x, padding)
         y = convolve(x, w, self.data_format, padding=padding, input_rate=self.stride, rate=self.rate)
+        check_not_empty(self, shape, y.shape, self.data_format, covered(self.kernel_shape, self.rate))
         if self.with_bias:
             b = self.add_parameter("b", [self.output_channels], initializer=self.b_init)
             y = y + along_channels(b, y, self.data_format)
@@ -174,7 +176,8 @@ class ConvNDTranspose(Module):
             # A convolution that takes `wanted` positions to `size` adds `total` zeros, the odd one behind.
             total = 0 if self.padding == "VALID" else max((size - 1) * stride + window - wanted, 0)
             before = window - 1 - total // 2
-            pairs.append((before, wanted - 1 - (size - 1) * stride + window - 1 - before))
+            spread_out = max((size - 1) * stride + 1, 0)
+            pairs.append((before, wanted - spread_out + window - 1 - before))
         return tuple(pairs)
 
     def _repeated(self, x: Array, padding: Pairs) -> tuple[Array, Pairs]:

@@ -177,6 +177,19 @@ def covered(kernel_shape: Sequence[int], rate: Sequence[int]) -> tuple[int, ...]
     return tuple((size - 1) * distance + 1 for size, distance in zip(kernel_shape, rate, strict=True))
 
 
+def check_not_empty(
+    layer: Module, shape: tuple[int, ...], output: tuple[int, ...], layout: str, window: Sequence[int]
+) -> None:
+    """A window that is larger than the input, padding included, would leave an output of nothing."""
+    axes = spatial_axes(layout)
+    if 0 in (output[axis] for axis in axes) and 0 not in (shape[axis] for axis in axes):
+        raise ValueError(
+            f"{path_of(layer)}: the window covers {tuple(window)} positions, more than there are in an input of shape "
+            f"{shape}, its padding included, so that the output would be empty.\n"
+            '  Make the window smaller, or pad the input: padding="SAME".'
+        )
+
+
 def fitted(layer: Module, mask: Array, w: Array) -> Array:
     """A mask of the shape of `w`."""
     try:

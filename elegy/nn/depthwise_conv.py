@@ -12,6 +12,7 @@ from elegy.nn.convolution_arguments import (
     Padding,
     along_channels,
     channel_axis,
+    check_not_empty,
     check_rank,
     covered,
     layout_of,
@@ -74,8 +75,10 @@ class DepthwiseConvND(Module):
         output_channels = channels * self.channel_multiplier
         w = self.add_parameter("w", [*self.kernel_shape, 1, output_channels], initializer=self.w_init)
         x = converted(self, x, w.dtype)
-        x, padding = padded(self, x, self.data_format, self.padding, covered(self.kernel_shape, self.rate))
+        window = covered(self.kernel_shape, self.rate)
+        x, padding = padded(self, x, self.data_format, self.padding, window)
         y = convolve(x, w, self.data_format, padding=padding, stride=self.stride, rate=self.rate, groups=channels)
+        check_not_empty(self, shape, y.shape, self.data_format, window)
         if self.with_bias:
             b = self.add_parameter("b", [output_channels], initializer=self.b_init)
             y = y + along_channels(b, y, self.data_format)

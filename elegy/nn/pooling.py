@@ -15,6 +15,7 @@ from elegy.module import Module
 from elegy.nn.convolution_arguments import (
     Padding,
     Pairs,
+    check_not_empty,
     for_each_axis,
     layout_of_input,
     padding_of,
@@ -32,10 +33,14 @@ class Windows(tp.NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     padding: Pairs
+    layout: str
 
-    def reduce(self, x: Array, identity: tp.Any, operation: tp.Any) -> Array:
+    def reduce(self, layer: Module, x: Array, identity: tp.Any, operation: tp.Any) -> Array:
         start = np.array(identity, x.dtype)
-        return jax.lax.reduce_window(x, start, operation, self.shape, self.strides, self.padding)
+        y = jax.lax.reduce_window(x, start, operation, self.shape, self.strides, self.padding)
+        of_window = [self.shape[axis] for axis in spatial_axes(self.layout)]
+        check_not_empty(layer, x.shape, y.shape, self.layout, of_window)
+        return y
 
     def counts(self, shape: tuple[int, ...]) -> np.ndarray:
         """How many elements of an input of this shape each window has, of size 1 along axes where all have as many."""
@@ -96,7 +101,7 @@ class Pool(Module):
                 )
         for axis, size, step, (before, after) in zip(axes, of_window, of_strides, pairs, strict=True):
             shape[axis], strides[axis], padding[axis] = size, step, (before, after)
-        return Windows(tuple(shape), tuple(strides), tuple(padding))
+        return Windows(tuple(shape), tuple(strides), tuple(padding), layout)
 
 
 class MaxPool(Pool):
@@ -158,7 +163,7 @@ class MaxPool(Pool):
             smallest = False
         else:
             smallest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-        return windows.reduce(x, smallest, jax.lax.max)
+        return windows.reduce(self, x, smallest, jax.lax.max)
 
 
 class AvgPool(Pool):
@@ -211,7 +216,7 @@ class AvgPool(Pool):
         """
         x = floating(self, x)
         windows = self._windows(x)
-        total = windows.reduce(precise(x), 0, jax.lax.add)
+        total = windows.reduce(self, precise(x), 0, jax.lax.add)
         if self.count_include_padding:
             return (total / math.prod(windows.shape)).astype(x.dtype)
         return (total / jnp.asarray(windows.counts(x.shape), total.dtype)).astype(x.dtype)
