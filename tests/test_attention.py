@@ -190,9 +190,9 @@ def test_values_equal_those_of_keras(kv_heads: int) -> None:
 def test_key_and_value_default_to_what_was_given() -> None:
     x, memory = floats(2, 3, 8), floats(2, 5, 8, seed=1)
     module = attention(2).init(x)
-    assert_same(module(x), module(x, x, x))
-    assert_same(module(x, memory), module(x, memory, memory))
-    assert_same(module(x, value=2 * x), module(x, x, 2 * x))
+    assert_same(run(module, x), run(module, x, x, x))
+    assert_same(run(module, x, memory), run(module, x, memory, memory))
+    assert_same(run(module, x, value=2 * x), run(module, x, x, 2 * x))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -240,7 +240,7 @@ def test_without_a_drop_training_computes_the_same(options: dict[str, Any]) -> N
     """It computes the weights by another way."""
     x, mask = floats(2, 5, 8), bools(2, 4, 5, 5)
     module = attention(4, dropout_rate=1e-9, **options).init(x)
-    for given in ({}, {"causal": True}, {"mask": mask}, {"mask": mask[:, :1], "causal": True}):
+    for given in ({}, {"causal": True}, {"mask": mask}):
         y, expected = (run(module, x, training=training, **given) for training in (True, False))
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
@@ -360,6 +360,19 @@ def test_half_precision_has_a_softmax_of_single_precision() -> None:
         )
 
 
+def test_half_precision_where_jax_promotes_dtypes() -> None:
+    """There `jax.nn.dot_product_attention` can be used, which must be told to promote; elsewhere it is another way."""
+    x, mask = jnp.asarray(floats(2, 5, 8), jnp.bfloat16), bools(2, 1, 5, 5)
+    mask[1, :, 2] = False
+    module = attention(4, num_kv_heads=2, dtype=jnp.bfloat16).init(x)
+    found = []
+    for promotion in ("strict", "standard"):
+        with jax.numpy_dtype_promotion(promotion):
+            out = [run(module, x, causal=True), run(module, x, mask=mask), gradients_of(module, x, mask=mask)]
+        found.append(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), out))
+    assert_close(*found, rtol=0.05, atol=0.05)
+
+
 def test_double_precision_is_double() -> None:
     """`jax.nn.dot_product_attention` computes the softmax in single precision."""
     with jax.enable_x64(True):
@@ -406,17 +419,17 @@ def test_scale() -> None:
     scaled = attention(2, scale=0.25).init(x)
     values = trainable(module)
     scaled.set_parameters(values)
-    assert abs(scaled(x) - module(x)).max() > 1e-3
+    assert abs(run(scaled, x) - run(module, x)).max() > 1e-3
     values["query"] = jax.tree.map(lambda w: w / 2, values["query"])  # 0.25 instead of 0.5 of a head of four
     module.set_parameters(values)
-    np.testing.assert_allclose(scaled(x), module(x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(scaled, x), run(module, x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_rotary_layer_is_copied() -> None:
     x, rotary = floats(5, 8), RotaryEmbedding(10)
     first, second = attention(2, rotary=rotary).init(x, rng=1), attention(2, rotary=True).init(x, rng=1)
     assert first.rotary is not rotary and first.rotary.base == 10 and second.rotary.base == 10000
-    assert abs(first(x) - second(x)).max() > 1e-4
+    assert abs(run(first, x) - run(second, x)).max() > 1e-4
     assert attention(2).rotary is None
 
 
@@ -471,10 +484,9 @@ def test_the_first_call_may_decode() -> None:
     assert module.cache_index == 4
 
 
-@over_cached
-def test_decoding_in_elegy_jit(options: dict[str, Any]) -> None:
+def test_decoding_in_elegy_jit() -> None:
     x = floats(2, 6, 8)
-    module = attention(4, cache_size=6, **options).init(x)
+    module = attention(4, cache_size=6, **CACHED[2]).init(x)
     expected = run(module, x, causal=True)
     compiled = elegy.jit(module, static_argnames=("decode", "training"))
     y = [compiled(x[:, i : i + 1], decode=True, training=False) for i in range(6)]
@@ -482,11 +494,10 @@ def test_decoding_in_elegy_jit(options: dict[str, Any]) -> None:
     assert module.cache_index == 6 and compiled.traces == 1
 
 
-@over_cached
-def test_decoding_in_a_scan(options: dict[str, Any]) -> None:
+def test_decoding_in_a_scan() -> None:
     """Of `jax.lax`, inside `jax.jit`, with the module as a carry."""
     x = floats(2, 6, 8)
-    module = attention(4, cache_size=6, **options).init(x)
+    module = attention(4, cache_size=6, **CACHED[1]).init(x)
 
     @jax.jit
     def generate(module: Any, x: Any) -> Any:
@@ -497,7 +508,7 @@ def test_decoding_in_a_scan(options: dict[str, Any]) -> None:
         return jax.lax.scan(step, module, jnp.swapaxes(x, 0, 1))
 
     after, y = generate(module, x)
-    expected = module(x, causal=True, training=False)
+    expected = run(module, x, causal=True)
     np.testing.assert_allclose(jnp.swapaxes(y, 0, 1), expected, rtol=1e-4, atol=1e-5)
     assert after.cache_index == 6 and module.cache_index == 0
 
@@ -581,6 +592,21 @@ def test_a_cache_of_half_precision() -> None:
     assert attention(2, cache_size=4, dtype=jnp.bfloat16).init(x).cache_value.dtype == jnp.bfloat16
 
 
+def test_the_batch_on_an_explicit_mesh() -> None:
+    x, mask = floats(4, 3, 8), bools(4, 1, 3, 3)
+    module = attention(2, cache_size=3, rotary=True).init(x)
+    expected = run(module, x, mask=mask), *step(module, x)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        module = jax.device_put(module, replicated)
+        y, decoded, after = run(module, sharded, mask=mask), *step(module, sharded)
+        assert jax.typeof(y) == jax.typeof(decoded) == jax.typeof(sharded)
+        assert jax.typeof(after.cache_key) == jax.typeof(module.cache_key)
+        assert_close((y, decoded, after), expected)
+
+
 def test_gradients_through_decoding() -> None:
     x = floats(2, 4, 8)
     module = attention(2, cache_size=4).init(x)
@@ -601,7 +627,7 @@ def test_rotary_equals_that_of_equinox(base: float) -> None:
     # Equinox keeps the angles of the first base that it met for a size.
     eqx.nn._embedding.internal_rope_embedding_cache.clear()  # type: ignore[attr-defined]
     expected = jax.vmap(jax.vmap(peer, 1, 1))(jnp.asarray(x))
-    rotary = RotaryEmbedding(base)
+    rotary = jax.jit(RotaryEmbedding(base))
     np.testing.assert_allclose(rotary(x), expected, rtol=1e-5, atol=1e-5)
     for offset in (3, jnp.array(3), np.array([3, 3])):
         np.testing.assert_allclose(rotary(x[:, 3:], offset=offset), expected[:, 3:], rtol=1e-5, atol=1e-5)
@@ -614,7 +640,7 @@ def test_rotary_products_depend_on_the_distance_alone() -> None:
     def product(p: int, q: int) -> float:
         return float(jnp.vdot(rotary(query, offset=p), rotary(key, offset=q)))
 
-    for distance in (0, 1, 5):
+    for distance in (0, 5):
         np.testing.assert_allclose(product(100 + distance, 100), product(distance, 0), rtol=1e-4)
     assert abs(product(1, 0) - product(0, 1)) > 1e-3
     np.testing.assert_allclose(jnp.linalg.norm(rotary(query, offset=9)), jnp.linalg.norm(query), rtol=1e-6)
@@ -625,12 +651,11 @@ def test_attention_with_rotation_knows_distances_alone() -> None:
     x = floats(1, 8, 4)
     module = attention(2, rotary=True).init(x)
     key_mask = np.arange(8)[None] >= 3
-    np.testing.assert_allclose(module(x, key_mask=key_mask)[:, 3:], module(x[:, 3:]), rtol=1e-4, atol=1e-5)
-    assert abs(module(x[:, ::-1])[:, ::-1] - module(x)).max() > 1e-3
+    np.testing.assert_allclose(run(module, x, key_mask=key_mask)[:, 3:], run(module, x[:, 3:]), rtol=1e-4, atol=1e-5)
+    assert abs(run(module, x[:, ::-1])[:, ::-1] - run(module, x)).max() > 1e-3
 
 
-@pytest.mark.parametrize("features", [6, 5, 1])
-@pytest.mark.parametrize("base", [10000.0, 10])
+@pytest.mark.parametrize(("features", "base"), [(6, 10000.0), (5, 10), (1, 10)])
 def test_sinusoidal_embedding(features: int, base: float) -> None:
     """Section 3.5 of the paper, element by element."""
     expected = np.zeros([20, features])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Int, Num, Shaped
 
+from elegy.devices import sharded_like
 from elegy.frames import path_of
 from elegy.hooks import is_initializing
 from elegy.module import Module
@@ -193,7 +194,8 @@ class MultiHeadAttention(Module):
         v = self._projected("value", value, self.num_kv_heads, head_size)
         if self.qk_norm:
             q, k = self._normalised("query_scale", q), self._normalised("key_scale", k)
-        first = self._cached(k) if self.cache_size is not None else 0
+        # The position of the first element; the cache is created by any call.
+        first: tp.Any = self._cached(k) if self.cache_size is not None else 0
         first = first if decode else 0
         if self.rotary is not None:
             q, k = self.rotary(q, first), self.rotary(k, first)
@@ -204,7 +206,7 @@ class MultiHeadAttention(Module):
         attended = self._attended(q, k, v, given, first, causal or decode, decode, training)
         attended = attended.reshape(*batch, length, self.num_heads * head_size)
         if decode:
-            attended = jnp.where(first + length > self.cache_size, jnp.nan, attended)
+            attended = jnp.where(first + length > k.shape[1], jnp.nan, attended)
         return self._linear("output", features if self.output_size is None else self.output_size)(attended)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -288,9 +290,10 @@ class MultiHeadAttention(Module):
         self.update_parameter("cache_index", index + length)
         for name, new in (("cache_key", key), ("cache_value", value)):
             old = getattr(self, name)
-            new = new.astype(old.dtype)
+            new = sharded_like(new.astype(old.dtype), old)
             self.update_parameter(name, jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=old.ndim - 3))
-        return self.cache_key.astype(key.dtype), self.cache_value.astype(value.dtype)
+        keys, values = self.cache_key.astype(key.dtype), self.cache_value.astype(value.dtype)
+        return sharded_like(keys, key), sharded_like(values, value)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Masks
@@ -389,7 +392,7 @@ def _is_for_jax(dtype: tp.Any) -> bool:
     of half precision it promotes dtypes, which JAX may have been told to refuse."""
     if dtype == jnp.float64:
         return False
-    return dtype == jnp.float32 or jax.config.jax_numpy_dtype_promotion != "strict"
+    return dtype == jnp.float32 or tp.cast(tp.Any, jax.config).jax_numpy_dtype_promotion != "strict"
 
 
 def _weights(q: Array, k: Array, mask: Array | None, scale: float) -> Array:
