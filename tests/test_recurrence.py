@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import elegy
 from elegy.nn import (
@@ -211,7 +212,6 @@ MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 1, 0], [0,
         ("lstm", {"with_bias": False, "activation": jax.nn.softplus, "gate_activation": jax.nn.tanh}, False),
         ("gru", {"return_sequences": False}, True),
         ("gru", {"with_bias": False, "activation": jax.nn.relu, "gate_activation": jax.nn.softplus}, True),
-        ("gru", {"reverse": True, "return_sequences": False}, False),
     ],
     ids=str,
 )
@@ -419,14 +419,14 @@ def test_one_step_is_a_step_of_the_cell() -> None:
 
 
 def test_default_initialisation() -> None:
-    layer = LSTM(8).init(floats(1, 1, 400))
+    layer = LSTM(5).init(floats(1, 1, 400))
     w, u, b = layer.cell.w, layer.cell.recurrent_w, layer.cell.b
     np.testing.assert_allclose(jnp.std(w), 1 / 20, rtol=0.03)
     for gate in jnp.split(u, 4, axis=1):
-        np.testing.assert_allclose(gate @ gate.T, np.eye(8), atol=1e-5)
-    assert len(np.unique(np.round(u[0], 6))) == 32
-    np.testing.assert_array_equal(b, np.repeat([0, 1, 0, 0], 8))
-    gru = GRU(4).init(X)
+        np.testing.assert_allclose(gate @ gate.T, np.eye(5), atol=1e-5)
+    assert len(np.unique(np.round(u[0], 6))) == 20
+    np.testing.assert_array_equal(b, np.repeat([0, 1, 0, 0], 5))
+    gru = GRU(5).init(X)
     assert (gru.cell.b == 0).all() and (gru.cell.recurrent_b == 0).all()
     conv = ConvLSTMCell(2, 3, dtype=jnp.bfloat16)
     conv(conv.initial_state([1, 4, 4]), jnp.ones([1, 4, 4, 3]))
@@ -677,10 +677,9 @@ def pieces(run: Any) -> Any:
     return jnp.concatenate([run(X[:, :1]), run(X[:, 1:4]), run(X[:, 4:])], axis=1)
 
 
-@pytest.mark.parametrize("layer", [SimpleRNN, LSTM])
-def test_a_stateful_layer_goes_on_where_it_stopped(layer: Any) -> None:
-    plain = layer(5).init(X, rng=0)
-    stateful = layer(5, stateful=True).init(X, rng=0)
+def test_a_stateful_layer_goes_on_where_it_stopped() -> None:
+    plain = LSTM(5).init(X, rng=0)
+    stateful = LSTM(5, stateful=True).init(X, rng=0)
     expected = plain(X)
     np.testing.assert_allclose(pieces(stateful), expected, atol=1e-6)
     assert jnp.abs(stateful(X) - expected).max() > 0.01
@@ -774,7 +773,7 @@ def test_state_has_no_gradient() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [SimpleRNNCell, LSTMCell, GRUCell])
+@pytest.mark.parametrize("cls", [LSTMCell, GRUCell])
 def test_a_cell_in_transforms(cls: Any) -> None:
     """The module as a value in jax.lax.scan, and by reference in elegy.scan and elegy.remat."""
     layer = RNN(cls(5), return_state=True).init(X, rng=0)
@@ -809,6 +808,29 @@ def test_a_layer_in_a_stack() -> None:
     for block in stack:
         y = block(y)
     np.testing.assert_allclose(stack(X), y, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_sharded_batch(kind: AxisType) -> None:
+    x, lengths = floats(8, 5, 3), np.arange(8) % 4
+    layer = LSTM(5, return_sequences=False, return_state=True).init(x, rng=0)
+    expected = layer(x, lengths=lengths)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+        layer = jax.device_put(layer, NamedSharding(mesh, PartitionSpec()))
+        outputs = layer(sharded, lengths=lengths)
+    assert_close(outputs, expected)
+    assert outputs[0].sharding.spec[0] == "data"
+
+
+def test_a_batch_in_shard_map() -> None:
+    x = floats(8, 5, 3)
+    layer = GRU(5).init(x, rng=0)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("data")
+    run = jax.shard_map(lambda layer, x: layer(x), mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec)
+    np.testing.assert_allclose(jax.jit(run)(layer, x), layer(x), atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

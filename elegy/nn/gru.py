@@ -39,8 +39,8 @@ class GRUCell(DenseCell):
 
     **Parameters:** `w` of shape `[in, 3 * units]`; `recurrent_w`, the `u` of the formulas, of shape `[units, 3 *
     units]`; `b` of shape `[3 * units]`; `recurrent_b`, the `d` of the candidate, of shape `[units]`. The gates are in
-    the order `r, z, n`, that of PyTorch and Equinox; in Keras it is `z, r, n`. PyTorch and Keras have a second bias for
-    all gates: for `r` and `z` it is only added to the first, and so is left out.
+    the order `r, z, n`, that of PyTorch, Equinox and Flax; in Keras it is `z, r, n`. PyTorch and Keras have a second
+    bias for all gates: for `r` and `z` it is only added to the first, and so is left out. Flax NNX has no `d`.
 
     The state is one array `[*batch, units]`, which is also the output.
 

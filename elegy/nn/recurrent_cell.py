@@ -38,9 +38,10 @@ class RecurrentCell(Module):
     - `num_feature_axes`, the number of axes of the input that are neither batch nor time: 1 if it says nothing, and for
       images of `[height, width, channels]` 3.
     - `project(x)` and `step(state, projected)`, marked by `elegy.compact`, into which its `call` splits:
-      `cell(state, x) == cell.step(state, cell.project(x))`. `RNN` then projects all steps at once, before the loop.
-      That is what the cells of the library do: one large matrix product is faster than many small ones. `project`
-      takes any number of leading axes. A subclass that overrides `call` alone is run by its `call`.
+      `cell(state, x) == cell.step(state, cell.project(x))`. `RNN` then projects all steps at once, before the loop, as
+      it does with the cells of the library: a step has one matrix product less, and the gradient of `w` is one product,
+      which counts most on accelerators and for small batches. `project` takes any number of leading axes. A subclass
+      that overrides `call` alone is run by its `call`.
 
     ```python
     import elegy

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import typing as tp
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Integer, Num
 
 from elegy import tracing
+from elegy.devices import sharded_like
 from elegy.frames import path_of
 from elegy.module import Module, compiled
 from elegy.nn.inputs import Flag, boolean, positive
@@ -137,7 +141,9 @@ class RNN(Module):
         y, final = self._compiled(x, mask, start)
         if self.stateful:
             # In its own dtype, which the parameters need not have: they may have been cast since.
-            self.update_parameter("state", jax.tree.map(lambda new, old: new.astype(old.dtype), final, self.state))
+            old = jax.tree.map(jnp.asarray, self.state)
+            kept = jax.tree.map(lambda new, old: sharded_like(new.astype(old.dtype), old), final, old)
+            self.update_parameter("state", kept)
         return (y, final) if self.return_state else y
 
     def _mask(self, shape: tuple[int, ...], mask: tp.Any, lengths: tp.Any) -> Array | None:
@@ -223,9 +229,10 @@ class RNN(Module):
         """The outputs, or the last one, and the final state."""
         time_axis = x.ndim - getattr(self.cell, "num_feature_axes", 1) - 1
         xs, there = jnp.moveaxis(x, time_axis, 0), None
+        start = jax.tree.map(lambda leaf: _beside(xs, leaf, range(1, time_axis + 1)), start)
         if mask is not None:
             # What is not there is zeros, since infinities would come back as NaN in the gradient.
-            there = jnp.moveaxis(mask, -1, 0)
+            there = _beside(xs, jnp.moveaxis(mask, -1, 0), range(time_axis + 1))
             xs = self._where(there, xs, jnp.zeros_like(xs))
         run = self.cell
         if runs_by_parts(self.cell):
@@ -277,6 +284,19 @@ class RNN(Module):
 
 
 Own = tp.TypeVar("Own", bound=RNN)
+
+
+def _beside(xs: Array, array: Array, axes: Sequence[int]) -> Array:
+    """`array`, whose first axes are these `axes` of `xs`, distributed over devices as those are: on an explicit mesh
+    and in `jax.shard_map` JAX asks for that where both are used together."""
+    array = tracing.varying_as(array, xs)
+    sharding = jax.typeof(xs).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types or array.ndim < len(axes):
+        return array
+    spec = PartitionSpec(*(sharding.spec[axis] for axis in axes))
+    if isinstance(array, Tracer) or isinstance(xs, Tracer):
+        return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+    return jax.device_put(array, NamedSharding(tp.cast(tp.Any, xs.sharding).mesh, spec))
 
 
 def _shapes(tree: tp.Any) -> tp.Any:
