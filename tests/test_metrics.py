@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import clu.metrics
+import flax.struct
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -19,6 +21,7 @@ from elegy.metrics import (
     F1,
     R2,
     Accuracy,
+    Adapted,
     BinaryAccuracy,
     BinaryCrossentropy,
     CategoricalAccuracy,
@@ -666,8 +669,8 @@ def test_area_of_scores_that_are_crowded(curve: Any, scores: Callable[[Any], Any
         y_true = (rng.uniform(size=3000) < rate).astype(int)
         logits = scores(rng.normal(size=3000) + 1.5 * y_true)
         probabilities = (1 / (1 + np.exp(-logits))).astype(np.float32)
-        for area, given in ((AUC(curve), probabilities), (AUC(curve, from_logits=True), logits)):
-            assert abs(area(y_true, given) - CURVES[curve](y_true, given)) < 0.015
+        for area, output in ((AUC(curve), probabilities), (AUC(curve, from_logits=True), logits)):
+            assert abs(area(y_true, output) - CURVES[curve](y_true, output)) < 0.015
 
 
 def test_area_of_one_kind_of_labels_and_of_scores_at_the_ends() -> None:
@@ -857,3 +860,101 @@ def test_labels_that_are_none_give_nan() -> None:
 def test_misuse(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics of other libraries
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@flax.struct.dataclass
+class WeightedError:
+    """As `metrax` writes them."""
+
+    total: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def from_model_output(cls, predictions: Any, labels: Any, sample_weights: Any = None) -> Any:
+        weights = jnp.ones_like(labels) if sample_weights is None else sample_weights
+        return cls(total=jnp.sum(weights * jnp.abs(predictions - labels)), count=jnp.sum(weights))
+
+    def merge(self, other: Any) -> Any:
+        return type(self)(self.total + other.total, self.count + other.count)
+
+    def compute(self) -> Any:
+        return self.total / self.count
+
+
+@pytest.mark.usefixtures("default_promotion")
+def test_metrics_of_other_libraries() -> None:
+    labels, scores = LABELS[:2].astype(np.int32), SCORES[:2]
+    expected = np.mean(scores.argmax(-1) == labels)
+    metric = Adapted(clu.metrics.Accuracy)
+    for batch in range(2):
+        metric.update(labels=labels[batch], logits=scores[batch])
+    np.testing.assert_allclose(metric.compute(), expected, rtol=1e-6)
+
+    fresh = Adapted(clu.metrics.Accuracy).init(labels=labels[0], logits=scores[0])
+
+    @jax.vmap
+    def lanes(labels: Any, scores: Any) -> Any:
+        _, counted = fresh.apply(labels=labels, logits=scores)
+        return counted
+
+    stacked = lanes(labels, scores)
+    merged = stacked.merge_stacked()
+    assert_same(merged.merge(fresh, Adapted(clu.metrics.Accuracy)).counted, metric.counted)
+    assert_same(fresh.merge(merged).counted, metric.counted)
+    traced = jax.jit(lambda a, b: a.merge(b))(fresh, merged)
+    assert_same(traced.counted, metric.counted)
+    assert traced.started
+
+    metric.reset()
+    with pytest.raises(ValueError, match="Adapted: Accuracy has no value before the first update"):
+        metric.compute()
+    with pytest.raises(TypeError, match="Adapted: int needs a class method from_model_output, and methods merge and"):
+        Adapted(int)
+    with pytest.raises(ValueError, match="only metrics of the same class with the same arguments"):
+        metric.merge(Adapted(WeightedError))
+
+
+@pytest.mark.usefixtures("default_promotion")
+def test_metrics_of_other_libraries_in_a_model() -> None:
+    x, y = SCORES[0], LABELS[0]
+    both = clu.metrics.Collection.create(accuracy=clu.metrics.Accuracy, label=clu.metrics.Average.from_output("labels"))
+    metrics = {"one": clu.metrics.Accuracy, "two": [both, Adapted(clu.metrics.Accuracy, name="named")]}
+    model = elegy.Model(elegy.nn.Linear(4), metrics=metrics)
+    for _ in range(2):  # each starts anew
+        logs = model.evaluate(x, y, batch_size=2)
+        accuracy = np.mean(model.predict(x).argmax(-1) == y)
+        expected = {
+            "one/accuracy": accuracy,
+            "two/inline_collection/accuracy": accuracy,
+            "two/inline_collection/label": y.mean(),
+            "two/named": accuracy,
+        }
+        assert logs == pytest.approx(expected)
+
+    model = elegy.Model(elegy.nn.Linear(1), metrics=WeightedError)
+    y, weight = x[:, :1], WEIGHTS[0][:, None]
+    logs = model.evaluate(x, y, sample_weight=weight, batch_size=2)
+    assert logs == pytest.approx({"weighted_error": np.average(np.abs(model.predict(x) - y), weights=weight)})
+    with pytest.raises(TypeError, match="a loss must be a function or a module"):
+        elegy.Model(elegy.nn.Linear(1), loss=WeightedError)
+
+
+def test_metrics_in_a_model_weigh_samples() -> None:
+    """The last batch is smaller, and the value is that of all samples at once."""
+    x, y, weight = SCORES.reshape(15, 4), LABELS.ravel(), WEIGHTS.ravel()
+    model = elegy.Model(
+        elegy.nn.Linear(4), metrics=[F1("macro"), SparseTopKCategoricalAccuracy(2), Perplexity(from_logits=True)]
+    )
+    logs = model.evaluate(x, y, sample_weight=weight, batch_size=4)
+    logits = model.predict(x)
+    expected = {
+        "f1": sk.f1_score(y, logits.argmax(-1), average="macro", sample_weight=weight),
+        "sparse_top_k_categorical_accuracy": sk.top_k_accuracy_score(y, logits, k=2, sample_weight=weight),
+        "perplexity": np.exp(sk.log_loss(y, softmax(logits.astype(np.float64)), sample_weight=weight)),
+    }
+    assert logs == pytest.approx(expected, rel=1e-5)

@@ -4,6 +4,7 @@ import typing as _tp
 
 from elegy import habits as _habits
 from elegy.metrics.accuracy import Accuracy as Accuracy, accuracy as accuracy
+from elegy.metrics.adapted import Adapted as Adapted
 from elegy.metrics.auc import AUC as AUC
 from elegy.metrics.average import Average as Average
 from elegy.metrics.binary_accuracy import BinaryAccuracy as BinaryAccuracy, binary_accuracy as binary_accuracy
@@ -45,6 +46,7 @@ from elegy.metrics.top_k import (
 __all__ = [
     "Accuracy",
     "accuracy",
+    "Adapted",
     "AUC",
     "Average",
     "binary_accuracy",

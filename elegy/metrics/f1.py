@@ -101,10 +101,12 @@ class _OfClasses(ClassCounts):
         return ratios if self.average != "binary" or isinstance(self.threshold, tuple) else ratios[0]
 
     def _of_class(self, ratios: Float[Array, "classes"]) -> Float[Array, ""]:
-        classes, class_id = len(ratios), tp.cast(int, self.class_id)
-        if self.initialized and class_id >= classes:
-            raise ValueError(f"{path_of(self)}: class_id={class_id} is none of the {classes} classes.")
-        return ratios[class_id] if self.initialized else jnp.zeros([], self._dtype)
+        class_id = tp.cast(int, self.class_id)
+        if "sums" not in vars(self):
+            return jnp.zeros([], self._dtype)
+        if class_id >= len(ratios):
+            raise ValueError(f"{path_of(self)}: class_id={class_id} is none of the {len(ratios)} classes.")
+        return ratios[class_id]
 
     def _ratio(
         self, hits: Float[Array, "*shape"], predicted: Float[Array, "*shape"], true: Float[Array, "*shape"]

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from elegy.frames import path_of
-from elegy.leaves import is_array
 from elegy.losses.arguments import On, select
 from elegy.module import Module, run_method
 from elegy.state import state
@@ -245,7 +244,8 @@ def _pairs(shapes: tp.Any, merged: tp.Any) -> list[tuple[tp.Any, Array]]:
 
 
 def _arguments(metric: Metric) -> dict[str, tp.Any]:
-    return {name: value for name, value in vars(metric).items() if name != "name" and not is_array(value)}
+    state = metric.get_parameters()
+    return {name: value for name, value in vars(metric).items() if name != "name" and name not in state}
 
 
 def _shown(metric: tp.Any) -> str:

@@ -19,7 +19,8 @@ from elegy.hooks import numbered
 from elegy.leaves import is_array
 from elegy.losses import Loss
 from elegy.losses.arguments import missing_axis, weights_for
-from elegy.metrics import Metric
+from elegy.metrics import Adapted, Metric
+from elegy.metrics.adapted import is_mergeable, maker_of
 from elegy.module import Module
 from elegy.state import undoing
 
@@ -30,7 +31,7 @@ INPUTS = {
     "x": ("x",),
     "y_true": ("y_true", "targets", "labels", "log_targets"),
     "y_pred": ("y_pred", "predictions", "logits", "log_predictions", "predictor_outputs", "scores"),
-    "sample_weight": ("sample_weight",),
+    "sample_weight": ("sample_weight", "sample_weights"),
     "parameters": ("parameters",),
 }
 # Those that have a value for each sample.
@@ -78,12 +79,15 @@ class Metrics(Module):
 
 def _named(kind: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], Callable[..., tp.Any]]]:
     """The functions of a nested structure, with the keys of dicts on the way and a name of their own."""
-    for path, function in jax.tree_util.tree_flatten_with_path(functions, is_leaf=callable)[0]:
+    is_leaf = lambda part: callable(part) or is_mergeable(part)  # noqa: E731
+    for path, function in jax.tree_util.tree_flatten_with_path(functions, is_leaf=is_leaf)[0]:
+        if kind == "metric" and is_mergeable(function):
+            function = Adapted(function)
         if not callable(function) or isinstance(function, type):
             hint = f"\n  Construct it: {function.__name__}(...)." if isinstance(function, type) else ""
             hint = f"\n  {object_for(kind, function)}" if isinstance(function, str) else hint
             raise TypeError(f"a {kind} must be a function or a module, got {function!r}.{hint}")
-        if not accepted(function).keys() - {"sample_weight"}:
+        if not accepted(function).keys() - {"sample_weight"} and not _takes_anything(function):
             known = "; ".join(", ".join(names) for key, names in INPUTS.items() if key != "sample_weight")
             raise TypeError(
                 f"the {kind} {_name(function)}{_signature(function) or '(...)'} names none of the values that it could "
@@ -116,6 +120,8 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
     arguments = {
         parameter.name: inputs[key] for key, parameter in taken.items() if key != "sample_weight" or weight is not None
     }
+    if _takes_anything(function):
+        arguments = {name: inputs[key] for key, names in INPUTS.items() for name in names if inputs[key] is not None}
     if isinstance(function, Metric):
         return function(**arguments)
     value = function(**arguments) if isinstance(function, Loss) else _sample_by_sample(name, function, arguments)
@@ -182,7 +188,15 @@ def _would_cross(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return len(a) != len(b) and size > max(math.prod(a), math.prod(b))
 
 
+def _takes_anything(function: tp.Any) -> bool:
+    """Whether this is a metric of another library that takes what it needs out of all inputs, by any of their names."""
+    signature = _signature(function) if isinstance(function, Adapted) else None
+    return signature is not None and any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+
+
 def _signature(function: tp.Any) -> inspect.Signature | None:
+    if isinstance(function, Adapted):
+        function = maker_of(function.metric)
     try:
         return inspect.signature(function.call if isinstance(function, Module) else function)
     except (TypeError, ValueError):  # some builtins have no signature
