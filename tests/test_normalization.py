@@ -791,6 +791,7 @@ def test_parameters_appear_once_and_below_the_layer(wrapper: Any) -> None:
     own = () if wrapper is SpectralNormalization else ("scale",)
     assert set(elegy.select(layer, trainable=True).paths) == {"layer/w", "layer/b", *own}
     assert layer.parameters_size() == 16 + (4 if own else 0)
+    assert wrapper(Linear(4), name="head").name == "head"
 
 
 @over_wrappers
@@ -924,6 +925,24 @@ def test_around_an_adapted_layer() -> None:
     assert set(elegy.select(layer, trainable=True).paths) == {"layer/lora_a", "layer/lora_b", "scale"}
     w = np.asarray(layer.layer.w)
     np.testing.assert_allclose(layer(x), x @ (w / np.linalg.norm(w, axis=0)), rtol=1e-4, atol=1e-5)
+
+
+@over_wrappers
+def test_layers_of_a_trained_model_are_wrapped(wrapper: Any) -> None:
+    x = floats(4, 3)
+    model: Any = Sequential(lambda: [Linear(5), jnp.tanh, Linear(2)]).init(x)
+    wrapped = elegy.select(model, Linear).replace(wrapper)
+    paths = elegy.select(wrapped).paths
+    assert {"layers/0/layer/w", "layers/2/layer/b"} < set(paths) and len(paths) == len(set(paths)) > 5
+    y, updated = jax.jit(lambda model, x: (model(x), model))(wrapped, x)
+    assert_close(y, wrapped(x))
+    assert elegy.select(updated).paths == paths
+    if wrapper is WeightNormalization:
+        assert_close(y, model(x))
+    else:
+        assert (wrapped.layers[0].u[:2] != wrapped.layers[2].u).any()
+        drawn = [wrapper(model.layers[0]).init(x, rng=seed).u for seed in (0, 0, 1)]
+        assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
 
 
 @over_wrappers

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import typing as tp
 from collections.abc import Callable, Sequence
 
 import jax
@@ -76,24 +75,28 @@ class SpectralNormalization(Reparametrised):
         self._wrap(layer, names)
         self.iterations = positive("SpectralNormalization", "iterations", iterations)
         self.eps = not_negative("SpectralNormalization", "eps", eps)
+        if self.layer.initialized:
+            for weight in self._weights():
+                self._states(weight)
 
     def _changed(self, weight: Weight, value: Array, training: bool) -> Array:
-        names = {"u": weight.beside("u"), "sigma": weight.beside("sigma")}
         w = value.astype(at_least_float32(value.dtype))
-        states = {
-            "u": self._state(names["u"], [w.shape[-1]], w.dtype, RandomNormal()),
-            "sigma": self._state(names["sigma"], [], w.dtype, jnp.ones),
-        }
+        states = self._states(weight)
         u, v = self._singular_vectors(jax.lax.stop_gradient(w), states["u"].astype(w.dtype))
         sigma = jnp.sum(w * _outer(v, u, w.shape))
         if training:
             for name, new in (("u", u), ("sigma", sigma)):
                 old = states[name]
-                self.update_parameter(names[name], sharded_like(new.astype(old.dtype), old))
+                self.update_parameter(weight.beside(name), sharded_like(new.astype(old.dtype), old))
         return (w / jnp.where(sigma == 0, 1, sigma)).astype(value.dtype)
 
-    def _state(self, name: str, shape: Sequence[int], dtype: tp.Any, initializer: tp.Any) -> Array:
-        return self.add_parameter(name, shape, self._dtype_of(name, dtype), initializer, trainable=False)
+    def _states(self, weight: Weight) -> dict[str, Array]:
+        outputs, dtype = weight.read().shape[-1], at_least_float32(weight.read().dtype)
+        states = {}
+        for state, shape, initializer in (("u", [outputs], RandomNormal()), ("sigma", [], jnp.ones)):
+            name = weight.beside(state)
+            states[state] = self.add_parameter(name, shape, self._dtype_of(name, dtype), initializer, trainable=False)
+        return states
 
     def _singular_vectors(self, w: Array, u: Array) -> tuple[Array, Array]:
         """The estimates of the vectors with the largest singular value: that of the outputs, `[out]`, and that of the
