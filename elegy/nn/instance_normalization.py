@@ -27,7 +27,7 @@ class InstanceNormalization(Module):
     `mean` and `var` (the biased variance) are those of one channel of one example, over all positions: the first axis
     of the input is that of the batch, and all axes that are neither this nor that of the channels are averaged over.
     Nothing is remembered, so that the layer does the same in training and outside of it. Ulyanov, Vedaldi and
-    Lempitsky, *Instance Normalization* (2016), [arXiv:1607.08022](https://arxiv.org/abs/1607.08022), equation 3.
+    Lempitsky, *Instance Normalization* (2016), [arXiv:1607.08022](https://arxiv.org/abs/1607.08022).
 
     **Arguments:**
 

@@ -74,7 +74,8 @@ class Reparametrised(Module):
             for weight in self._weights():
                 self._changed(weight, weight.read(), training)
             return outputs
-        self.layer.init(*args, **kwargs)
+        if "call" not in meta_of(self.layer).hooks:  # it was reset
+            self.layer.init(*args, **kwargs)
         weights = self._weights()
         # No other thread may see the weights that stand in for the layer's own.
         with holding([weight.owner for weight in weights]):
@@ -104,7 +105,7 @@ class Reparametrised(Module):
                     f"{type(self).__name__}(...), n)."
                 )
             for name, trainable in meta_of(node).parameters.items():
-                value = node.__dict__.get(name)
+                value: tp.Any = node.__dict__.get(name)
                 if name in names and trainable and is_array(value) and value.ndim >= 2:
                     found.append(Weight(node, name, (*paths[id(node)], name)))
         if not found:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import typing as tp
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from elegy.devices import sharded_like
 from elegy.initializers import RandomNormal
 from elegy.module import Module
 from elegy.nn.inputs import positive
@@ -75,30 +75,43 @@ class SpectralNormalization(Reparametrised):
         self._wrap(layer, names)
         self.iterations = positive("SpectralNormalization", "iterations", iterations)
         self.eps = not_negative("SpectralNormalization", "eps", eps)
+        if self.layer.initialized:
+            for weight in self._weights():
+                self._states(weight)
 
     def _changed(self, weight: Weight, value: Array, training: bool) -> Array:
-        names = {"u": weight.beside("u"), "sigma": weight.beside("sigma")}
-        precise = at_least_float32(value.dtype)
-        matrix = jnp.reshape(value, (-1, value.shape[-1])).astype(precise)
-        u = self._state(names["u"], [value.shape[-1]], precise, RandomNormal())
-        self._state(names["sigma"], [], precise, jnp.ones)
-        u, v = self._singular_vectors(jax.lax.stop_gradient(matrix), u.astype(precise))
-        sigma = jnp.vdot(v, jnp.dot(matrix, u))
+        w = value.astype(at_least_float32(value.dtype))
+        states = self._states(weight)
+        u, v = self._singular_vectors(jax.lax.stop_gradient(w), states["u"].astype(w.dtype))
+        sigma = jnp.sum(w * _outer(v, u, w.shape))
         if training:
-            for name, new in ((names["u"], u), (names["sigma"], sigma)):
-                self.update_parameter(name, new.astype(self._dtype_of(name, precise)))
-        return (value.astype(precise) / jnp.where(sigma == 0, 1, sigma)).astype(value.dtype)
+            for name, new in (("u", u), ("sigma", sigma)):
+                old = states[name]
+                self.update_parameter(weight.beside(name), sharded_like(new.astype(old.dtype), old))
+        return (w / jnp.where(sigma == 0, 1, sigma)).astype(value.dtype)
 
-    def _state(self, name: str, shape: Sequence[int], dtype: tp.Any, initializer: tp.Any) -> Array:
-        return self.add_parameter(name, shape, self._dtype_of(name, dtype), initializer, trainable=False)
+    def _states(self, weight: Weight) -> dict[str, Array]:
+        outputs, dtype = weight.read().shape[-1], at_least_float32(weight.read().dtype)
+        states = {}
+        for state, shape, initializer in (("u", [outputs], RandomNormal()), ("sigma", [], jnp.ones)):
+            name = weight.beside(state)
+            states[state] = self.add_parameter(name, shape, self._dtype_of(name, dtype), initializer, trainable=False)
+        return states
 
-    def _singular_vectors(self, matrix: Array, u: Array) -> tuple[Array, Array]:
-        """The estimates of the vectors with the largest singular value: that of the outputs, and that of the inputs."""
-        v = u
+    def _singular_vectors(self, w: Array, u: Array) -> tuple[Array, Array]:
+        """The estimates of the vectors with the largest singular value: that of the outputs, `[out]`, and that of the
+        inputs, which has all other axes of `w`."""
+        v = jnp.zeros(w.shape[:-1], w.dtype)
         for _ in range(self.iterations):
-            v = self._normalised(jnp.dot(matrix, u))
-            u = self._normalised(jnp.dot(v, matrix))
+            # Sums of products instead of matrix products, which some devices compute in half precision, and for which
+            # the axes of a weight that is sharded could not be taken as one.
+            v = self._normalised(jnp.sum(w * jnp.broadcast_to(u, w.shape), -1))
+            u = self._normalised(jnp.sum(w * jnp.broadcast_to(v[..., None], w.shape), tuple(range(w.ndim - 1))))
         return u, v
 
     def _normalised(self, vector: Array) -> Array:
-        return vector / jnp.maximum(jnp.linalg.norm(vector), self.eps)
+        return vector / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(vector))), self.eps)
+
+
+def _outer(v: Array, u: Array, shape: Sequence[int]) -> Array:
+    return jnp.broadcast_to(v[..., None], shape) * jnp.broadcast_to(u, shape)

@@ -41,12 +41,14 @@ def not_negative(layer: str, name: str, value: tp.Any) -> float:
 
 def some_axes(layer: str, axis: tp.Any) -> int | tuple[int, ...]:
     """An argument that is the number of an axis, or of several."""
+    several = isinstance(axis, (list, tuple))
     try:
-        if isinstance(axis, (list, tuple)) and axis:
-            return tuple(operator.index(number) for number in axis)
-        return operator.index(axis)
+        axes = tuple(map(operator.index, axis if several else [axis]))
     except TypeError:
-        raise TypeError(f"elegy.nn.{layer}: axis must be an integer or several, got {axis!r}.") from None
+        axes = ()
+    if not axes:
+        raise TypeError(f"elegy.nn.{layer}: axis must be an integer or several, got {axis!r}.")
+    return axes if several else axes[0]
 
 
 def axes_of(layer: Module, axis: Axes, shape: Sequence[int], array: str = "the input") -> tuple[int, ...]:
