@@ -43,8 +43,6 @@ class Loss(Module):
       index, or a sequence of them for nested ones. The default is all.
     - `name`, `dtype`: those of `elegy.Module`.
 
-    All but `reduction` are given by keyword.
-
     A loss is called with the arguments of its `call` and, by keyword or as one more positional argument, a
     `sample_weight`: one number for each example, or for each value. It multiplies the values before they are reduced,
     whether `call` has a parameter of this name or not. `call` may return a dict, of which each entry is reduced.
@@ -74,9 +72,9 @@ class Loss(Module):
     def __init__(
         self,
         reduction: Reduction | str | None = None,
-        *,
         weight: float | int = 1.0,
         on: On = None,
+        *,
         name: str | None = None,
         dtype: tp.Any = None,
     ):

@@ -5,12 +5,12 @@ import typing as tp
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
 
+from elegy.devices import beside
 from elegy.frames import path_of
 from elegy.initializers import VarianceScaling
 from elegy.module import Module
 from elegy.nn.inputs import Flag, boolean, converted, positive
 from elegy.nn.kernels import drawn_as_matrix
-from elegy.nn.meshes import beside
 
 
 class Bilinear(Module):

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
 
+from elegy.devices import beside
 from elegy.frames import path_of
 from elegy.initializers import VarianceScaling
 from elegy.module import Module
 from elegy.nn.inputs import converted, positive
 from elegy.nn.kernels import drawn_as_matrix
-from elegy.nn.meshes import beside
 
 # Letters of axes, with at most one ellipsis among them.
 _AXES = r"[a-zA-Z]*(?:\.\.\.)?[a-zA-Z]*"

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, Integer, Num
 
-from elegy.devices import for_product
+from elegy.devices import for_lookup, for_product
 from elegy.frames import path_of
 from elegy.initializers import RandomNormal
 from elegy.module import Module, compact
 from elegy.nn.inputs import converted, floating, positive
-from elegy.nn.meshes import for_lookup
 
 
 class Embedding(Module):

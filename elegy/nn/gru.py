@@ -131,8 +131,8 @@ class GRU(RNN):
     def __init__(
         self,
         units: int,
-        *more: Nothing,
         return_sequences: Flag = True,
+        *more: Nothing,
         return_state: Flag = False,
         reverse: Flag = False,
         stateful: Flag = False,
@@ -146,6 +146,8 @@ class GRU(RNN):
         name: str | None = None,
         dtype: tp.Any = None,
     ):
+        if more or not isinstance(return_sequences, Flag):  # a size, as other libraries have it there
+            more = (return_sequences, *more)
         refuse_more("GRU", {"units": units}, more, "The size of the input is inferred", "reverse=True")
         cell = GRUCell(
             units,

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
 
+from elegy.devices import beside
 from elegy.initializers import VarianceScaling
 from elegy.module import Module
 from elegy.nn.axes import axis_numbers, counted
 from elegy.nn.inputs import Flag, boolean, converted, positive
 from elegy.nn.kernels import drawn_as_matrix
-from elegy.nn.meshes import beside
 
 
 class LinearGeneral(Module):

@@ -32,9 +32,9 @@ class MultiHeadAttention(Module):
 
     **Arguments:**
 
-    - `num_heads`: the number of heads. The sizes of the inputs are inferred. The other arguments are given by name.
+    - `num_heads`: the number of heads. The sizes of the inputs are inferred.
     - `head_size`: the size of queries, keys and values of one head. The default is the size of the last axis of the
-      query, divided by `num_heads`.
+      query, divided by `num_heads`. The other arguments are given by name.
     - `num_kv_heads`: the number of heads of keys and values, each of which serves `num_heads / num_kv_heads` heads of
       queries that follow one another. The default is `num_heads`. Shazeer 2019,
       [arXiv:1911.02150](https://arxiv.org/abs/1911.02150) (one head); Ainslie et al. 2023,
@@ -105,8 +105,8 @@ class MultiHeadAttention(Module):
     def __init__(
         self,
         num_heads: int,
-        *more: tp.Any,
         head_size: int | None = None,
+        *more: tp.Any,
         num_kv_heads: int | None = None,
         output_size: int | None = None,
         dropout_rate: float | int = 0.0,
@@ -124,7 +124,8 @@ class MultiHeadAttention(Module):
         super().__init__(name=name, dtype=dtype)
         layer = "MultiHeadAttention"
         if more:
-            refuse_more(layer, {"num_heads": num_heads}, more, "The sizes of the inputs are inferred", "head_size=64")
+            given = {"num_heads": num_heads, "head_size": head_size}
+            refuse_more(layer, given, more, "The sizes of the inputs are inferred", "dropout_rate=0.1")
         self.num_heads = positive(layer, "num_heads", num_heads)
         self.head_size = None if head_size is None else positive(layer, "head_size", head_size)
         self.num_kv_heads = self.num_heads if num_kv_heads is None else positive(layer, "num_kv_heads", num_kv_heads)

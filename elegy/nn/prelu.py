@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
+from elegy.devices import beside
 from elegy.initializers import Constant
 from elegy.module import Module
 from elegy.nn.axes import axis_numbers, counted
 from elegy.nn.inputs import converted
-from elegy.nn.meshes import beside
 
 
 class PReLU(Module):

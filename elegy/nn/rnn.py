@@ -84,10 +84,10 @@ class RNN(Module):
     def __init__(
         self,
         cell: tp.Any,
-        *,
         return_sequences: Flag = True,
         return_state: Flag = False,
         reverse: Flag = False,
+        *,
         stateful: Flag = False,
         unroll: int | bool = 1,
         name: str | None = None,

@@ -103,8 +103,8 @@ class SimpleRNN(RNN):
     def __init__(
         self,
         units: int,
-        *more: Nothing,
         return_sequences: Flag = True,
+        *more: Nothing,
         return_state: Flag = False,
         reverse: Flag = False,
         stateful: Flag = False,
@@ -117,6 +117,8 @@ class SimpleRNN(RNN):
         name: str | None = None,
         dtype: tp.Any = None,
     ):
+        if more or not isinstance(return_sequences, Flag):  # a size, as other libraries have it there
+            more = (return_sequences, *more)
         refuse_more("SimpleRNN", {"units": units}, more, "The size of the input is inferred", "reverse=True")
         cell = SimpleRNNCell(
             units,
