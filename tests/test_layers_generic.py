@@ -198,7 +198,8 @@ def test_gradients(descriptor: Descriptor) -> None:
         def loss_and_gradient(point: Any) -> jax.Array:
             outputs, updated = apply(elegy.combine(point[0], rest), point[1])
             state = [leaf for leaf in jax.tree.leaves(updated) if leaf.dtype == jnp.float64]
-            return sum(jnp.sum(jnp.sin(leaf)) for leaf in (*jax.tree.leaves(outputs), *state))
+            parts = [jnp.sum(jnp.sin(leaf)) for leaf in (*jax.tree.leaves(outputs), *state)]
+            return sum(parts[1:], parts[0])
 
         leaves, treedef = jax.tree.flatten(point)
         generator = np.random.default_rng(0)

@@ -88,7 +88,7 @@ def _comes_in_pieces(key: tp.Any) -> bool:
     return (
         isinstance(key, jax.Array)
         and not isinstance(key, Tracer)
-        and jax.config.jax_threefry_partitionable
+        and tp.cast(tp.Any, jax.config).jax_threefry_partitionable
         and str(jax.random.key_impl(key)) == "threefry2x32"
         and key.size == (1 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 2)
         and len(key.sharding.device_set) == 1

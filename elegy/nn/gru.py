@@ -9,7 +9,7 @@ from jaxtyping import Array, Inexact
 
 from elegy.nn.inputs import Flag, Nothing, refuse_more
 from elegy.nn.recurrent_cell import DenseCell, is_function, product
-from elegy.nn.rnn import RNN
+from elegy.nn.rnn import RNN, refuse_sizes
 
 
 class GRUCell(DenseCell):
@@ -146,9 +146,7 @@ class GRU(RNN):
         name: str | None = None,
         dtype: tp.Any = None,
     ):
-        if more or not isinstance(return_sequences, Flag):  # a size, as other libraries have it there
-            more = (return_sequences, *more)
-        refuse_more("GRU", {"units": units}, more, "The size of the input is inferred", "reverse=True")
+        refuse_sizes("GRU", units, return_sequences, more)
         cell = GRUCell(
             units,
             activation=activation,

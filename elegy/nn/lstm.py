@@ -10,7 +10,7 @@ from jaxtyping import Array, Inexact
 
 from elegy.nn.inputs import Flag, Nothing, refuse_more
 from elegy.nn.recurrent_cell import DenseCell, is_function, product
-from elegy.nn.rnn import RNN
+from elegy.nn.rnn import RNN, refuse_sizes
 
 
 class LSTMCell(DenseCell):
@@ -156,9 +156,7 @@ class LSTM(RNN):
         name: str | None = None,
         dtype: tp.Any = None,
     ):
-        if more or not isinstance(return_sequences, Flag):  # a size, as other libraries have it there
-            more = (return_sequences, *more)
-        refuse_more("LSTM", {"units": units}, more, "The size of the input is inferred", "reverse=True")
+        refuse_sizes("LSTM", units, return_sequences, more)
         cell = LSTMCell(
             units,
             activation=activation,

@@ -13,12 +13,19 @@ from elegy import tracing
 from elegy.devices import sharded_like
 from elegy.frames import path_of
 from elegy.module import Module, compiled
-from elegy.nn.inputs import Flag, boolean, positive
+from elegy.nn.inputs import Flag, boolean, positive, refuse_more
 from elegy.nn.recurrent_cell import runs_by_parts
 from elegy.pytree import change
 from elegy.transforms.jit import jit
 from elegy.transforms.scan import scan
 from elegy.typechecking.axes import show_value
+
+
+def refuse_sizes(layer: str, units: int, return_sequences: tp.Any, more: tuple[tp.Any, ...]) -> None:
+    """Refuses arguments by position after `return_sequences`, and a size in its place, where other libraries have one."""
+    if more or (isinstance(return_sequences, int) and not isinstance(return_sequences, bool)):
+        given = (return_sequences, *more)
+        refuse_more(layer, {"units": units}, given, "The size of the input is inferred", "reverse=True")
 
 
 class RNN(Module):

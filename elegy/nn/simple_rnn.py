@@ -8,7 +8,7 @@ from jaxtyping import Array, Inexact
 
 from elegy.nn.inputs import Flag, Nothing, refuse_more
 from elegy.nn.recurrent_cell import DenseCell, is_function, product
-from elegy.nn.rnn import RNN
+from elegy.nn.rnn import RNN, refuse_sizes
 
 
 class SimpleRNNCell(DenseCell):
@@ -117,9 +117,7 @@ class SimpleRNN(RNN):
         name: str | None = None,
         dtype: tp.Any = None,
     ):
-        if more or not isinstance(return_sequences, Flag):  # a size, as other libraries have it there
-            more = (return_sequences, *more)
-        refuse_more("SimpleRNN", {"units": units}, more, "The size of the input is inferred", "reverse=True")
+        refuse_sizes("SimpleRNN", units, return_sequences, more)
         cell = SimpleRNNCell(
             units,
             activation=activation,
