@@ -22,8 +22,8 @@ from elegy.typechecking.axes import show_value
 
 
 def refuse_sizes(layer: str, units: int, return_sequences: tp.Any, more: tuple[tp.Any, ...]) -> None:
-    """Refuses arguments by position after `return_sequences`, and a size in its place, where other libraries have one."""
-    if more or (isinstance(return_sequences, int) and not isinstance(return_sequences, bool)):
+    """Refuses arguments by position after `return_sequences`, and a size in its place, as other libraries have it."""
+    if more or (isinstance(return_sequences, int) and return_sequences > 1):
         given = (return_sequences, *more)
         refuse_more(layer, {"units": units}, given, "The size of the input is inferred", "reverse=True")
 
