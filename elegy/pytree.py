@@ -626,6 +626,9 @@ def shallow_copy(node: Node) -> Node:
 def cut(node: Node, targets: Sequence[tuple[Step, ...]]) -> Node:
     """A copy of the nodes along `targets`, in which a marker stands at the end of each."""
     copy = shallow_copy(node)
+    pending = getattr(node, "_elegy_pending", None)
+    if pending:
+        set_pending(copy, pending)  # what becomes of the copy becomes of the node
     groups: dict[Step, list[tuple[Step, ...]]] = {}
     for target in targets:
         groups.setdefault(target[0], []).append(target[1:])

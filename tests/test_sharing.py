@@ -1,8 +1,10 @@
 """A module that is reachable by two paths is one module, everywhere and after everything."""
 
 import copy
+import gc
 import pickle
 import typing as tp
+import warnings
 
 import cloudpickle
 import equinox as eqx
@@ -491,3 +493,29 @@ def test_sharing_that_arises_in_the_first_call_is_known(name):
         np.testing.assert_array_equal(other(x), np.zeros((6, 3)))
     grads = jax.grad(lambda module: module(x).sum())(module)
     np.testing.assert_allclose(grads.shared.b, [6.0, 6.0, 6.0])
+
+
+def test_state_above_a_shared_module_is_returned_and_not_lost():
+    """The outer module finds the inner one in two places, and the counter is between them."""
+
+    class Counting(elegy.Module):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def call(self, x):
+            n = self.add_parameter("n", [], jnp.int32, jnp.zeros, trainable=False)
+            self.update_parameter("n", n + 1)
+            return self.inner(x)
+
+    class Outer(elegy.Module):
+        def call(self, x):
+            return Counting(Affine())(x)
+
+    x = jnp.ones([2, 3])
+    outer = Outer().init(x)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, outer = jax.jit(lambda outer, x: (outer(x), outer))(outer, x)
+        gc.collect()
+    assert outer.counting.n == 1
+    assert caught == []
