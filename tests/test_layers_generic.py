@@ -382,6 +382,7 @@ def test_checkpoint(descriptor: Descriptor, tmp_path: Any) -> None:
 # Whose input has other axes than those of a batch before the last ones that it looks at.
 OF_WHOLE_INPUTS = {
     "AvgPool",
+    "Einsum",
     "Flatten",
     "GlobalAvgPool",
     "GlobalMaxPool",
