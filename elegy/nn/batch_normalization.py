@@ -137,13 +137,20 @@ class BatchNormalization(Module):
         var = self.add_parameter("var", shape, precise, jnp.ones, trainable=False)
         scale = self._parameter("scale", self.create_scale, self.scale_init, shape, scale)
         offset = self._parameter("offset", self.create_offset, self.offset_init, shape, offset)
+        dtype = self.scale.dtype if self.create_scale else self.offset.dtype if self.create_offset else self.dtype
+        x = x.astype(at_least_float32(x.dtype, dtype))
         if training or test_local_stats:
-            batch_mean, batch_var = self._statistics(x, axes)
+            x, batch_mean, var_now = self._centred(x, axes)
             if training:
                 self._update("mean", mean, batch_mean)
-                self._update("var", var, batch_var)
-            mean, var = batch_mean, batch_var
-        return self._normalise(x, axes, mean, var, scale, offset)
+                self._update("var", var, var_now)
+        else:
+            x, var_now = x - aligned(mean, x, axes), var.astype(x.dtype)
+        factor = jax.lax.rsqrt(var_now + self.eps)
+        if scale is not None and jnp.shape(scale) in ((), shape):
+            # Before either meets the whole array, which is then multiplied once.
+            factor, scale = factor * jnp.broadcast_to(jnp.asarray(scale).astype(x.dtype), shape), None
+        return affine(x * aligned(factor, x, axes), scale, offset, axes).astype(dtype)
 
     def _reduced_axes(self, x: Array) -> tuple[int, ...]:
         if self.axis is not None:
@@ -166,13 +173,14 @@ class BatchNormalization(Module):
             )
         return self.add_parameter(name, shape, initializer=initializer)
 
-    def _statistics(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-        """Mean and biased variance. Two passes: E[x²] - E[x]² loses all digits where the mean is large."""
+    def _centred(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+        """`x` without its mean, the mean, and the biased variance. Two passes: E[x²] - E[x]² loses all digits where the
+        mean is large."""
         check_not_empty(self, x.shape, axes)
-        x = x.astype(at_least_float32(x.dtype))
         mean = self._over_replicas(jnp.mean(x, axes, keepdims=True))
-        var = self._over_replicas(jnp.mean(jnp.square(x - mean), axes, keepdims=True))
-        return jnp.squeeze(mean, axes), jnp.squeeze(var, axes)
+        x = x - jnp.broadcast_to(mean, x.shape)
+        var = self._over_replicas(jnp.mean(jnp.square(x), axes, keepdims=True))
+        return x, jnp.squeeze(mean, axes), jnp.squeeze(var, axes)
 
     def _over_replicas(self, statistic: Array) -> Array:
         # In the init pass the mapped axis need not exist, and the values are thrown away.
@@ -191,12 +199,3 @@ class BatchNormalization(Module):
             )
         average = self.decay_rate * running + (1 - self.decay_rate) * batch.astype(running.dtype)
         self.update_parameter(name, sharded_like(average, running))
-
-    def _normalise(
-        self, x: Array, axes: tuple[int, ...], mean: Array, var: Array, scale: tp.Any, offset: tp.Any
-    ) -> Array:
-        dtype = self.scale.dtype if self.create_scale else self.offset.dtype if self.create_offset else self.dtype
-        y = x.astype(at_least_float32(x.dtype, dtype))
-        factor = jax.lax.rsqrt(var.astype(y.dtype) + self.eps)
-        y = (y - aligned(mean, y, axes)) * aligned(factor, y, axes)
-        return affine(y, scale, offset, axes).astype(dtype)

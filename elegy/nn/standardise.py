@@ -81,12 +81,15 @@ def standardised(layer: Module, x: Array, axes: Sequence[int], eps: float) -> Ar
     """`(x - mean) / sqrt(var + eps)` with the mean and the biased variance over some axes.
 
     The variance is that of what is left when the mean is gone: E[x²] - E[x]² loses all digits where the mean is large.
-    There the mean itself is rounded, by perhaps as much as `x` varies, and so what is left has a mean again.
+    There the mean itself is rounded, by perhaps as much as `x` varies, and so what is left has a mean again, which is
+    taken from it and from its variance.
     """
     check_not_empty(layer, x.shape, axes)
     x = x - _mean(x, axes)
-    x = x - jax.lax.stop_gradient(_mean(x, axes))  # zero but for rounding, for every input
-    return x * jnp.broadcast_to(jax.lax.rsqrt(jnp.mean(jnp.square(x), axes, keepdims=True) + eps), x.shape)
+    left = jax.lax.stop_gradient(jnp.mean(x, axes, keepdims=True))  # zero but for rounding, for every input
+    var = jnp.mean(jnp.square(x), axes, keepdims=True) - jnp.square(left)
+    factor = jax.lax.rsqrt(jnp.maximum(var, 0) + eps)
+    return (x - jnp.broadcast_to(left, x.shape)) * jnp.broadcast_to(factor, x.shape)
 
 
 def _mean(x: Array, axes: Sequence[int]) -> Array:
