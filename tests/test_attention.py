@@ -288,6 +288,7 @@ def test_masks_are_broadcast() -> None:
     key_mask = bools(1, 3, 4)
     full = np.broadcast_to(key_mask[..., None, None, :], mask.shape)
     np.testing.assert_allclose(run(module, x, key_mask=key_mask), run(module, x, mask=full), rtol=1e-5, atol=1e-6)
+    assert run(module, x[:0], key_mask=key_mask).shape == (0, 3, 4, 8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -383,6 +384,8 @@ def test_double_precision_is_double() -> None:
         weights = np.exp(q @ k.T / 2)
         expected = module.output(weights / weights.sum(-1, keepdims=True) @ v)
         np.testing.assert_allclose(module(x), expected, rtol=1e-13)
+        module = attention(2, cache_size=3, rotary=True, window=1, dtype=jnp.float64).init(x)
+        np.testing.assert_allclose(decode(module, x, [2, 1])[0], run(module, x, causal=True), rtol=1e-13)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
