@@ -428,6 +428,17 @@ def test_scale() -> None:
     np.testing.assert_allclose(run(scaled, x), run(module, x), rtol=1e-5, atol=1e-6)
 
 
+def test_normalisation_of_small_queries_and_keys() -> None:
+    """Where the number under the root counts."""
+    x = 1e-3 * floats(5, 4)
+    module = MultiHeadAttention(1, with_bias=False, qk_norm=True).init(x)
+    q, k, v = (x @ np.asarray(layer.w) for layer in (module.query, module.key, module.value))
+    q, k = (y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6) for y in (q, k))
+    weights = np.exp(q @ k.T / 2)
+    expected = weights / weights.sum(-1, keepdims=True) @ v @ np.asarray(module.output.w)
+    np.testing.assert_allclose(run(module, x), expected, rtol=1e-4, atol=1e-8)
+
+
 def test_a_rotary_layer_is_copied() -> None:
     x, rotary = floats(5, 8), RotaryEmbedding(10)
     first, second = attention(2, rotary=rotary).init(x, rng=1), attention(2, rotary=True).init(x, rng=1)
