@@ -288,6 +288,7 @@ def test_masks_are_broadcast() -> None:
     key_mask = bools(1, 3, 4)
     full = np.broadcast_to(key_mask[..., None, None, :], mask.shape)
     np.testing.assert_allclose(run(module, x, key_mask=key_mask), run(module, x, mask=full), rtol=1e-5, atol=1e-6)
+    assert run(module, x[:0], key_mask=key_mask).shape == (0, 3, 4, 8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -383,6 +384,8 @@ def test_double_precision_is_double() -> None:
         weights = np.exp(q @ k.T / 2)
         expected = module.output(weights / weights.sum(-1, keepdims=True) @ v)
         np.testing.assert_allclose(module(x), expected, rtol=1e-13)
+        module = attention(2, cache_size=3, rotary=True, window=1, dtype=jnp.float64).init(x)
+        np.testing.assert_allclose(decode(module, x, [2, 1])[0], run(module, x, causal=True), rtol=1e-13)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -423,6 +426,17 @@ def test_scale() -> None:
     values["query"] = jax.tree.map(lambda w: w / 2, values["query"])  # 0.25 instead of 0.5 of a head of four
     module.set_parameters(values)
     np.testing.assert_allclose(run(scaled, x), run(module, x), rtol=1e-5, atol=1e-6)
+
+
+def test_normalisation_of_small_queries_and_keys() -> None:
+    """Where the number under the root counts."""
+    x = 1e-3 * floats(5, 4)
+    module = MultiHeadAttention(1, with_bias=False, qk_norm=True).init(x)
+    q, k, v = (x @ np.asarray(layer.w) for layer in (module.query, module.key, module.value))
+    q, k = (y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6) for y in (q, k))
+    weights = np.exp(q @ k.T / 2)
+    expected = weights / weights.sum(-1, keepdims=True) @ v @ np.asarray(module.output.w)
+    np.testing.assert_allclose(run(module, x), expected, rtol=1e-4, atol=1e-8)
 
 
 def test_a_rotary_layer_is_copied() -> None:

@@ -316,10 +316,10 @@ class MultiHeadAttention(Module):
         if not found:
             return None
         together = functools.reduce(operator.and_, found)
-        size = 1 if all(size == 1 for size in together.shape[:-3]) else math.prod(batch)
-        if size > 1:
-            together = jnp.broadcast_to(together, (*batch, *together.shape[-3:]))
-        return jnp.broadcast_to(together, (*together.shape[:-1], keys)).reshape(size, *together.shape[-3:-1], keys)
+        axes = together.shape[:-3]
+        axes = axes if all(size == 1 for size in axes) else batch
+        together = jnp.broadcast_to(together, (*axes, *together.shape[-3:-1], keys))
+        return together.reshape(math.prod(axes), *together.shape[-3:])
 
     def _checked_mask(self, name: str, mask: tp.Any, shape: tuple[int, ...], axes: str, hint: str = "") -> Array:
         mask = jnp.asarray(mask)
@@ -341,7 +341,8 @@ class MultiHeadAttention(Module):
         if not causal and self.window is None:
             return None
         before, after = (keys, keys) if self.window is None else self.window
-        distance = jnp.arange(keys)[None, :] - jnp.arange(queries)[:, None] - first
+        of_queries, of_keys = (jnp.arange(length, dtype=jnp.int32) for length in (queries, keys))
+        distance = of_keys[None, :] - of_queries[:, None] - first
         seen = distance <= (0 if causal else after)
         if self.window is not None:
             seen = seen & (distance >= -before)
