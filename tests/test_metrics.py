@@ -33,6 +33,7 @@ from elegy.metrics import (
     MeanAbsoluteError,
     MeanAbsolutePercentageError,
     MeanIoU,
+    MeanOf,
     MeanSquaredError,
     Perplexity,
     Precision,
@@ -795,6 +796,20 @@ def test_an_update_that_fails_changes_nothing() -> None:
     assert metric.sums is before
 
 
+def test_mean_of_a_function() -> None:
+    def difference(y_true: Any, y_pred: Any) -> Any:
+        return y_true - y_pred
+
+    x, weight = SCORES[0], WEIGHTS[0]
+    model = elegy.Model(elegy.nn.Linear(4), metrics=[MeanOf(difference), MeanOf(lambda a, b: a - b)])
+    logs = model.evaluate(x, x, sample_weight=weight, batch_size=2)
+    expected = np.average((x - model.predict(x)).mean(-1), weights=weight)
+    assert logs == pytest.approx({"difference": expected, "mean_of": expected}, rel=1e-5)
+    assert MeanOf(difference, name="other", on="a")({"a": x}, {"a": x + 1}, mask=weight > 0) == pytest.approx(-1)
+    with pytest.raises(ValueError, match="sample_weight has shape"):
+        MeanOf(lambda a, b: jnp.mean(a - b))(x, x, weight)
+
+
 def test_default_names() -> None:
     names = [metric.name for metric in (IoU(2), MeanIoU(2), F1(), R2(), AUC())]
     assert names == ["iou", "mean_iou", "f1", "r2", "auc"]
@@ -863,6 +878,7 @@ def test_labels_that_are_none_give_nan() -> None:
         (lambda: F1("macro", class_id=3), ValueError, "class_id is one class, of which there is no average='macro'"),
         (lambda: F1(class_id=-1), ValueError, "class_id must be the number of a class, got -1"),
         (lambda: F1(class_id=4)(LABELS, SCORES), ValueError, "class_id=4 is none of the 4 classes"),
+        (lambda: MeanOf("mse"), TypeError, "MeanOf: expected a function of targets and predictions, got 'mse'"),
         (lambda: AUC("roc"), ValueError, "AUC: curve must be 'ROC' or 'PR', got 'roc'"),
         (lambda: AUC(from_logits="no"), TypeError, "AUC: from_logits must be True or False, got 'no'"),
         (lambda: AUC(num_thresholds=0), ValueError, "AUC: num_thresholds must be a positive integer, got 0"),
