@@ -29,6 +29,7 @@ from elegy.metrics.errors import (
 from elegy.metrics.f1 import F1 as F1, Precision as Precision, Recall as Recall
 from elegy.metrics.iou import IoU as IoU, MeanIoU as MeanIoU
 from elegy.metrics.mean import Mean as Mean
+from elegy.metrics.mean_of import MeanOf as MeanOf
 from elegy.metrics.metric import Metric as Metric
 from elegy.metrics.r2 import R2 as R2
 from elegy.metrics.sparse_categorical_accuracy import (
@@ -63,6 +64,7 @@ __all__ = [
     "MeanAbsoluteError",
     "MeanAbsolutePercentageError",
     "MeanIoU",
+    "MeanOf",
     "MeanSquaredError",
     "Metric",
     "Perplexity",

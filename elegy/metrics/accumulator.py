@@ -5,6 +5,7 @@ import typing as tp
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from elegy.devices import sharded_like
 from elegy.metrics.metric import Metric
 from elegy.metrics.sums import added, folded
 from elegy.precision import at_least_float32
@@ -26,7 +27,7 @@ class Accumulator(Metric):
     def add(self, sums: Float[Array, "2 ..."]) -> None:
         """Adds to the sums."""
         before = self.add_parameter("sums", sums.shape, self._dtype, trainable=False)
-        self.update_parameter("sums", added(before, sums))
+        self.update_parameter("sums", sharded_like(added(before, sums), before))
 
     @property
     def totals(self) -> Float[Array, "..."]:

@@ -11,7 +11,7 @@ from elegy.frames import path_of
 from elegy.losses.arguments import On
 from elegy.metrics.accumulator import Accumulator
 from elegy.metrics.arguments import Mask, Weights, binary, positive_integer, ratio, valid_weights
-from elegy.metrics.sums import summed_by
+from elegy.metrics.sums import gathered, summed_by
 
 
 class AUC(Accumulator):
@@ -82,7 +82,7 @@ class AUC(Accumulator):
         - `sample_weight`, `mask`: weights of the labels, and which of them count, as for
           `elegy.metrics.Average.count_values`.
         """
-        positive, scores, valid = binary(path_of(self), y_true, y_pred)
+        positive, scores, valid = map(gathered, binary(path_of(self), y_true, y_pred))
         if not self.from_logits:
             scores = jnp.log(scores) - jnp.log1p(-scores)
             valid &= ~jnp.isnan(scores)

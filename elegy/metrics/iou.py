@@ -7,6 +7,7 @@ import typing as tp
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
+from elegy.frames import default_name
 from elegy.losses.arguments import On
 from elegy.metrics.arguments import Mask, Weights, positive_integer, ratio
 from elegy.metrics.class_counts import ClassCounts
@@ -42,6 +43,7 @@ class IoU(ClassCounts):
         name: str | None = None,
         dtype: tp.Any = None,
     ):
+        name = default_name(type(self)).replace("io_u", "iou") if name is None else name
         super().__init__(on=on, name=name, dtype=dtype)
         self.num_classes = positive_integer(type(self).__name__, "num_classes", num_classes)
 

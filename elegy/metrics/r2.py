@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
+from elegy.devices import sharded_like
 from elegy.frames import path_of
 from elegy.losses.arguments import comparable
 from elegy.metrics.arguments import Mask, Weights, ratio, weighted, weights_of
 from elegy.metrics.metric import Metric
-from elegy.metrics.sums import added, summed
+from elegy.metrics.sums import added, gathered, summed
 from elegy.precision import at_least_float32
 
 
@@ -61,10 +62,10 @@ class R2(Metric):
         y_true, y_pred = (y.astype(dtype) for y in comparable(path_of(self), y_true, y_pred))
         weights = weights_of(lambda: path_of(self), y_true, sample_weight, mask)
         weights = jnp.ones_like(y_true) if weights is None else weights
-        columns = [y if y.ndim > 1 else y.reshape(-1, 1) for y in (y_true, y_pred, weights)]
+        columns = [y if y.ndim > 1 else y.reshape(-1, 1) for y in map(gathered, (y_true, y_pred, weights))]
         batch = jax.vmap(_moments, in_axes=-1, out_axes=-1)(*columns)
         before = self.add_parameter("moments", batch.shape, dtype, trainable=False)
-        self.update_parameter("moments", _joined(before, batch))
+        self.update_parameter("moments", sharded_like(_joined(before, batch), before))
 
     def compute(self) -> Float[Array, ""]:
         """The coefficient of all that was counted so far."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import typing as tp
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Shaped
 
 # So many values are added up in one float: a sum of ones is exact in float32 up to 2**24.
 _CHUNK = 2**16
@@ -54,7 +57,7 @@ def summed(values: Float[Array, "..."]) -> Float[Array, "2"]:
         values = jnp.sum(values, axis=tuple(range(1, values.ndim)))
     if values.size <= _CHUNK:
         return _precise(jnp.sum(values))
-    values = jnp.ravel(values)
+    values = jnp.ravel(gathered(values))
     chunks = -(-values.size // _CHUNK)
     values = jnp.pad(values, (0, chunks * _CHUNK - values.size)).reshape(chunks, _CHUNK)
     return folded(jax.vmap(_precise)(jnp.sum(values, axis=1)))
@@ -62,7 +65,7 @@ def summed(values: Float[Array, "..."]) -> Float[Array, "2"]:
 
 def summed_by(index: Int[Array, "*shape"], size: int, values: Float[Array, "*shape"]) -> Float[Array, "2 {size}"]:
     """For each number below `size`, the sum of the values whose index it is."""
-    index, values = jnp.ravel(index), jnp.ravel(values)
+    index, values = jnp.ravel(gathered(index)), jnp.ravel(gathered(values))
     chunks = max(1, -(-values.size // _CHUNK))
     index = index + size * (jnp.arange(values.size, dtype=index.dtype) // _CHUNK)
     sums = jax.ops.segment_sum(values, index, chunks * size)
@@ -71,3 +74,14 @@ def summed_by(index: Int[Array, "*shape"], size: int, values: Float[Array, "*sha
 
 def _precise(values: Float[Array, "*shape"]) -> Float[Array, "2 *shape"]:
     return jnp.stack([values, jnp.zeros_like(values)])
+
+
+def gathered(values: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+    """The values on each device, where shardings are a part of the type: on an explicit mesh JAX asks how to count what
+    lies on several of them."""
+    sharding = jax.typeof(values).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types or not any(sharding.spec):
+        return values
+    if isinstance(values, Tracer):
+        return jax.sharding.reshard(values, NamedSharding(sharding.mesh, PartitionSpec()))
+    return jax.device_put(values, NamedSharding(tp.cast(NamedSharding, values.sharding).mesh, PartitionSpec()))
