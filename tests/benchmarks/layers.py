@@ -375,11 +375,11 @@ def rows_of(case: Case, budget: Budget) -> Iterator[Row]:
     forward, gradient, outputs = {}, {}, {}
     for name, (parameters, call) in layers.items():
         compiled = jax.jit(call)
+        cotangent = jax.tree.map(jnp.cos, _output(compiled(parameters, inputs[name])))
         forward[name] = _bound(compiled, parameters, inputs[name])
-        gradient[name] = _bound(jax.jit(jax.grad(_loss(call), argnums=(0, 1), has_aux=True)), parameters, inputs[name])
-        output = _output(compiled(parameters, inputs[name]))
-        to_x = gradient[name]()[0][1]
-        outputs[name] = [np.moveaxis(a, 1, -1) if last and name == "Equinox" else np.asarray(a) for a in (output, to_x)]
+        gradient[name] = _bound(jax.jit(_gradient(call)), parameters, inputs[name], cotangent)
+        arrays = gradient[name]()[0], gradient[name]()[2]
+        outputs[name] = [np.moveaxis(a, 1, -1) if last and name == "Equinox" else np.asarray(a) for a in arrays]
     for name, arrays in outputs.items():
         for ours, theirs in zip(outputs["Elegy"], arrays, strict=True):
             np.testing.assert_allclose(theirs, ours, rtol=1e-2, atol=1e-3 * np.abs(ours).max(), err_msg=name)
@@ -396,9 +396,15 @@ def _output(result: tp.Any) -> tp.Any:
     return result[0] if isinstance(result, tuple) else result
 
 
-def _loss(call: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
-    def loss(parameters: tp.Any, x: tp.Any) -> tp.Any:
-        result = call(parameters, x)
-        return jnp.sum(jnp.sin(_output(result))), result if isinstance(result, tuple) else None
+def _gradient(call: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
+    """The output, and the gradients by the parameters and by the input for a cotangent of it; and the statistics."""
 
-    return loss
+    def gradient(parameters: tp.Any, x: tp.Any, cotangent: tp.Any) -> tp.Any:
+        def split(parameters: tp.Any, x: tp.Any) -> tp.Any:
+            result = call(parameters, x)
+            return _output(result), result[1] if isinstance(result, tuple) else None
+
+        output, pull, statistics = jax.vjp(split, parameters, x, has_aux=True)
+        return output, *pull(cotangent), statistics
+
+    return gradient
