@@ -428,6 +428,30 @@ def test_scale() -> None:
     np.testing.assert_allclose(run(scaled, x), run(module, x), rtol=1e-5, atol=1e-6)
 
 
+def test_the_implementation_is_that_of_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no fused kernel on a CPU: what is checked is that it is asked for."""
+    asked = []
+    function = jax.nn.dot_product_attention
+
+    def spy(*args: Any, implementation: Any, **kwargs: Any) -> Any:
+        asked.append(implementation)
+        return function(*args, implementation=None, **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
+    x = floats(1, 5, 8)
+    for implementation in (None, "xla", "cudnn"):
+        layer = elegy.nn.TransformerEncoderLayer(2, implementation=implementation)
+        with elegy.training_context(False):
+            layer(x, causal=True)
+            layer(x, key_mask=np.ones([1, 5], bool))
+            assert set(asked) == {implementation}
+        asked.clear()
+    with pytest.raises(ValueError, match="implementation must be 'xla', 'cudnn' or None, got 'flash'"):
+        MultiHeadAttention(2, implementation="flash")
+    with pytest.raises(ValueError, match="implementation='cudnn' is of attention without dropout"):
+        MultiHeadAttention(2, implementation="cudnn", dropout_rate=0.1)
+
+
 def test_normalisation_of_small_queries_and_keys() -> None:
     """Where the number under the root counts."""
     x = 1e-3 * floats(5, 4)

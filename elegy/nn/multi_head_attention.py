@@ -51,6 +51,8 @@ class MultiHeadAttention(Module):
     - `window`: the largest distance at which a query sees keys: an integer, or a pair of one for the keys before and
       one for those after. At 0 each sees the key of its own position only.
     - `scale`: the factor of the products. The default is `1 / sqrt(head_size)`.
+    - `implementation`: that of `jax.nn.dot_product_attention`: `"cudnn"` asks for the fused kernel of NVIDIA's GPUs,
+      which takes half precision; the default, as there, is that of XLA. The fused kernel drops no weights.
     - `cache_size`: the largest number of positions that can be decoded one after the other; see below.
     - `w_init`, `b_init`: the initializers of the projections, those of `elegy.nn.Linear`.
     - `name`, `dtype`: those of `elegy.Module`.
@@ -115,6 +117,7 @@ class MultiHeadAttention(Module):
         rotary: Flag | RotaryEmbedding = False,
         window: int | Sequence[int] | None = None,
         scale: float | int | None = None,
+        implementation: str | None = None,
         cache_size: int | None = None,
         w_init: tp.Any = None,
         b_init: tp.Any = jnp.zeros,
@@ -148,6 +151,16 @@ class MultiHeadAttention(Module):
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
             raise ValueError(f"elegy.nn.MultiHeadAttention: scale must be a number, got {scale!r}.")
         self.scale = None if scale is None else float(scale)
+        if implementation not in (None, "xla", "cudnn"):
+            raise ValueError(
+                f"elegy.nn.MultiHeadAttention: implementation must be 'xla', 'cudnn' or None, got {implementation!r}."
+            )
+        if implementation is not None and self.dropout_rate:
+            raise ValueError(
+                f"elegy.nn.MultiHeadAttention: implementation={implementation!r} is of attention without dropout of "
+                f"the weights, and dropout_rate={dropout_rate}.\n  Leave out one of them."
+            )
+        self.implementation = implementation
         self.cache_size = None if cache_size is None else positive(layer, "cache_size", cache_size)
         self.w_init = w_init
         self.b_init = b_init
@@ -368,10 +381,13 @@ class MultiHeadAttention(Module):
         training = trains(self, training)
         # As for Dropout by itself: an init pass in evaluation mode draws too.
         dropout = self.dropout if training or is_initializing() else None
-        by_hand = dropout is not None or not _is_for_jax(q.dtype)
+        by_hand = dropout is not None or (self.implementation is None and not _is_for_jax(q.dtype))
+        attend = functools.partial(
+            jax.nn.dot_product_attention, scale=scale, implementation=tp.cast(tp.Any, self.implementation)
+        )
         if not by_hand and given is None and not decode and q.shape[1] == k.shape[1]:
             # Every query sees itself at least, and what computes the whole thing may skip what is not seen.
-            return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=causal, local_window_size=self.window)
+            return attend(q, k, v, is_causal=causal, local_window_size=self.window)
         band = self._band(q.shape[1], k.shape[1], first, causal)
         masks = [mask for mask in (given, band) if mask is not None]
         mask = functools.reduce(operator.and_, masks) if masks else None
@@ -381,7 +397,7 @@ class MultiHeadAttention(Module):
                 weights = dropout(weights, training)
             attended = jnp.einsum("bkgqs,bskh->bqkgh", weights, v).reshape(q.shape)
         else:
-            attended = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
+            attended = attend(q, k, v, mask=mask)
         if mask is None:
             return attended
         # Without this, what sees nothing would get the mean of all.

@@ -39,9 +39,10 @@ class RecurrentCell(Module):
       images of `[height, width, channels]` 3.
     - `project(x)` and `step(state, projected)`, marked by `elegy.compact`, into which its `call` splits:
       `cell(state, x) == cell.step(state, cell.project(x))`. `RNN` then projects all steps at once, before the loop, as
-      it does with the cells of the library: a step has one matrix product less, and the gradient of `w` is one product,
-      which counts most on accelerators and for small batches. `project` takes any number of leading axes. A subclass
-      that overrides `call` alone is run by its `call`.
+      it does with the cells of the library: a step has one matrix product less, and the gradient of `w` is one product.
+      In training that is faster, and a forward pass by itself is slower, since the products are written to memory and
+      read again (see the benchmarks). `project` takes any number of leading axes. A subclass that overrides `call`
+      alone is run by its `call`.
 
     ```python
     import elegy

@@ -40,6 +40,7 @@ class TransformerLayer(Module):
         qk_norm: Flag = False,
         rotary: Flag | RotaryEmbedding = False,
         window: int | tuple[int, ...] | list[int] | None = None,
+        implementation: str | None = None,
         cache_size: int | None = None,
         w_init: tp.Any = None,
         b_init: tp.Any = jnp.zeros,
@@ -75,6 +76,7 @@ class TransformerLayer(Module):
             dropout_rate=probability(layer, "attention_dropout_rate", attention_dropout_rate),
             with_bias=with_bias,
             qk_norm=qk_norm,
+            implementation=implementation,
             w_init=w_init,
             b_init=b_init,
             dtype=dtype,
@@ -138,7 +140,8 @@ class TransformerEncoderLayer(TransformerLayer):
     - `norm_first`: where the norm is; see above.
     - `eps`: that of the norms, which are `elegy.nn.LayerNormalization`.
     - `attention_dropout_rate`: that of dropout of the weights of the attention.
-    - `head_size`, `num_kv_heads`, `qk_norm`, `rotary`, `window`, `cache_size`: those of `elegy.nn.MultiHeadAttention`.
+    - `head_size`, `num_kv_heads`, `qk_norm`, `rotary`, `window`, `implementation`, `cache_size`: those of
+      `elegy.nn.MultiHeadAttention`.
     - `with_bias`, `w_init`, `b_init`: those of all linear layers, in the attention too.
     - `name`, `dtype`: those of `elegy.Module`.
 
