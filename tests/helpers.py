@@ -1,6 +1,7 @@
 """Small modules and comparisons that several test files share."""
 
 import contextlib
+import re
 
 import beartype
 import jax
@@ -115,6 +116,11 @@ def assert_close(a, b, rtol=1e-5, atol=1e-6):
     """Equal structures, and arrays equal to a tolerance."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol, atol), a, b)
+
+
+def case_name(value):
+    """The name of a case of a test, without addresses: each process of a run must find the same names."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def concrete(tree):

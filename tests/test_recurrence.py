@@ -29,7 +29,7 @@ from elegy.nn import (
     SimpleRNN,
     SimpleRNNCell,
 )
-from tests.helpers import assert_close, assert_same, concrete
+from tests.helpers import assert_close, assert_same, case_name, concrete
 
 Normal = elegy.initializers.RandomNormal(0.5)
 RANDOM = {"w_init": Normal, "recurrent_init": Normal, "b_init": Normal}
@@ -142,7 +142,7 @@ def our_layer(kind: str, **options: Any) -> Any:
         ("optimized", LENGTHS, False),
         ("gru", LENGTHS, True),
     ],
-    ids=str,
+    ids=case_name,
 )
 def test_layers_of_flax(kind: str, lengths: Any, reverse: bool) -> None:
     layer = our_layer(kind, return_state=True, reverse=reverse)
@@ -213,7 +213,7 @@ MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 1, 0], [0,
         ("gru", {"return_sequences": False}, True),
         ("gru", {"with_bias": False, "activation": jax.nn.relu, "gate_activation": jax.nn.softplus}, True),
     ],
-    ids=str,
+    ids=case_name,
 )
 def test_layers_of_keras(kind: str, options: dict[str, Any], masked: bool) -> None:
     layer = OURS[kind](5, **RANDOM, return_state=True, **options).init(X, rng=1)
@@ -259,7 +259,7 @@ def test_layers_of_keras(kind: str, options: dict[str, Any], masked: bool) -> No
             {"recurrent_activation": "softplus"},
         ),
     ],
-    ids=str,
+    ids=case_name,
 )
 def test_convolutional_cells_of_keras(shape: Any, kernel_shape: Any, options: Any, theirs_options: Any) -> None:
     x, n = floats(*shape), len(shape) - 3

@@ -19,7 +19,7 @@ from elegy.nn import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
-from tests.helpers import assert_close, assert_same
+from tests.helpers import assert_close, assert_same, case_name
 
 NORMAL = elegy.initializers.RandomNormal()
 
@@ -133,7 +133,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.usefixtures("default_promotion")
 @pytest.mark.parametrize("decodes", [False, True])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=case_name)
 def test_values_and_gradients_equal_those_of_a_composition_from_flax(options: dict[str, Any], decodes: bool) -> None:
     x, memory = floats(2, 4, 6), floats(2, 3, 5, seed=1)
     mask, key_mask = bools(2, 2, 4, 4), bools(2, 4, seed=1)
@@ -180,7 +180,7 @@ def test_the_encoder_is_causal_if_told_so_and_the_decoder_unless_told_otherwise(
 @pytest.mark.parametrize(
     "options",
     [{}, {"remat": True}, {"unroll": 2}, {"norm_first": True, "remat": jax.checkpoint_policies.dots_saveable}],
-    ids=str,
+    ids=case_name,
 )
 def test_an_encoder_is_its_layers_one_after_the_other(options: dict[str, Any]) -> None:
     x, masks = floats(2, 4, 6), {"mask": bools(2, 1, 4, 4), "key_mask": bools(2, 4)}
@@ -347,7 +347,7 @@ DECODING: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", DECODING, ids=str)
+@pytest.mark.parametrize("options", DECODING, ids=case_name)
 def test_an_encoder_decodes_as_a_language_model(options: dict[str, Any]) -> None:
     x = floats(2, 5, 6)
     encoder = TransformerEncoder(2, 2, cache_size=5, **options).init(x)
@@ -363,7 +363,7 @@ def test_an_encoder_decodes_as_a_language_model(options: dict[str, Any]) -> None
     assert jnp.isnan(y).all()
 
 
-@pytest.mark.parametrize("options", DECODING, ids=str)
+@pytest.mark.parametrize("options", DECODING, ids=case_name)
 def test_a_decoder_decodes_in_a_scan(options: dict[str, Any]) -> None:
     x, memory, memory_key_mask = floats(2, 5, 6), floats(2, 3, 6, seed=1), bools(2, 3)
     decoder = TransformerDecoder(2, 2, cache_size=5, **options).init(x, memory)
