@@ -137,7 +137,8 @@ LOSSES = _table(
     ("PoissonNLLLoss", "Write elegy.losses.Poisson."),
     ("CTCLoss", "Write elegy.losses.CTC."),
     ("TripletMarginLoss TripletLoss", "Write elegy.losses.Triplet."),
-    ("InfoNCE ContrastiveLoss Contrastive", "Write elegy.losses.NTXent."),
+    ("InfoNCE", "Write elegy.losses.NTXent."),
+    ("ContrastiveLoss", "Write elegy.losses.Contrastive."),
     ("CosineEmbeddingLoss CosineSimilarityLoss", "Write elegy.losses.CosineSimilarity."),
     ("FocalLoss", "Write elegy.losses.BinaryFocalCrossentropy or elegy.losses.CategoricalFocalCrossentropy."),
 )

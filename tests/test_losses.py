@@ -361,6 +361,7 @@ def test_a_class_and_a_function_for_each_name() -> None:
 
 def test_the_table_lists_every_loss_of_targets_and_predictions() -> None:
     others = {losses.SparseCategoricalCrossentropy, losses.CTC, losses.Triplet, losses.NTXent, losses.Loss}
+    others |= {losses.Contrastive}
     found = [getattr(losses, name) for name in losses.__all__]
     classes = {value for value in found if isinstance(value, type) and issubclass(value, elegy.Loss)}
     assert classes - others == set(OF_EQUAL_SHAPES)
@@ -403,6 +404,7 @@ def test_targets_of_other_dtypes(cls: Any) -> None:
         (losses.CTC, LABELS[:, None], LOGITS[:, None]),
         (losses.NTXent, np.array([0, 1, 2, 0, 1, 2]), LOGITS),
         (losses.Triplet, None, (LOGITS, LOGITS + 1, LOGITS[::-1])),
+        (losses.Contrastive, np.array([0, 1, 1, 0, 1, 0]), (LOGITS, LOGITS + 0.1)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -659,6 +661,22 @@ def test_triplet() -> None:
     assert jnp.isfinite(gradient).all()
 
 
+def test_contrastive() -> None:
+    first, second = RNG.normal(size=(2, 6, 4)).astype(np.float32)
+    alike = np.array([1, 0, 1, 0, 0, 1])
+    distance = np.linalg.norm(first - second, axis=-1)
+    expected = np.where(alike, distance**2, np.maximum(0, 2.5 - distance) ** 2)
+    loss = losses.Contrastive(margin=2.5, reduction="none")
+    np.testing.assert_allclose(loss(alike, (first, second)), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loss(alike == 1, [first, second], WEIGHTS), expected * WEIGHTS, rtol=1e-5, atol=1e-5)
+    assert (losses.Contrastive(reduction="none")(alike, (first, second)) != expected).any()
+    # Equal embeddings, of which those that are not alike are as near as can be.
+    value, gradient = jax.value_and_grad(lambda x: losses.Contrastive(margin=2)(alike, (x, jnp.asarray(first))))(
+        jnp.asarray(first)
+    )
+    assert value == 2 and jnp.isfinite(gradient).all()
+
+
 @pytest.mark.usefixtures("default_promotion")
 def test_nt_xent() -> None:
     embeddings, groups = RNG.normal(size=(6, 4)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2])
@@ -748,6 +766,9 @@ def test_weights_in_a_model() -> None:
         (lambda: losses.Dice()(ONE_HOT, PROBABILITIES, WEIGHTS), ValueError, "There is one number for all examples"),
         (lambda: losses.Triplet(margin=-1), ValueError, "margin must be"),
         (lambda: losses.Triplet()((Y_TRUE, Y_PRED)), ValueError, "must be .anchors, positives, negatives., got 2"),
+        (lambda: losses.Contrastive(margin=-1), ValueError, "margin must be"),
+        (lambda: losses.Contrastive()(LABELS, Y_TRUE), ValueError, "must be a pair of embeddings, got one value"),
+        (lambda: losses.Contrastive()(LABELS, (Y_TRUE, Y_PRED[:1])), ValueError, "both embeddings must have one shape"),
         (lambda: losses.Triplet()(Y_TRUE), ValueError, "must be .anchors, positives, negatives., got one value"),
         (lambda: losses.Triplet()((Y_TRUE, Y_PRED, Y_PRED[:1])), ValueError, r"one shape .*\(1, 3\)"),
         (lambda: losses.NTXent(0), ValueError, "temperature must be a number greater than 0"),

@@ -19,6 +19,7 @@ from elegy.losses.categorical_focal_crossentropy import (
     CategoricalFocalCrossentropy as CategoricalFocalCrossentropy,
     categorical_focal_crossentropy as categorical_focal_crossentropy,
 )
+from elegy.losses.contrastive import Contrastive as Contrastive, contrastive as contrastive
 from elegy.losses.cosine_similarity import CosineSimilarity as CosineSimilarity, cosine_similarity as cosine_similarity
 from elegy.losses.ctc import CTC as CTC, ctc as ctc
 from elegy.losses.hinge import (
@@ -69,6 +70,8 @@ __all__ = [
     "CategoricalCrossentropy",
     "CategoricalFocalCrossentropy",
     "CategoricalHinge",
+    "Contrastive",
+    "contrastive",
     "cosine_similarity",
     "CosineSimilarity",
     "CTC",

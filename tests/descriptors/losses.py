@@ -1,5 +1,7 @@
 """Losses."""
 
+from typing import Any
+
 import numpy as np
 
 import elegy
@@ -11,6 +13,17 @@ numbers, signs = floats(6, 4, seed=2), np.sign(floats(6, 4, seed=3))
 rows, bits = np.eye(4, dtype=np.float32)[classes], (signs + 1) / 2
 sequences, steps = labels(3, 2, 2) + 1, floats(2, 5, 4)
 views = np.tile(np.arange(3, dtype=np.int32), 2)
+
+
+class Pairs(elegy.Module):
+    """The first axis of an array stands for the two arrays of a pair."""
+
+    def __init__(self, loss: elegy.Loss):
+        self.loss = loss
+
+    def call(self, y_true: Any, pairs: Any) -> Any:
+        return self.loss(y_true, tuple(pairs))
+
 
 DESCRIPTORS = [
     Descriptor(
@@ -95,6 +108,12 @@ DESCRIPTORS = [
         "Triplet",
         lambda dtype: elegy.nn.Sequential(lambda: [tuple, losses.Triplet(dtype=dtype)]),
         (floats(3, 6, 4),),
+        layer=False,
+    ),
+    Descriptor(
+        "Contrastive",
+        lambda dtype: Pairs(losses.Contrastive(dtype=dtype)),
+        (bits[:, 0], np.stack([scores, scores + 1])),
         layer=False,
     ),
     Descriptor("NTXent", lambda dtype: losses.NTXent(dtype=dtype), (views, scores), layer=False),
