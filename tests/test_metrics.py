@@ -475,6 +475,27 @@ def test_agrees_with_scikit_learn_however_batches_are_split(case: Case) -> None:
     assert found.dtype == jnp.float32
 
 
+@settings(max_examples=8)
+@given(st.lists(st.sampled_from([0, 3]), min_size=1, max_size=4), st.randoms(use_true_random=False))
+def test_any_split_and_any_order_of_merging_counts_the_same(sizes: list[int], random: Any) -> None:
+    rng = np.random.default_rng(sum(sizes))
+    labels, scores = rng.integers(0, 3, sum(sizes)), rng.normal(size=[sum(sizes), 3]).astype(np.float32)
+    weights = rng.uniform(size=sum(sizes)).astype(np.float32)
+    bounds = np.cumsum(sizes)[:-1]
+    for make in (SparseCategoricalAccuracy, lambda: F1(average="macro", num_classes=3)):
+        whole = make()
+        whole.update(labels, scores, sample_weight=weights)
+        parts, one_by_one = [], make()
+        for batch in zip(*(np.split(array, bounds) for array in (labels, scores, weights)), strict=True):
+            part = make()
+            for metric in (part, one_by_one):
+                metric.update(*batch[:2], sample_weight=batch[2])
+            parts.append(part)
+        random.shuffle(parts)
+        for metric in (one_by_one, parts[0].merge(*parts[1:])):
+            np.testing.assert_allclose(metric.compute(), whole.compute(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
 @over_cases
 def test_merging_equals_one_pass(case: Case) -> None:
