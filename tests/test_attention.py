@@ -762,7 +762,7 @@ any_ = cast(Any, MultiHeadAttention)
     ("call", "error", "message"),
     [
         (lambda: MultiHeadAttention(0), ValueError, "nn.MultiHeadAttention: num_heads must be a positive integer"),
-        (lambda: any_(64, 8), TypeError, r"by position .*num_heads only, got \(64, 8\).\n.*MultiHeadAttention\(8\)"),
+        (lambda: any_(2, 8, 64), TypeError, r"by position .*num_heads and head_size only, got \(2, 8, 64\)"),
         (lambda: MultiHeadAttention(2, head_size=0), ValueError, "head_size must be a positive integer, got 0"),
         (lambda: MultiHeadAttention(4, num_kv_heads=3), ValueError, "num_heads=4 cannot .* num_kv_heads=3.\n.*divisor"),
         (lambda: MultiHeadAttention(4, num_kv_heads=0), ValueError, "num_kv_heads must be a positive integer"),

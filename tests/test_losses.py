@@ -252,6 +252,14 @@ def test_a_path_is_computed_for_an_error_only(where: str, monkeypatch: Any) -> N
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_the_name_is_not_the_second_argument() -> None:
+    loss = MeanSquaredError("sum", 0.5, "a")
+    assert (loss.weight, loss.on) == (0.5, "a")
+    with pytest.raises(TypeError, match="MeanSquaredError: weight must be a number, got 'name'.\n.*name="):
+        MeanSquaredError("sum", "name")
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("shape", "other", "hint"),
     [((3,), (3, 1), "y_true"), ((3, 1), (3,), "y_pred"), ((3, 1), (3, 8, 1), None), ((3, 1), (3, 2), None)],
@@ -267,9 +275,8 @@ def test_the_hint_that_fits(shape: Any, other: Any, hint: Any) -> None:
 @pytest.mark.parametrize(
     "construct",
     [
-        lambda: MeanSquaredError("sum", "name"),
         lambda: SparseCategoricalCrossentropy(True, "sum"),
-        lambda: elegy.Loss("sum", 0.5),
+        lambda: elegy.Loss("sum", 0.5, None, "name"),
     ],
 )
 def test_options_are_given_by_keyword(construct: Any) -> None:

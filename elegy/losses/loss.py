@@ -5,6 +5,7 @@ import typing as tp
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
 from elegy.frames import path_of
@@ -82,6 +83,11 @@ class Loss(Module):
         self.reduction = (
             Reduction.SUM_OVER_BATCH_SIZE if reduction is None else _reduction(type(self).__name__, reduction)
         )
+        if isinstance(weight, bool) or not isinstance(weight, (int, float, np.number)):
+            raise TypeError(
+                f"elegy.losses.{type(self).__name__}: weight must be a number, got {weight!r}.\n"
+                "  By position there are reduction, weight and on; the others are given by name: name=..."
+            )
         self.weight = float(weight)
         self.on = on if on is None or isinstance(on, (str, int)) else tuple(on)
 

@@ -121,7 +121,9 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
         parameter.name: inputs[key] for key, parameter in taken.items() if key != "sample_weight" or weight is not None
     }
     if _takes_anything(function):
-        arguments = {name: inputs[key] for key, names in INPUTS.items() for name in names if inputs[key] is not None}
+        arguments = {
+            name: inputs[key] for key, names in INPUTS.items() for name in names if inputs.get(key) is not None
+        }
     if isinstance(function, Metric):
         return function(**arguments)
     value = function(**arguments) if isinstance(function, Loss) else _sample_by_sample(name, function, arguments)
