@@ -13,9 +13,10 @@ CONSTRAINTS := .ci/constraints.txt
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
-CORE := ahead_of_time captures compatibility copies deep ecosystem equinox errors exceptions gradient_modules guide hooks \
-	initialise mesh misuse module names parameters pickling properties pytree random recompilation sharing stack \
-	static_values threads trace_safety tracebacks transforms
+CORE := ahead_of_time attention captures cold_initialisation compatibility convolution copies deep dtype_policy ecosystem \
+	equinox errors exceptions gradient_modules guide hooks initialise mesh misuse module names normalization parameters \
+	pickling properties pytree random recompilation recurrence sharing stack static_values threads trace_safety \
+	tracebacks transforms
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -34,7 +35,7 @@ test: $(VENV)/.test  ## Run every test.
 	$(PYTEST) $(PYTEST_ARGS)
 
 .PHONY: test-core
-test-core: $(VENV)/.test  ## Run the tests of the module system, for another Python or JAX.
+test-core: $(VENV)/.test  ## Run the tests of what depends on JAX most, for another Python or JAX.
 	$(PYTEST) -m "not slow" $(CORE:%=tests/test_%.py) $(PYTEST_ARGS)
 
 .PHONY: lint

@@ -49,14 +49,31 @@ def batched(shape: tuple[int, ...], pair: tuple[Any, Any]) -> tuple[int, ...]:
     return (2, *shape) if pair is PAIRS["variance_scaling, batch"] else shape
 
 
+def assert_equal(ours: jax.Array, theirs: jax.Array) -> None:
+    """To the last digit but one: JAX may multiply by the scale in the program that draws, which then rounds once."""
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    wide = np.complex128 if jnp.iscomplexobj(theirs) else np.float64
+    rtol = 4 * float(jnp.finfo(theirs.dtype).eps)
+    np.testing.assert_allclose(np.asarray(ours, wide), np.asarray(theirs, wide), rtol=rtol, atol=0)
+
+
 @over_pairs
 def test_values_are_those_of_jax(pair: tuple[Any, Any]) -> None:
     ours, theirs = pair
     for number, shape in enumerate(SHAPES[:2]):
         key, shape = jax.random.key(number), batched(shape, pair)
         expected = theirs(key, shape, jnp.float32)
-        assert_same(ours(key, shape, jnp.float32), expected)
-        assert_same(ours(jax.random.key_data(key), shape), expected)
+        assert_equal(ours(key, shape, jnp.float32), expected)
+        assert_equal(ours(jax.random.key_data(key), shape), expected)
+
+
+@over_pairs
+def test_values_are_the_same_as_if_they_were_drawn_at_once(pair: tuple[Any, Any], monkeypatch: Any) -> None:
+    ours, _ = pair
+    drawn = [ours(jax.random.key(1), batched(shape, pair), jnp.float32) for shape in SHAPES]
+    monkeypatch.setattr(pieces, "_comes_in_pieces", lambda key: False)
+    for shape, expected in zip(SHAPES, drawn, strict=True):
+        assert_same(ours(jax.random.key(1), batched(shape, pair), jnp.float32), expected)
 
 
 def test_every_initializer_of_jax_is_here() -> None:
@@ -74,7 +91,7 @@ def test_other_dtypes(name: str, dtype: Any) -> None:
     ours, theirs = PAIRS[name]
     with jax.enable_x64(dtype == jnp.float64):
         for shape in SHAPES[1:]:
-            assert_same(ours(jax.random.key(2), shape, dtype), theirs(jax.random.key(2), shape, dtype))
+            assert_equal(ours(jax.random.key(2), shape, dtype), theirs(jax.random.key(2), shape, dtype))
 
 
 def test_delta_orthogonal() -> None:
@@ -122,13 +139,13 @@ def test_threefry_that_is_not_partitionable() -> None:
     with jax.threefry_partitionable(False):
         key, shape = jax.random.key(0), SHAPES[1]
         expected = peers.normal(0.1)(key, shape, jnp.float32)
-        assert_same(initializers.normal(0.1)(key, shape, jnp.float32), expected)
+        assert_equal(initializers.normal(0.1)(key, shape, jnp.float32), expected)
     assert (initializers.normal(0.1)(key, shape, jnp.float32) != expected).any()
 
 
 def test_empty_arrays_and_scalars() -> None:
     for shape in ((0, 3), ()):
-        assert_same(
+        assert_equal(
             initializers.normal(0.1)(jax.random.key(0), shape, jnp.float32),
             peers.normal(0.1)(jax.random.key(0), shape, jnp.float32),
         )
@@ -178,9 +195,9 @@ def test_keys_of_several_devices_and_meshes() -> None:
         values = initializers.normal(0.1)(jax.random.key(0), (4, 5), jnp.float32)
         peer = peers.normal(0.1)(jax.random.key(0), (4, 5), jnp.float32)
         assert values.sharding == peer.sharding
-    assert_same(values, expected)
+    assert_equal(values, expected)
     spread = jax.device_put(jax.random.key(0), jax.sharding.NamedSharding(mesh, jax.P()))
-    assert_same(initializers.normal(0.1)(spread, (4, 5), jnp.float32), expected)
+    assert_equal(initializers.normal(0.1)(spread, (4, 5), jnp.float32), expected)
 
 
 def test_a_user_knows_nothing_of_it() -> None:
