@@ -84,7 +84,7 @@ for heading, head, lines in tables(TEXT):
             for library in head[1:]:
                 for name in only or [""]:
                     if cells[library] != "—":
-                        RECIPES[own, library, name] = CODE.findall(cells[library])
+                        RECIPES[own, library, name] = [code for code in CODE.findall(cells[library]) if " = " in code]
 
 PLACES: dict[str, dict[str, Any]] = {
     "Losses": {"Elegy": elegy.losses, "Keras": keras.losses, "Optax": optax.losses},
@@ -100,6 +100,7 @@ CHECKS: dict[Key, Any] = {}
 def thing(family: str, library: str, name: str) -> Any:
     if library == "PyTorch":
         return TORCH[name]
+    name = name.partition("(")[0]  # as in `Dropout(shared_axes=...)`
     return getattr(PLACES.get(family, LAYERS_OF)[library], name)
 
 
@@ -192,7 +193,7 @@ def randomise(library: str, layer: Any) -> Any:
     if library == "Keras":
         for variable in layer.weights:
             variable.assign(like(variable))
-    elif library == "Flax NNX":
+    elif library == "Flax NNX" and isinstance(layer, nnx.Module):
         nnx.update(layer, jax.tree.map(like, nnx.state(layer, (nnx.Param, nnx.BatchStat))))
     elif library == "Equinox":
         return jax.tree.map(lambda leaf: like(leaf) if eqx.is_inexact_array(leaf) else leaf, layer)
@@ -1016,6 +1017,735 @@ def check_weight_norm_of_equinox(key: Key) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Pooling and resizing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class TorchPool:
+    """A function of each window of an input with the channels first."""
+
+    def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0):
+        self.size, self.stride, self.padding = kernel_size, kernel_size if stride is None else stride, padding
+
+    def windows(self, x: Any, fill: float) -> Any:
+        n = x.ndim - 2
+        x = jnp.pad(x, [(0, 0), (0, 0), *[(self.padding, self.padding)] * n], constant_values=fill)
+        sizes = [(size - self.size) // self.stride + 1 for size in x.shape[2:]]
+        parts = []
+        for offset in np.ndindex(*[self.size] * n):
+            window = [
+                slice(o, o + self.stride * (size - 1) + 1, self.stride) for o, size in zip(offset, sizes, strict=True)
+            ]
+            parts.append(x[(slice(None), slice(None), *window)])
+        return jnp.stack(parts)
+
+
+class TorchMaxPool(TorchPool):
+    def __call__(self, x: Any) -> Any:
+        return self.windows(x, -np.inf).max(0)
+
+
+class TorchAvgPool(TorchPool):
+    def __init__(
+        self, kernel_size: int, stride: int | None = None, padding: int = 0, *, count_include_pad: bool = True
+    ):
+        super().__init__(kernel_size, stride, padding)
+        self.count_include_pad = count_include_pad
+
+    def __call__(self, x: Any) -> Any:
+        y = self.windows(x, 0).mean(0)
+        return y if self.count_include_pad else y / self.windows(jnp.ones_like(x), 0).mean(0)
+
+
+class TorchAdaptiveAvgPool:
+    """Window `i` goes from `floor(i * size / wanted)` to `ceil((i + 1) * size / wanted)`."""
+
+    def __init__(self, output_size: int):
+        self.output_size = output_size
+
+    def __call__(self, x: Any) -> Any:
+        for axis in range(2, x.ndim):
+            size, wanted = x.shape[axis], self.output_size
+            ends = [(i * size // wanted, -(-(i + 1) * size // wanted)) for i in range(wanted)]
+            parts = [jax.lax.slice_in_dim(x, start, end, axis=axis).mean(axis) for start, end in ends]
+            x = jnp.stack(parts, axis)
+        return x
+
+
+class TorchUpsample:
+    def __init__(self, scale_factor: int, mode: str = "nearest"):
+        self.scale_factor = scale_factor
+
+    def __call__(self, x: Any) -> Any:
+        for axis in range(2, x.ndim):
+            x = jnp.repeat(x, self.scale_factor, axis)
+        return x
+
+
+TORCH["Upsample"] = TorchUpsample
+for n in (1, 2, 3):
+    TORCH |= {
+        f"MaxPool{n}d": TorchMaxPool,
+        f"AvgPool{n}d": TorchAvgPool,
+        f"AdaptiveAvgPool{n}d": TorchAdaptiveAvgPool,
+    }
+    last = random(2, *(7, 6, 4)[:n], 2)
+    first = np.moveaxis(last, -1, 1)
+    for ours, theirs, torch_pool in (
+        ("MaxPool", "MaxPooling", TorchMaxPool),
+        ("AvgPool", "AveragePooling", TorchAvgPool),
+    ):
+        counted: dict[str, Any] = {"count_include_padding": True} if ours == "AvgPool" else {}
+        case(
+            ours,
+            "Keras",
+            f"{theirs}{n}D",
+            lambda n=n, theirs=theirs: getattr(keras.layers, f"{theirs}{n}D")(3, strides=2, padding="same"),
+            lambda ours=ours: getattr(nn, ours)(3, 2, "SAME"),
+            last,
+        )
+        case(
+            ours,
+            "Equinox",
+            f"{ours}{n}d",
+            lambda n=n, ours=ours: getattr(eqx.nn, f"{ours}{n}d")(3, padding=1),
+            lambda ours=ours, counted=counted: getattr(nn, ours)(3, 1, 1, **FIRST, **counted),
+            first,
+        )
+        case(
+            ours,
+            "PyTorch",
+            f"{ours}{n}d",
+            lambda torch_pool=torch_pool: torch_pool(3, padding=1),
+            lambda ours=ours, counted=counted: getattr(nn, ours)(3, padding=1, **FIRST, **counted),
+            first,
+        )
+    for kind, theirs in (("Avg", "Average"), ("Max", "Max")):
+        case(
+            f"Global{kind}Pool",
+            "Keras",
+            f"Global{theirs}Pooling{n}D",
+            lambda n=n, theirs=theirs: getattr(keras.layers, f"Global{theirs}Pooling{n}D")(),
+            lambda kind=kind: getattr(nn, f"Global{kind}Pool")(),
+            last,
+        )
+    case(
+        "AdaptiveAvgPool",
+        "Keras",
+        f"AdaptiveAveragePooling{n}D",
+        lambda n=n: getattr(keras.layers, f"AdaptiveAveragePooling{n}D")(3),
+        lambda: nn.AdaptiveAvgPool(3),
+        last,
+    )
+    case(
+        "AdaptiveAvgPool",
+        "Equinox",
+        f"AdaptiveAvgPool{n}d",
+        lambda n=n: getattr(eqx.nn, f"AdaptiveAvgPool{n}d")(2),
+        lambda: nn.AdaptiveAvgPool(2, **FIRST),
+        random(2, 3, *(8, 6, 4)[:n]),
+    )
+    case(
+        "AdaptiveAvgPool",
+        "PyTorch",
+        f"AdaptiveAvgPool{n}d",
+        lambda: TorchAdaptiveAvgPool(3),
+        lambda: nn.AdaptiveAvgPool(3, **FIRST),
+        first,
+    )
+    case(
+        "Upsample",
+        "Keras",
+        f"UpSampling{n}D",
+        lambda n=n: getattr(keras.layers, f"UpSampling{n}D")(2),
+        lambda: nn.Upsample(2),
+        last,
+    )
+case("MaxPool", "Flax NNX", "max_pool", lambda: lambda x: nnx.max_pool(x, (3, 3)), lambda: nn.MaxPool(3, 1), IMAGES)
+case(
+    "AvgPool",
+    "Flax NNX",
+    "avg_pool",
+    lambda: lambda x: nnx.avg_pool(x, (3, 3), padding="SAME"),
+    lambda: nn.AvgPool(3, 1, "SAME", count_include_padding=True),
+    IMAGES,
+)
+case("Upsample", "PyTorch", "Upsample", lambda: TorchUpsample(3), lambda: nn.Upsample(3, **FIRST), FIRST_IMAGES)
+case(
+    "Resize",
+    "Keras",
+    "Resizing",
+    lambda: keras.layers.Resizing(2, 2, antialias=True),
+    lambda: nn.Resize((2, 2)),
+    random(1, 5, 4, 2),
+)
+
+
+def test_unequal_parts_of_adaptive_pooling() -> None:
+    x = np.arange(1.0, 5.0, dtype=np.float32)[None]
+    assert nn.AdaptiveAvgPool(3, data_format="CW")(x)[0].tolist() == [1.5, 2.5, 3.5]
+    assert eqx.nn.AdaptiveAvgPool1d(3)(x)[0].tolist() == [1.5, 3, 4]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention and transformers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def softmax(x: Any) -> Any:
+    return jnp.exp(x) / jnp.sum(jnp.exp(x), axis=-1, keepdims=True)
+
+
+class TorchMultiheadAttention:
+    def __init__(
+        self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, batch_first: bool = False
+    ):
+        self.in_proj_weight, self.in_proj_bias = random(3 * embed_dim, embed_dim), random(3 * embed_dim)
+        self.out_proj, self.num_heads, self.batch_first = TorchLinear(embed_dim, embed_dim), num_heads, batch_first
+
+    def __call__(self, query: Any, key: Any, value: Any, attn_mask: Any = None) -> Any:
+        """`attn_mask` is of shape `[queries, keys]`, and true where nothing is seen."""
+        if not self.batch_first:
+            query, key, value = (jnp.swapaxes(x, 0, 1) for x in (query, key, value))
+        heads = []
+        weights, biases = np.split(self.in_proj_weight, 3), np.split(self.in_proj_bias, 3)
+        q, k, v = (x @ w.T + b for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        size = q.shape[-1] // self.num_heads
+        for i in range(self.num_heads):
+            part = np.s_[..., i * size : (i + 1) * size]
+            scores = q[part] @ jnp.swapaxes(k[part], -1, -2) / np.sqrt(size)
+            if attn_mask is not None:
+                scores = jnp.where(attn_mask, -jnp.inf, scores)
+            heads.append(softmax(scores) @ v[part])
+        y = self.out_proj(jnp.concatenate(heads, axis=-1))
+        return y if self.batch_first else jnp.swapaxes(y, 0, 1)
+
+
+class TorchEncoderLayer:
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Any = jax.nn.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+    ):
+        self.self_attn = TorchMultiheadAttention(d_model, nhead, batch_first=batch_first)
+        self.linear1, self.linear2 = TorchLinear(d_model, dim_feedforward), TorchLinear(dim_feedforward, d_model)
+        self.norm1, self.norm2, self.norm3 = (TorchLayerNorm((d_model,), layer_norm_eps) for _ in range(3))
+
+    def feedforward(self, x: Any) -> Any:
+        return self.linear2(jax.nn.relu(self.linear1(x)))
+
+    def __call__(self, x: Any) -> Any:
+        x = self.norm1(x + self.self_attn(x, x, x))
+        return self.norm2(x + self.feedforward(x))
+
+
+class TorchDecoderLayer(TorchEncoderLayer):
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Any = jax.nn.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+    ):
+        super().__init__(d_model, nhead, dim_feedforward, layer_norm_eps=layer_norm_eps, batch_first=batch_first)
+        self.multihead_attn = TorchMultiheadAttention(d_model, nhead, batch_first=batch_first)
+
+    def __call__(self, x: Any, memory: Any, tgt_mask: Any = None) -> Any:
+        x = self.norm1(x + self.self_attn(x, x, x, tgt_mask))
+        x = self.norm2(x + self.multihead_attn(x, memory, memory))
+        return self.norm3(x + self.feedforward(x))
+
+
+TORCH |= {
+    "MultiheadAttention": TorchMultiheadAttention,
+    "TransformerEncoderLayer": TorchEncoderLayer,
+    "TransformerDecoderLayer": TorchDecoderLayer,
+}
+QUERY, MEMORY = random(2, 3, 8), random(2, 5, 8)
+MASK = np.array([[1, 0, 0, 1, 1], [1, 1, 0, 1, 0], [0, 0, 1, 0, 0]], bool)
+
+
+def attend(attention: Any, query: Any, memory: Any) -> Any:
+    mask = jnp.asarray(np.broadcast_to(MASK, (2, 1, 3, 5)))
+    return attention.apply(query, memory, mask=mask, training=False)[0]
+
+
+case(
+    "MultiHeadAttention",
+    "Keras",
+    "MultiHeadAttention",
+    lambda: keras.layers.MultiHeadAttention(2, 3),
+    lambda: nn.MultiHeadAttention(2, head_size=3).init(QUERY, MEMORY),
+    QUERY,
+    MEMORY,
+    call_theirs=lambda layer, query, memory: layer(query, memory, attention_mask=MASK[None]),
+    call_ours=attend,
+)
+case(
+    "MultiHeadAttention",
+    "Flax NNX",
+    "MultiHeadAttention",
+    lambda: nnx.MultiHeadAttention(2, 8, decode=False, rngs=RNGS),
+    lambda: nn.MultiHeadAttention(2).init(QUERY, MEMORY),
+    QUERY,
+    MEMORY,
+    call_theirs=lambda layer, query, memory: layer(query, memory, mask=MASK[None, None]),
+    call_ours=attend,
+)
+BIASES: dict[str, Any] = {f"use_{name}_bias": True for name in ("query", "key", "value", "output")}
+case(
+    "MultiHeadAttention",
+    "Equinox",
+    "MultiheadAttention",
+    lambda: eqx.nn.MultiheadAttention(2, 8, **BIASES, key=KEY),
+    lambda: nn.MultiHeadAttention(2).init(QUERY, MEMORY),
+    QUERY,
+    MEMORY,
+    call_theirs=lambda layer, query, memory: jax.vmap(lambda q, m: layer(q, m, m, MASK))(query, memory),
+    call_ours=attend,
+)
+case(
+    "MultiHeadAttention",
+    "PyTorch",
+    "MultiheadAttention",
+    lambda: TorchMultiheadAttention(8, 2, batch_first=True),
+    lambda: nn.MultiHeadAttention(2).init(QUERY, MEMORY),
+    QUERY,
+    MEMORY,
+    call_theirs=lambda layer, query, memory: layer(query, memory, memory, ~MASK),
+    call_ours=attend,
+)
+
+
+def grouped_of_keras(layer: Any) -> dict[str, Any]:
+    class Public:
+        query_dense, key_dense, value_dense = layer._query_dense, layer._key_dense, layer._value_dense
+        output_dense = layer._output_dense
+
+    return carried_over(RECIPES["MultiHeadAttention", "Keras", ""], Public)
+
+
+case(
+    "MultiHeadAttention",
+    "Keras",
+    "GroupQueryAttention",
+    lambda: keras.layers.GroupQueryAttention(3, 4, 2),
+    lambda: nn.MultiHeadAttention(4, head_size=3, num_kv_heads=2).init(QUERY, MEMORY),
+    QUERY,
+    MEMORY,
+    call_theirs=lambda layer, query, memory: layer(query, memory, attention_mask=MASK[None]),
+    call_ours=attend,
+    copy=grouped_of_keras,
+)
+case(
+    "RotaryEmbedding",
+    "Equinox",
+    "RotaryPositionalEmbedding",
+    lambda: eqx.nn.RotaryPositionalEmbedding(4),
+    lambda: nn.RotaryEmbedding(),
+    random(2, 5, 3, 4),
+    call_theirs=lambda layer, x: jax.vmap(jax.vmap(layer, 1, 1))(x),
+)
+
+
+def layer_of_torch(layer: Any) -> dict[str, Any]:
+    name = "TransformerDecoderLayer" if hasattr(layer, "multihead_attn") else "TransformerEncoderLayer"
+    values = carried_over(RECIPES[name, "PyTorch", ""], layer)
+    attention = RECIPES["MultiHeadAttention", "PyTorch", ""]
+    values["attention"] = carried_over(attention, layer.self_attn)
+    if hasattr(layer, "multihead_attn"):
+        values["cross_attention"] = carried_over(attention, layer.multihead_attn)
+    return values
+
+
+case(
+    "TransformerEncoderLayer",
+    "PyTorch",
+    "TransformerEncoderLayer",
+    lambda: TorchEncoderLayer(8, 2, 16, batch_first=True),
+    lambda: nn.TransformerEncoderLayer(2, feedforward_size=16),
+    QUERY,
+    copy=layer_of_torch,
+)
+case(
+    "TransformerDecoderLayer",
+    "PyTorch",
+    "TransformerDecoderLayer",
+    lambda: TorchDecoderLayer(8, 2, 16, batch_first=True),
+    lambda: nn.TransformerDecoderLayer(2, feedforward_size=16),
+    QUERY,
+    MEMORY,
+    call_theirs=lambda layer, x, memory: layer(x, memory, np.triu(np.ones([3, 3], bool), 1)),
+    copy=layer_of_torch,
+)
+
+
+def test_queries_that_see_nothing() -> None:
+    x, nothing = QUERY[:, :2], np.zeros([2, 2], bool)
+    ours = nn.MultiHeadAttention(2).init(x)
+    assert (ours(x, mask=jnp.zeros([2, 1, 2, 2], bool)) == 0).all()
+    assert np.isnan(TorchMultiheadAttention(8, 2, batch_first=True)(x, x, x, ~nothing)).all()
+    of_keras, of_flax = keras.layers.MultiHeadAttention(2, 4), nnx.MultiHeadAttention(2, 8, decode=False, rngs=RNGS)
+    of_equinox = eqx.nn.MultiheadAttention(2, 8, key=KEY)
+    for y in (
+        of_keras(x, x, attention_mask=nothing[None]),
+        of_flax(x, mask=nothing[None, None]),
+        jax.vmap(lambda x: of_equinox(x, x, x, nothing))(x),
+    ):
+        assert np.isfinite(y).all() and (np.asarray(y) != 0).any()
+        assert_close(y[:, 0], y[:, 1])  # both see the same: everything
+
+
+def test_order_of_the_inputs_of_keras() -> None:
+    assert list(inspect.signature(keras.layers.MultiHeadAttention.call).parameters)[1:4] == ["query", "value", "key"]
+    assert list(inspect.signature(nn.MultiHeadAttention.call).parameters)[1:4] == ["query", "key", "value"]
+    for peer in (nnx.MultiHeadAttention, eqx.nn.MultiheadAttention):
+        names = list(inspect.signature(peer.__call__).parameters)[1:4]
+        assert [name.removeprefix("inputs_")[0] for name in names] == ["q", "k", "v"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recurrence
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + jnp.exp(-x))
+
+
+class TorchCell:
+    """`weight_ih` of shape `[gates * hidden, input]`, `weight_hh` of shape `[gates * hidden, hidden]`."""
+
+    gates = 1
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True):
+        rows = self.gates * hidden_size
+        self.weight_ih, self.weight_hh = random(rows, input_size), random(rows, hidden_size)
+        self.bias_ih, self.bias_hh = random(rows), random(rows)
+
+    def products(self, x: Any, h: Any) -> tuple[Any, Any]:
+        of_input, of_state = x @ self.weight_ih.T + self.bias_ih, h @ self.weight_hh.T + self.bias_hh
+        return jnp.split(of_input, self.gates, axis=-1), jnp.split(of_state, self.gates, axis=-1)
+
+
+class TorchRNNCell(TorchCell):
+    def __call__(self, x: Any, h: Any) -> Any:
+        (of_input,), (of_state,) = self.products(x, h)
+        return jnp.tanh(of_input + of_state)
+
+
+class TorchLSTMCell(TorchCell):
+    gates = 4
+
+    def __call__(self, x: Any, state: Any) -> Any:
+        h, c = state
+        i, f, g, o = (a + b for a, b in zip(*self.products(x, h), strict=True))
+        c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
+        return sigmoid(o) * jnp.tanh(c), c
+
+
+class TorchGRUCell(TorchCell):
+    gates = 3
+
+    def __call__(self, x: Any, h: Any) -> Any:
+        of_input, of_state = self.products(x, h)
+        r, z = (sigmoid(a + b) for a, b in zip(of_input[:2], of_state[:2], strict=True))
+        n = jnp.tanh(of_input[2] + r * of_state[2])
+        return (1 - z) * n + z * h
+
+
+class TorchRecurrent:
+    """All outputs; the time is the first axis unless told otherwise."""
+
+    cell: Any
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, batch_first: bool = False):
+        self.run, self.units, self.batch_first = self.cell(input_size, hidden_size), hidden_size, batch_first
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            setattr(self, f"{name}_l0", getattr(self.run, name))
+
+    def __call__(self, x: Any) -> Any:
+        x = jnp.swapaxes(x, 0, 1) if self.batch_first else x
+        zeros = jnp.zeros([x.shape[1], self.units])
+        state: Any = (zeros, zeros) if self.cell is TorchLSTMCell else zeros
+        outputs = []
+        for step in x:
+            state = self.run(step, state)
+            outputs.append(state[0] if isinstance(state, tuple) else state)
+        y = jnp.stack(outputs)
+        return jnp.swapaxes(y, 0, 1) if self.batch_first else y
+
+
+class TorchRNN(TorchRecurrent):
+    cell = TorchRNNCell
+
+
+class TorchLSTM(TorchRecurrent):
+    cell = TorchLSTMCell
+
+
+class TorchGRU(TorchRecurrent):
+    cell = TorchGRUCell
+
+
+TORCH |= {"RNNCell": TorchRNNCell, "LSTMCell": TorchLSTMCell, "GRUCell": TorchGRUCell}
+TORCH |= {"RNN": TorchRNN, "LSTM": TorchLSTM, "GRU": TorchGRU}
+
+STATE, MEMORY_CELL = random(4, 5), random(4, 5)
+CELLS: dict[tuple[str, str, str], Callable[[], Any]] = {
+    ("SimpleRNNCell", "Keras", "SimpleRNNCell"): lambda: keras.layers.SimpleRNNCell(5),
+    ("LSTMCell", "Keras", "LSTMCell"): lambda: keras.layers.LSTMCell(5),
+    ("GRUCell", "Keras", "GRUCell"): lambda: keras.layers.GRUCell(5),
+    ("SimpleRNNCell", "Flax NNX", "SimpleCell"): lambda: nnx.SimpleCell(3, 5, rngs=RNGS),
+    ("LSTMCell", "Flax NNX", "LSTMCell"): lambda: nnx.LSTMCell(3, 5, rngs=RNGS),
+    ("LSTMCell", "Flax NNX", "OptimizedLSTMCell"): lambda: nnx.OptimizedLSTMCell(3, 5, rngs=RNGS),
+    ("GRUCell", "Flax NNX", "GRUCell"): lambda: nnx.GRUCell(3, 5, rngs=RNGS),
+    ("LSTMCell", "Equinox", "LSTMCell"): lambda: eqx.nn.LSTMCell(3, 5, key=KEY),
+    ("GRUCell", "Equinox", "GRUCell"): lambda: eqx.nn.GRUCell(3, 5, key=KEY),
+    ("SimpleRNNCell", "PyTorch", "RNNCell"): lambda: TorchRNNCell(3, 5),
+    ("LSTMCell", "PyTorch", "LSTMCell"): lambda: TorchLSTMCell(3, 5),
+    ("GRUCell", "PyTorch", "GRUCell"): lambda: TorchGRUCell(3, 5),
+}
+
+
+def step_of(library: str, cell: Any, x: Any, *state: Any) -> Any:
+    """The next state as `(h, c)` or `(h,)`, whatever the order in the library."""
+    if library == "Elegy":
+        (new, _) = cell(state if len(state) > 1 else state[0], x)
+    elif library == "Keras":
+        (_, new) = cell(x, list(state))
+    elif library == "Flax NNX":
+        (new, _) = cell(state[::-1] if len(state) > 1 else state[0], x)
+        new = new[::-1] if len(state) > 1 else new
+    else:
+        run = jax.vmap(cell) if library == "Equinox" else cell
+        new = run(x, state if len(state) > 1 else state[0])
+    return tuple(new) if isinstance(new, (tuple, list)) else (new,)
+
+
+for name, library, peer in CELLS:
+    case(
+        name,
+        library,
+        peer,
+        CELLS[name, library, peer],
+        lambda name=name: getattr(nn, name)(5),
+        X,
+        *([STATE, MEMORY_CELL] if name == "LSTMCell" else [STATE]),
+        call_theirs=functools.partial(step_of, library),
+        call_ours=functools.partial(step_of, "Elegy"),
+    )
+
+KERAS_RNN: dict[str, Any] = {"return_sequences": True}
+for name, torch_layer in (("SimpleRNN", TorchRNN), ("LSTM", TorchLSTM), ("GRU", TorchGRU)):
+    case(
+        name,
+        "Keras",
+        name,
+        lambda name=name: getattr(keras.layers, name)(3, return_sequences=True),
+        lambda name=name: getattr(nn, name)(3),
+        SEQUENCES,
+    )
+    case(
+        name,
+        "PyTorch",
+        torch_layer.__name__.removeprefix("Torch"),
+        lambda torch_layer=torch_layer: torch_layer(4, 3, batch_first=True),
+        lambda name=name: getattr(nn, name)(3),
+        SEQUENCES,
+    )
+
+
+def run_copy(layer: Any, x: Any) -> Any:
+    """Inside of a transformed function, where a layer of Flax that draws keys must have been made."""
+    return nnx.merge(*nnx.split(layer), copy=True)(x)
+
+
+def of_cells(cell: str, library: str, /, **parts: str) -> Callable[[Any], dict[str, Any]]:
+    """The weights of a cell at some places of ours, each from a place of theirs."""
+
+    def copy(layer: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for ours, theirs in parts.items():
+            cells = carried_over(RECIPES[cell, library, ""], functools.reduce(getattr, theirs.split("."), layer))
+            values |= {ours: cells} if ours == "cell" else {ours: {"cell": cells}}
+        return values
+
+    return copy
+
+
+case(
+    "RNN",
+    "Keras",
+    "RNN",
+    lambda: keras.layers.RNN(keras.layers.GRUCell(3), return_sequences=True),
+    lambda: nn.RNN(nn.GRUCell(3)),
+    SEQUENCES,
+    copy=of_cells("GRUCell", "Keras", cell="cell"),
+)
+case(
+    "RNN",
+    "Flax NNX",
+    "RNN",
+    lambda: nnx.RNN(nnx.GRUCell(4, 3, rngs=RNGS), reverse=True, keep_order=True),
+    lambda: nn.RNN(nn.GRUCell(3), reverse=True),
+    SEQUENCES,
+    call_theirs=run_copy,
+    copy=of_cells("GRUCell", "Flax NNX", cell="cell"),
+)
+case(
+    "Bidirectional",
+    "Keras",
+    "Bidirectional",
+    lambda: keras.layers.Bidirectional(keras.layers.GRU(3, return_sequences=True)),
+    lambda: nn.Bidirectional(nn.GRU(3)),
+    SEQUENCES,
+    copy=of_cells("GRUCell", "Keras", forward="forward_layer.cell", backward="backward_layer.cell"),
+)
+case(
+    "Bidirectional",
+    "Flax NNX",
+    "Bidirectional",
+    lambda: nnx.Bidirectional(*(nnx.RNN(nnx.GRUCell(4, 3, rngs=RNGS)) for _ in range(2))),
+    lambda: nn.Bidirectional(nn.GRU(3)),
+    SEQUENCES,
+    call_theirs=run_copy,
+    copy=of_cells("GRUCell", "Flax NNX", forward="forward_rnn.cell", backward="backward_rnn.cell"),
+)
+for n in (1, 2, 3):
+    case(
+        "RNN(ConvLSTMCell(...))",
+        "Keras",
+        f"ConvLSTM{n}D",
+        lambda n=n: getattr(keras.layers, f"ConvLSTM{n}D")(2, 2, return_sequences=True),
+        lambda n=n: nn.RNN(nn.ConvLSTMCell(2, 2, num_spatial_dims=n, padding="VALID")),
+        random(1, 2, *(4, 3, 3)[:n], 2),
+    )
+
+
+def test_the_bias_of_the_forget_gate() -> None:
+    forget = slice(5, 10)
+    ours = nn.LSTMCell(5)
+    ours(ours.initial_state([4]), X)
+    of_keras = keras.layers.LSTMCell(5)
+    of_keras.build((4, 3))
+    for b in (ours.b, of_keras.bias.value):
+        assert (b[forget] == 1).all() and b.sum() == 5
+    assert (nnx.LSTMCell(3, 5, rngs=RNGS).hf.bias[...] == 0).all()
+    assert (nnx.OptimizedLSTMCell(3, 5, rngs=RNGS).dense_h.bias[...] == 0).all()
+    of_equinox = eqx.nn.LSTMCell(3, 5, key=KEY).bias
+    assert (of_equinox != 0).all() and np.abs(of_equinox).max() <= 1 / 5**0.5
+
+
+def test_biases_inside_of_the_reset_gate() -> None:
+    assert nnx.GRUCell(3, 5, rngs=RNGS).dense_h.bias is None
+    of_keras = keras.layers.GRUCell(5)
+    of_keras.build((4, 3))
+    assert of_keras.bias.shape == (2, 15)
+
+
+def test_backwards() -> None:
+    """With `reverse=True` the outputs stay in the order of the inputs, unlike with those of others."""
+    theirs = randomise("Keras", keras_layer := keras.layers.LSTM(3, return_sequences=True, go_backwards=True))
+    theirs(SEQUENCES)
+    ours = nn.LSTM(3, reverse=True).init(SEQUENCES)
+    ours.set_parameters(carried_over(RECIPES["LSTM", "Keras", ""], keras_layer))
+    assert_close(ours(SEQUENCES)[:, ::-1], theirs(SEQUENCES))
+    of_flax = nnx.RNN(nnx.GRUCell(4, 3, rngs=RNGS), reverse=True)
+    ours = nn.RNN(nn.GRUCell(3), reverse=True).init(SEQUENCES)
+    ours.set_parameters(of_cells("GRUCell", "Flax NNX", cell="cell")(of_flax))
+    assert_close(ours(SEQUENCES)[:, ::-1], of_flax(SEQUENCES))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dropout
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class TorchDropout:
+    def __init__(self, p: float = 0.5, inplace: bool = False):
+        self.p = p
+
+
+TORCH |= {name: TorchDropout for name in ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout")}
+
+
+def assert_dropped(y: Any, x: Any, rate: float, shared: tuple[int, ...] = ()) -> None:
+    """What is not zero is divided by `1 - rate`, and the mask is the same along some axes."""
+    y, dropped = np.asarray(y), np.asarray(y) == 0
+    np.testing.assert_allclose(y[~dropped], x[~dropped] / (1 - rate), rtol=1e-5)
+    assert abs(dropped.mean() - rate) < 0.1
+    assert (dropped == dropped.any(shared, keepdims=True)).all()
+
+
+@check("Dropout", "Keras", "Dropout")
+@check("Dropout", "Flax NNX", "Dropout")
+@check("Dropout", "Equinox", "Dropout")
+@check("Dropout", "PyTorch", "Dropout")
+def check_dropout(key: Key) -> None:
+    x = random(40, 50)
+    assert_dropped(nn.Dropout(0.3)(x), x, 0.3)
+    assert (nn.Dropout(0.3)(x, training=False) == x).all()
+    if key.library == "Keras":
+        assert_dropped(keras.layers.Dropout(0.3)(x, training=True), x, 0.3)
+        assert (keras.layers.Dropout(0.3)(x) == x).all()
+    elif key.library == "Flax NNX":
+        assert_dropped(nnx.Dropout(0.3, rngs=RNGS)(x), x, 0.3)
+    elif key.library == "Equinox":
+        assert_dropped(eqx.nn.Dropout(0.3)(jnp.asarray(x), key=KEY), x, 0.3)
+        with pytest.raises(RuntimeError, match="key"):
+            eqx.nn.Dropout(0.3)(jnp.asarray(x))
+
+
+for n in (1, 2, 3):
+
+    @check("Dropout(shared_axes=...)", "Keras", f"SpatialDropout{n}D")
+    @check("Dropout(shared_axes=...)", "PyTorch", f"Dropout{n}d")
+    def check_spatial_dropout(key: Key, n: int = n) -> None:
+        x, axes = positive(40, *(2, 2, 2)[:n], 20), tuple(range(1, n + 1))
+        assert_dropped(nn.Dropout(0.3, shared_axes=axes)(x), x, 0.3, axes)
+        if key.library == "Keras":
+            assert_dropped(getattr(keras.layers, key.name)(0.3)(x, training=True), x, 0.3, axes)
+
+
+@check("AlphaDropout", "Keras", "AlphaDropout")
+@check("AlphaDropout", "PyTorch", "AlphaDropout")
+def check_alpha_dropout(key: Key) -> None:
+    """What is dropped becomes one value, and what is kept `a * x + b`, so that the moments stay."""
+    x, rate = random(40, 50), 0.3
+    low = -1.0507009873554805 * 1.6732632423543772
+    a = ((1 - rate) * (1 + rate * low**2)) ** -0.5
+    b = -a * low * rate
+    runs = [nn.AlphaDropout(rate)(x)]
+    if key.library == "Keras":
+        runs.append(keras.layers.AlphaDropout(rate)(x, training=True))
+    for y in map(np.asarray, runs):
+        dropped = np.isclose(y, a * low + b, rtol=1e-5)
+        np.testing.assert_allclose(y[~dropped], a * x[~dropped] + b, rtol=1e-4, atol=1e-5)
+        assert abs(dropped.mean() - rate) < 0.1
+
+
+@check("DropPath", "Flax NNX", "Dropout")
+def check_drop_path(key: Key) -> None:
+    x = random(40, 3, 2)
+    theirs = nnx.Dropout(0.3, broadcast_dims=(1, 2), rngs=RNGS)(x)
+    for y in (nn.DropPath(0.3)(x), theirs):
+        dropped = np.asarray(y == 0)
+        assert (dropped == dropped.any((1, 2), keepdims=True)).all() and 0 < dropped.mean() < 1
+        np.testing.assert_allclose(np.asarray(y)[~dropped], x[~dropped] / 0.7, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The tests of every row
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -1045,6 +1775,18 @@ SYNONYMS = {
     "decay_rate": ["momentum"],
     "padding": ["padding"],
     "stride": ["stride", "strides"],
+    "strides": ["stride", "strides"],
+    "count_include_padding": ["count_include_pad"],
+    "antialias": ["antialias"],
+    "method": ["mode", "interpolation"],
+    "dropout_rate": ["dropout", "dropout_p", "dropout_rate"],
+    "base": ["theta"],
+    "norm_first": ["norm_first"],
+    "return_sequences": ["return_sequences"],
+    "return_state": ["return_state", "return_carry"],
+    "reverse": ["reverse", "go_backwards"],
+    "merge": ["merge_mode"],
+    "channel_multiplier": ["depth_multiplier"],
     "rate": ["rate", "p", "dilation", "dilation_rate"],
     "groups": ["groups", "num_groups"],
     "with_bias": ["use_bias", "bias"],
@@ -1097,6 +1839,7 @@ def test_defaults(row: Row) -> None:
         for argument, synonyms in SYNONYMS.items():
             for synonym in set(synonyms) & set(theirs) if argument in own else ():
                 default = NONE_IS.get((key.library, synonym)) if theirs[synonym] is None else theirs[synonym]
+                default = "valid" if (synonym, default) == ("padding", 0) else default
                 if simple(default) != simple(own[argument]):
                     assert (key.library, synonym) in told, f"{key}: {synonym}={theirs[synonym]} is not told"
 
