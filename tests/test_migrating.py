@@ -247,11 +247,15 @@ class Case(NamedTuple):
             return jax.vmap(layer) if key.library == "Equinox" else layer
 
         theirs = self.theirs()
-        run(theirs)(*self.inputs)  # Keras makes its weights now
+        if key.library == "Keras":  # it makes its weights now
+            theirs.build(self.inputs[0].shape) if self.call_theirs is None else run(theirs)(*self.inputs)
         theirs = randomise(key.library, theirs)
-        ours = self.ours().init(*self.inputs) if self.call_ours is None else self.ours()
+        ours = self.ours()
         call = self.call_ours or (lambda layer, *inputs: layer.apply(*inputs, training=False)[0])
-        call(ours, *self.inputs)
+        if self.call_ours is None:
+            ours.init(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.inputs))
+        elif not ours.initialized:
+            call(ours, *self.inputs)
         specific = (key.elegy, key.library, key.name)
         recipe = RECIPES.get(specific, RECIPES.get((*specific[:2], ""), []))
         values = self.copy(theirs) if self.copy else carried_over(recipe, theirs)
@@ -1767,8 +1771,8 @@ def loss_case(
     def check_loss(key: Key) -> None:
         ours = getattr(elegy.losses, name)(**own)
         pred = jnp.asarray(y_pred)
-        found = jax.value_and_grad(lambda pred: jnp.mean(ours(y_true, pred)))(pred)
-        assert_close(found, jax.value_and_grad(lambda pred: jnp.mean(jnp.asarray(theirs(pred))))(pred))
+        found = jax.jit(jax.value_and_grad(lambda pred: jnp.mean(ours(y_true, pred))))(pred)
+        assert_close(found, jax.jit(jax.value_and_grad(lambda pred: jnp.mean(jnp.asarray(theirs(pred)))))(pred))
 
     CHECKS[Key(f"{name}, loss", library, peer)] = check_loss
 
