@@ -27,6 +27,7 @@ from elegy import nn
 
 pytestmark = [
     pytest.mark.usefixtures("default_promotion"),
+    pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning"),  # by metrics of Keras
     pytest.mark.filterwarnings("ignore:.*unspecified it defaults to 'ema'.*"),
 ]
 
@@ -113,7 +114,8 @@ def thing(family: str, library: str, name: str) -> Any:
 def keys_of(row: Row) -> Iterator[Key]:
     for library, names in row.names.items():
         for name in names:
-            yield Key(row.elegy, library, name)
+            kind = {"Losses": ", loss", "Metrics": ", metric"}.get(row.family, "")
+            yield Key(row.elegy + kind, library, name)
 
 
 def blocks() -> dict[str, Any]:
@@ -245,11 +247,15 @@ class Case(NamedTuple):
             return jax.vmap(layer) if key.library == "Equinox" else layer
 
         theirs = self.theirs()
-        run(theirs)(*self.inputs)  # Keras makes its weights now
+        if key.library == "Keras":  # it makes its weights now
+            theirs.build(self.inputs[0].shape) if self.call_theirs is None else run(theirs)(*self.inputs)
         theirs = randomise(key.library, theirs)
-        ours = self.ours().init(*self.inputs) if self.call_ours is None else self.ours()
+        ours = self.ours()
         call = self.call_ours or (lambda layer, *inputs: layer.apply(*inputs, training=False)[0])
-        call(ours, *self.inputs)
+        if self.call_ours is None:
+            ours.init(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.inputs))
+        elif not ours.initialized:
+            call(ours, *self.inputs)
         specific = (key.elegy, key.library, key.name)
         recipe = RECIPES.get(specific, RECIPES.get((*specific[:2], ""), []))
         values = self.copy(theirs) if self.copy else carried_over(recipe, theirs)
@@ -1753,6 +1759,647 @@ def check_drop_path(key: Key) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Losses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def loss_case(
+    name: str, library: str, peer: str, theirs: Callable[[Any], Any], y_true: Any, y_pred: Any, **own: Any
+) -> None:
+    """`theirs` is a function of the predictions, and what it gives is the loss, or has it as its mean."""
+
+    def check_loss(key: Key) -> None:
+        ours = getattr(elegy.losses, name)(**own)
+        pred = jnp.asarray(y_pred)
+        found = jax.jit(jax.value_and_grad(lambda pred: jnp.mean(ours(y_true, pred))))(pred)
+        assert_close(found, jax.jit(jax.value_and_grad(lambda pred: jnp.mean(jnp.asarray(theirs(pred)))))(pred))
+
+    CHECKS[Key(f"{name}, loss", library, peer)] = check_loss
+
+
+def mean(x: Any, reduction: str = "mean") -> Any:
+    return jnp.mean(x) if reduction == "mean" else jnp.sum(x)
+
+
+class TorchLoss:
+    """Called as `loss(input, target)`."""
+
+    def __init__(self, reduction: str = "mean"):
+        self.reduction = reduction
+
+
+class TorchBCELoss(TorchLoss):
+    def __call__(self, x: Any, y: Any) -> Any:
+        return mean(-(y * jnp.maximum(jnp.log(x), -100) + (1 - y) * jnp.maximum(jnp.log(1 - x), -100)))
+
+
+class TorchBCEWithLogitsLoss(TorchLoss):
+    def __call__(self, x: Any, y: Any) -> Any:
+        return mean(-(y * jnp.log(sigmoid(x)) + (1 - y) * jnp.log(1 - sigmoid(x))))
+
+
+class TorchNLLLoss(TorchLoss):
+    """The classes are on axis 1."""
+
+    def __init__(self, ignore_index: int = -100, reduction: str = "mean"):
+        super().__init__(reduction)
+        self.ignore_index = ignore_index
+
+    def __call__(self, x: Any, labels: Any) -> Any:
+        counts = labels != self.ignore_index
+        picked = jnp.take_along_axis(x, jnp.where(counts, labels, 0)[:, None], axis=1)[:, 0]
+        return -jnp.sum(jnp.where(counts, picked, 0)) / counts.sum()
+
+
+class TorchCrossEntropyLoss(TorchLoss):
+    def __init__(self, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0):
+        super().__init__(reduction)
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        logs = jnp.log(jnp.moveaxis(softmax(jnp.moveaxis(x, 1, -1)), -1, 1))
+        if jnp.issubdtype(y.dtype, jnp.integer):
+            return TorchNLLLoss(self.ignore_index)(logs, y)
+        y = (1 - self.label_smoothing) * y + self.label_smoothing / x.shape[1]
+        return mean(-jnp.sum(y * logs, axis=1))
+
+
+class TorchMSELoss(TorchLoss):
+    def __call__(self, x: Any, y: Any) -> Any:
+        return mean((x - y) ** 2)
+
+
+class TorchL1Loss(TorchLoss):
+    def __call__(self, x: Any, y: Any) -> Any:
+        return mean(jnp.abs(x - y))
+
+
+class TorchHuberLoss:
+    def __init__(self, reduction: str = "mean", delta: float = 1.0):
+        self.delta = delta
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        distance = jnp.abs(x - y)
+        return mean(jnp.where(distance < self.delta, distance**2 / 2, self.delta * (distance - self.delta / 2)))
+
+
+class TorchSmoothL1Loss:
+    def __init__(self, reduction: str = "mean", beta: float = 1.0):
+        self.beta = beta
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        distance = jnp.abs(x - y)
+        return mean(jnp.where(distance < self.beta, distance**2 / (2 * self.beta), distance - self.beta / 2))
+
+
+class TorchKLDivLoss(TorchLoss):
+    def __call__(self, x: Any, y: Any) -> Any:
+        values = y * (jnp.log(y) - x)
+        return jnp.sum(values) / len(values) if self.reduction == "batchmean" else jnp.mean(values)
+
+
+class TorchPoissonNLLLoss:
+    def __init__(self, log_input: bool = True, full: bool = False, eps: float = 1e-8, reduction: str = "mean"):
+        self.log_input, self.epsilon = log_input, eps
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        return mean(jnp.exp(x) - y * x if self.log_input else x - y * jnp.log(x + self.epsilon))
+
+
+class TorchCTCLoss:
+    """Of logarithms of probabilities `[time, batch, classes]`: minus that of the sum over all ways to write labels."""
+
+    def __init__(self, blank: int = 0, reduction: str = "mean", zero_infinity: bool = False):
+        self.blank = blank
+
+    def value(self, logs: Any, labels: list[int]) -> Any:
+        total = 0
+        for path in np.ndindex(*[logs.shape[1]] * len(logs)):
+            merged = [label for i, label in enumerate(path) if i == 0 or label != path[i - 1]]
+            if [label for label in merged if label != self.blank] == labels:
+                total = total + jnp.exp(sum(logs[t, label] for t, label in enumerate(path)))
+        return -jnp.log(total)
+
+    def __call__(self, logs: Any, targets: list[list[int]]) -> Any:
+        return mean(jnp.stack([self.value(logs[:, i], labels) / len(labels) for i, labels in enumerate(targets)]))
+
+
+class TorchTripletMarginLoss:
+    def __init__(self, margin: float = 1.0, p: float = 2.0, eps: float = 1e-6, reduction: str = "mean"):
+        self.margin, self.epsilon = margin, eps
+
+    def distance(self, x: Any, y: Any) -> Any:
+        return jnp.sqrt(jnp.sum((x - y + self.epsilon) ** 2, axis=-1))
+
+    def __call__(self, anchor: Any, positive: Any, negative: Any) -> Any:
+        return mean(jnp.maximum(0, self.margin + self.distance(anchor, positive) - self.distance(anchor, negative)))
+
+
+TORCH |= {
+    cls.__name__.removeprefix("Torch"): cls
+    for cls in (
+        TorchBCELoss,
+        TorchBCEWithLogitsLoss,
+        TorchNLLLoss,
+        TorchCrossEntropyLoss,
+        TorchMSELoss,
+        TorchL1Loss,
+        TorchHuberLoss,
+        TorchSmoothL1Loss,
+        TorchKLDivLoss,
+        TorchPoissonNLLLoss,
+        TorchCTCLoss,
+        TorchTripletMarginLoss,
+    )
+}
+
+NUMBERS, OTHERS = random(6, 5), random(6, 5)
+CHANCES, BINARY = sigmoid(random(6, 5)), (random(6, 5) > 0).astype(np.float32)
+PROBABILITIES, TARGETS = np.asarray(softmax(random(6, 5))), np.asarray(softmax(random(6, 5)))
+LABELS = GENERATOR.integers(0, 5, 6)
+ONE_HOT = np.eye(5, dtype=np.float32)[LABELS]
+COUNTS, RATES = GENERATOR.poisson(2.0, (6, 5)).astype(np.float32), positive(6, 5)
+LOGITS_IN = {"from_logits": True}
+SMOOTHED = {"label_smoothing": 0.2}
+SEQUENCE_LABELS, STEPS = np.array([[1, 2], [2, 0]]), random(2, 4, 3)
+
+
+def of_keras(name: str, y_true: Any, y_pred: Any, own: dict[str, Any] | None = None, **options: Any) -> None:
+    loss_case(
+        name,
+        "Keras",
+        name,
+        lambda pred: getattr(keras.losses, name)(**options)(y_true, pred),
+        y_true,
+        y_pred,
+        **(options if own is None else own),
+    )
+
+
+of_keras("BinaryCrossentropy", BINARY, CHANCES, label_smoothing=0.2)
+of_keras("CategoricalCrossentropy", ONE_HOT, NUMBERS, from_logits=True, label_smoothing=0.2)
+of_keras("SparseCategoricalCrossentropy", LABELS, NUMBERS, from_logits=True, ignore_class=2)
+of_keras(
+    "BinaryFocalCrossentropy",
+    BINARY,
+    CHANCES,
+    {"alpha": 0.3, "gamma": 3},
+    alpha=0.3,
+    gamma=3,
+    apply_class_balancing=True,
+)
+of_keras("CategoricalFocalCrossentropy", ONE_HOT, PROBABILITIES, gamma=3, alpha=0.3)
+for name in ("MeanSquaredError", "MeanAbsoluteError", "MeanAbsolutePercentageError", "CosineSimilarity", "LogCosh"):
+    of_keras(name, NUMBERS, OTHERS)
+of_keras("MeanSquaredLogarithmicError", RATES, positive(6, 5))
+of_keras("Huber", NUMBERS, OTHERS, delta=0.3)
+for name in ("Hinge", "SquaredHinge"):
+    of_keras(name, BINARY, OTHERS)
+of_keras("CategoricalHinge", ONE_HOT, OTHERS)
+of_keras("KLDivergence", TARGETS, PROBABILITIES)
+of_keras("Poisson", COUNTS, RATES)
+of_keras("Dice", BINARY, CHANCES)
+of_keras("Tversky", BINARY, CHANCES, {"alpha": 0.3, "beta": 0.8}, alpha=0.8, beta=0.3)
+of_keras("CTC", SEQUENCE_LABELS, STEPS)
+
+
+def of_optax(name: str, peer: str, y_true: Any, y_pred: Any, own: dict[str, Any] | None = None, **options: Any) -> None:
+    function = getattr(optax.losses, peer)
+    loss_case(
+        name,
+        "Optax",
+        peer,
+        lambda pred: function(pred, jnp.asarray(y_true), **options),
+        y_true,
+        y_pred,
+        **(options if own is None else own),
+    )
+
+
+of_optax("BinaryCrossentropy", "sigmoid_binary_cross_entropy", BINARY, NUMBERS, LOGITS_IN)
+of_optax("CategoricalCrossentropy", "softmax_cross_entropy", TARGETS, NUMBERS, LOGITS_IN)
+of_optax("SparseCategoricalCrossentropy", "softmax_cross_entropy_with_integer_labels", LABELS, NUMBERS, LOGITS_IN)
+of_optax("BinaryFocalCrossentropy", "sigmoid_focal_loss", BINARY, NUMBERS, LOGITS_IN | {"alpha": 0.3}, alpha=0.3)
+of_optax("MeanSquaredError", "squared_error", NUMBERS, OTHERS)
+of_optax("Huber", "huber_loss", NUMBERS, OTHERS, delta=0.3)
+of_optax("LogCosh", "log_cosh", NUMBERS, OTHERS)
+of_optax("Hinge", "hinge_loss", 2 * BINARY - 1, OTHERS)
+of_optax("NTXent", "ntxent", np.array([0, 1, 2, 0, 1, 2]), NUMBERS)
+for name, peer, theirs, y_true, y_pred in (
+    ("MeanSquaredError", "l2_loss", lambda pred: 2 * optax.losses.l2_loss(pred, NUMBERS), NUMBERS, OTHERS),
+    (
+        "CosineSimilarity",
+        "cosine_similarity",
+        lambda pred: -optax.losses.cosine_similarity(pred, NUMBERS),
+        NUMBERS,
+        OTHERS,
+    ),
+    (
+        "KLDivergence",
+        "kl_divergence",
+        lambda pred: optax.losses.kl_divergence(jnp.log(pred), TARGETS),
+        TARGETS,
+        PROBABILITIES,
+    ),
+    (
+        "CTC",
+        "ctc_loss",
+        lambda pred: optax.losses.ctc_loss(pred, np.zeros([2, 4]), SEQUENCE_LABELS, SEQUENCE_LABELS == 0),
+        SEQUENCE_LABELS,
+        STEPS,
+    ),
+):
+    loss_case(name, "Optax", peer, theirs, y_true, y_pred)
+
+loss_case("BinaryCrossentropy", "PyTorch", "BCELoss", lambda pred: TorchBCELoss()(pred, BINARY), BINARY, CHANCES)
+loss_case(
+    "BinaryCrossentropy",
+    "PyTorch",
+    "BCEWithLogitsLoss",
+    lambda pred: TorchBCEWithLogitsLoss()(pred, BINARY),
+    BINARY,
+    NUMBERS,
+    **LOGITS_IN,
+)
+PIXELS = random(2, 5, 3)  # classes on axis 1
+loss_case(
+    "CategoricalCrossentropy",
+    "PyTorch",
+    "CrossEntropyLoss",
+    lambda pred: TorchCrossEntropyLoss(label_smoothing=0.2)(pred, np.moveaxis(ONE_HOT.reshape(2, 3, 5), -1, 1)),
+    np.moveaxis(ONE_HOT.reshape(2, 3, 5), -1, 1),
+    PIXELS,
+    axis=1,
+    **LOGITS_IN,
+    **SMOOTHED,
+)
+loss_case(
+    "SparseCategoricalCrossentropy",
+    "PyTorch",
+    "CrossEntropyLoss",
+    lambda pred: TorchCrossEntropyLoss()(pred, LABELS),
+    LABELS,
+    NUMBERS,
+    **LOGITS_IN,
+)
+loss_case(
+    "SparseCategoricalCrossentropy",
+    "PyTorch",
+    "NLLLoss",
+    lambda pred: TorchNLLLoss()(pred - jax.nn.logsumexp(pred, axis=1, keepdims=True), LABELS),
+    LABELS,
+    np.log(PROBABILITIES),
+    **LOGITS_IN,
+)
+loss_case("MeanSquaredError", "PyTorch", "MSELoss", lambda pred: TorchMSELoss()(pred, NUMBERS), NUMBERS, OTHERS)
+loss_case("MeanAbsoluteError", "PyTorch", "L1Loss", lambda pred: TorchL1Loss()(pred, NUMBERS), NUMBERS, OTHERS)
+loss_case(
+    "Huber", "PyTorch", "HuberLoss", lambda pred: TorchHuberLoss(delta=0.3)(pred, NUMBERS), NUMBERS, OTHERS, delta=0.3
+)
+loss_case(
+    "Huber",
+    "PyTorch",
+    "SmoothL1Loss",
+    lambda pred: 0.3 * TorchSmoothL1Loss(beta=0.3)(pred, NUMBERS),
+    NUMBERS,
+    OTHERS,
+    delta=0.3,
+)
+loss_case(
+    "KLDivergence",
+    "PyTorch",
+    "KLDivLoss",
+    lambda pred: TorchKLDivLoss("batchmean")(jnp.log(pred), TARGETS),
+    TARGETS,
+    PROBABILITIES,
+)
+loss_case(
+    "Poisson",
+    "PyTorch",
+    "PoissonNLLLoss",
+    lambda pred: TorchPoissonNLLLoss()(jnp.log(pred), COUNTS),
+    COUNTS,
+    RATES,
+)
+loss_case(
+    "CTC",
+    "PyTorch",
+    "CTCLoss",
+    lambda pred: jnp.stack(
+        [TorchCTCLoss().value(jax.nn.log_softmax(pred[i]), ls) for i, ls in enumerate([[1, 2], [2]])]
+    ),
+    SEQUENCE_LABELS,
+    STEPS,
+)
+
+
+@check("Triplet, loss", "Optax", "triplet_margin_loss")
+@check("Triplet, loss", "PyTorch", "TripletMarginLoss")
+def check_triplet(key: Key) -> None:
+    embeddings = tuple(random(6, 5) for _ in range(3))
+    theirs = optax.losses.triplet_margin_loss if key.library == "Optax" else TorchTripletMarginLoss(margin=0.5)
+    options = {"margin": 0.5} if key.library == "Optax" else {}
+    expected = jax.value_and_grad(lambda *e: jnp.mean(theirs(*e, **options)), argnums=(0, 1, 2))(*embeddings)
+    found = jax.value_and_grad(lambda *e: elegy.losses.Triplet(margin=0.5)(y_pred=e), argnums=(0, 1, 2))(*embeddings)
+    assert_close(found, expected)
+
+
+def test_ignored_labels_and_the_mean() -> None:
+    labels, options = np.where(np.arange(6) < 2, 2, 1), {"from_logits": True, "ignore_class": 2}
+    found = elegy.losses.SparseCategoricalCrossentropy(**options)(labels, NUMBERS)
+    assert_close(found, TorchCrossEntropyLoss(ignore_index=2)(NUMBERS, labels))
+    assert_close(found, jnp.asarray(keras.losses.SparseCategoricalCrossentropy(**options)(labels, NUMBERS)))
+
+
+def test_means_of_pytorch_that_are_others() -> None:
+    logs = jnp.log(PROBABILITIES)
+    assert_close(TorchKLDivLoss()(logs, TARGETS) * 5, elegy.losses.KLDivergence()(TARGETS, PROBABILITIES))
+    logs = jnp.moveaxis(jax.nn.log_softmax(STEPS), 1, 0)
+    values = elegy.losses.ctc(SEQUENCE_LABELS, STEPS)
+    assert_close(TorchCTCLoss()(logs, [[1, 2], [2]]), (values[0] / 2 + values[1]) / 2)
+
+
+def test_what_keras_does_with_alpha() -> None:
+    ours, theirs = elegy.losses.BinaryFocalCrossentropy, keras.losses.BinaryFocalCrossentropy
+    assert_close(ours()(BINARY, CHANCES), jnp.asarray(theirs()(BINARY, CHANCES)))
+    assert_close(jnp.asarray(theirs(alpha=0.9)(BINARY, CHANCES)), jnp.asarray(theirs()(BINARY, CHANCES)))
+
+
+def test_labels_of_hinge() -> None:
+    ours, theirs = elegy.losses.Hinge(), keras.losses.Hinge()
+    assert_close(ours(BINARY, OTHERS), ours(2 * BINARY - 1, OTHERS))
+    assert_close(jnp.asarray(theirs(BINARY, OTHERS)), ours(BINARY, OTHERS))
+    assert abs(optax.losses.hinge_loss(OTHERS, BINARY).mean() - ours(BINARY, OTHERS)) > 0.01
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def metric_case(
+    name: str,
+    y_true: Any,
+    y_pred: Any,
+    own: dict[str, Any] | None = None,
+    peer: str | None = None,
+    theirs_true: Any = None,
+    rtol: float = 1e-5,
+    **options: Any,
+) -> None:
+    """Both are updated by two batches."""
+
+    def check_metric(key: Key) -> None:
+        ours = getattr(elegy.metrics, name)(**(options if own is None else own))
+        theirs = getattr(keras.metrics, key.name)(**options)
+        found: Any = None
+        for part in (slice(0, 4), slice(4, None)):
+            found = ours(y_true[part], y_pred[part]) if y_true is not None else ours(y_pred[part])
+            targets = y_true if theirs_true is None else theirs_true
+            theirs.update_state(*([] if targets is None else [targets[part]]), y_pred[part])
+        found = found[1] if name == "IoU" else found
+        np.testing.assert_allclose(found, np.asarray(theirs.result()), rtol=rtol)
+
+    CHECKS[Key(f"{name}, metric", "Keras", peer or name)] = check_metric
+
+
+for name in ("Mean", "Sum"):
+    metric_case(name, None, NUMBERS)
+GUESSES = np.array([0, 1, 2, 1, 1, 0])
+TRUTH = np.array([0, 1, 2, 2, 1, 1])
+metric_case("Accuracy", TRUTH, GUESSES)
+metric_case("BinaryAccuracy", BINARY, np.where(BINARY == 1, CHANCES, 0.3), threshold=0.3)
+metric_case("CategoricalAccuracy", ONE_HOT, NUMBERS)
+metric_case("SparseCategoricalAccuracy", LABELS, NUMBERS)
+metric_case("TopKCategoricalAccuracy", ONE_HOT, NUMBERS, k=2)
+metric_case("SparseTopKCategoricalAccuracy", LABELS, NUMBERS, k=2)
+metric_case("BinaryCrossentropy", BINARY, NUMBERS, from_logits=True)
+metric_case("CategoricalCrossentropy", ONE_HOT, NUMBERS, from_logits=True)
+metric_case("SparseCategoricalCrossentropy", LABELS, NUMBERS, from_logits=True)
+for name in ("MeanSquaredError", "RootMeanSquaredError", "MeanAbsoluteError", "CosineSimilarity"):
+    metric_case(name, NUMBERS, OTHERS)
+metric_case("MeanAbsolutePercentageError", NUMBERS, OTHERS)
+for name in ("Precision", "Recall"):
+    metric_case(name, BINARY, np.asarray(CHANCES), {"threshold": 0.4}, thresholds=0.4)
+SCORES3, TRUTH3 = random(6, 3), np.eye(3, dtype=np.float32)[TRUTH]
+metric_case(
+    "F1", TRUTH, SCORES3, {"average": "macro", "num_classes": 3}, "F1Score", theirs_true=TRUTH3, average="macro"
+)
+metric_case("AUC", BINARY, np.asarray(CHANCES), {}, rtol=0.01, num_thresholds=2000)
+metric_case("IoU", TRUTH, GUESSES, {"num_classes": 3}, num_classes=3, target_class_ids=[1])
+metric_case("MeanIoU", TRUTH, GUESSES, num_classes=3)
+metric_case("R2", NUMBERS, OTHERS, {}, "R2Score")
+
+
+@check("Mean, metric", "Flax NNX", "Average")
+@check("BinaryAccuracy, metric", "Flax NNX", "Accuracy")
+@check("SparseCategoricalAccuracy, metric", "Flax NNX", "Accuracy")
+def check_metric_of_flax(key: Key) -> None:
+    ours = getattr(elegy.metrics, key.elegy.removesuffix(", metric"))()
+    binary = key.elegy.startswith("Binary")
+    theirs = nnx.metrics.Average() if key.name == "Average" else nnx.metrics.Accuracy(0.5 if binary else None)
+    found: Any = None
+    for part in (slice(0, 4), slice(4, None)):
+        if key.name == "Average":
+            found = ours(NUMBERS[part])
+            theirs.update(values=jnp.asarray(NUMBERS[part]))
+        else:
+            labels, scores = (BINARY.astype(np.int32), CHANCES) if binary else (LABELS.astype(np.int32), NUMBERS)
+            found = ours(labels[part], scores[part])
+            theirs.update(logits=jnp.asarray(scores[part]), labels=jnp.asarray(labels[part]))
+    np.testing.assert_allclose(found, theirs.compute(), rtol=1e-5)
+
+
+def test_scores_at_the_threshold() -> None:
+    one, half = np.ones(1, np.int32), np.full(1, 0.5, np.float32)
+    of_keras, of_flax = keras.metrics.BinaryAccuracy(), nnx.metrics.Accuracy(0.5)
+    of_keras.update_state(one, half)
+    of_flax.update(logits=jnp.asarray(half), labels=jnp.asarray(one))
+    assert elegy.metrics.BinaryAccuracy()(one, half) == np.asarray(of_keras.result()) == 0
+    assert of_flax.compute() == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Regularisers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@check("L1", "Keras", "L1")
+@check("L2", "Keras", "L2")
+@check("L1L2", "Keras", "L1L2")
+@check("Orthogonal", "Keras", "OrthogonalRegularizer")
+def check_regulariser(key: Key) -> None:
+    options = (0.3, 0.2) if key.name == "L1L2" else (0.3,)
+    ours = getattr(elegy.regularizers, key.elegy)(*options)
+    theirs = getattr(keras.regularizers, key.name)(*options)
+    w = jnp.asarray(NUMBERS)
+    assert_close(jax.value_and_grad(ours)(w), jax.value_and_grad(theirs)(w))
+
+
+@check("ActivityRegularization", "Keras", "ActivityRegularization")
+def check_activity_regularisation(key: Key) -> None:
+    theirs = keras.layers.ActivityRegularization(l1=0.3, l2=0.2)
+    theirs(NUMBERS)
+    with elegy.hooks_context():
+        assert (nn.ActivityRegularization(l1=0.3, l2=0.2)(NUMBERS) == NUMBERS).all()
+        assert_close(elegy.get_losses()["activity_regularization_loss"], jnp.asarray(theirs.losses[0]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Initialisers
+# ---------------------------------------------------------------------------------------------------------------------
+
+SHAPE = (120, 200)  # in, out
+# Standard deviation, and the bound if there is one, by the documentation of PyTorch.
+OF_TORCH: dict[str, tuple[float, float | None]] = {
+    "xavier_uniform_": ((2 / 320) ** 0.5, (6 / 320) ** 0.5),
+    "xavier_normal_": ((2 / 320) ** 0.5, None),
+    "kaiming_uniform_": ((2 / 120) ** 0.5, (6 / 120) ** 0.5),
+    "kaiming_normal_": ((2 / 120) ** 0.5, None),
+    "normal_": (1.0, None),
+    "uniform_": (12**-0.5, 1.0),
+    "trunc_normal_": (0.8796, 2.0),
+    "constant_": (0.0, 0.5),
+    "zeros_": (0.0, 0.0),
+    "ones_": (0.0, 1.0),
+    "orthogonal_": (200**-0.5, None),
+}
+
+
+def kaiming(tensor: Any, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> None:
+    """The gain is `sqrt(2 / (1 + a ** 2))`, and the bound of the uniform one `gain * sqrt(3 / fan_in)`."""
+
+
+def xavier(tensor: Any, gain: float = 1.0) -> None: ...
+
+
+def of_mean(tensor: Any, mean: float = 0.0, std: float = 1.0) -> None: ...
+
+
+def of_bounds(tensor: Any, a: float = 0.0, b: float = 1.0) -> None: ...
+
+
+def of_truncated(tensor: Any, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> None: ...
+
+
+def of_orthogonal(tensor: Any, gain: float = 1) -> None: ...
+
+
+def of_value(tensor: Any, val: float) -> None: ...
+
+
+TORCH |= dict.fromkeys(["kaiming_uniform_", "kaiming_normal_"], kaiming)
+TORCH |= dict.fromkeys(["xavier_uniform_", "xavier_normal_"], xavier)
+TORCH |= {"normal_": of_mean, "uniform_": of_bounds, "trunc_normal_": of_truncated, "orthogonal_": of_orthogonal}
+TORCH |= dict.fromkeys(["constant_", "zeros_", "ones_"], of_value)
+
+# The same arguments for all, where they have no defaults or others.
+ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "VarianceScaling": (
+        {"scale": 2.0, "mode": "fan_out", "distribution": "uniform"},
+        {"scale": 2.0, "mode": "fan_out", "distribution": "uniform"},
+        {"scale": 2.0, "mode": "fan_out", "distribution": "uniform"},
+    ),
+    "RandomNormal": ({"stddev": 0.3}, {"stddev": 0.3}, {"stddev": 0.3}),
+    "RandomUniform": ({"maxval": 0.3}, {"minval": 0.0, "maxval": 0.3}, {"scale": 0.3}),
+    "TruncatedNormal": ({"stddev": 0.3}, {"stddev": 0.3}, {"stddev": 0.3}),
+    "Orthogonal": ({"scale": 2.0}, {"gain": 2.0}, {"scale": 2.0}),
+    "DeltaOrthogonal": ({"scale": 2.0}, {}, {"scale": 2.0}),
+    "Constant": ({"constant": 0.5}, {"value": 0.5}, {"value": 0.5}),
+}
+
+
+def own_initialiser(name: str, options: dict[str, Any]) -> Any:
+    made = getattr(elegy.initializers, name)
+    return made if name in ("zeros", "ones") else made(**options)
+
+
+def check_initialiser(key: Key) -> None:
+    own, of_keras, of_flax = ARGUMENTS.get(key.elegy, ({}, {}, {}))
+    shape: Any = (3, 4, 6) if key.elegy == "DeltaOrthogonal" else SHAPE
+    if key.library == "PyTorch":
+        own = own if key.elegy == "Constant" else {}
+    ours = np.asarray(own_initialiser(key.elegy, own)(KEY, shape, jnp.float32))
+    if key.library == "Flax NNX":
+        made = getattr(nnx.initializers, key.name)
+        theirs = made if key.name in ("zeros", "ones") else made(**of_flax)
+        np.testing.assert_allclose(ours, theirs(KEY, shape, jnp.float32), rtol=1e-6)
+    elif key.library == "Keras":
+        cls = getattr(keras.initializers, key.name)
+        theirs = np.asarray((cls() if key.name in ("Zeros", "Ones") else cls(**of_keras))(shape))
+        np.testing.assert_allclose(ours.std(), theirs.std(), rtol=0.02, atol=1e-6)
+        np.testing.assert_allclose(np.abs(ours).max(), np.abs(theirs).max(), rtol=0.15 if "rthog" in key.name else 0.08)
+        if key.elegy == "Orthogonal":
+            assert_close(ours @ ours.T, theirs @ theirs.T, atol=1e-4)
+    else:
+        std, bound = OF_TORCH[key.name]
+        np.testing.assert_allclose(ours.std(), std, rtol=0.02, atol=1e-6)
+        if bound is not None:
+            assert np.abs(ours).max() <= bound * (1 + 1e-6) and np.abs(ours).max() >= 0.98 * bound
+        if key.name == "orthogonal_":
+            assert_close(ours @ ours.T, np.eye(120), atol=1e-4)
+
+
+for row in ROWS:
+    if row.family == "Initialisers":
+        CHECKS |= dict.fromkeys(keys_of(row), check_initialiser)
+
+
+def assert_uniform(values: Any, bound: float) -> None:
+    values = np.abs(np.asarray(values))
+    assert 0.8 * bound < values.max() <= bound * (1 + 1e-6)
+
+
+def test_initial_values_of_dense_layers() -> None:
+    x = jnp.ones([1, 120])
+    ours, of_keras, of_flax = nn.Linear(200).init(x), keras.layers.Dense(200), nnx.Linear(120, 200, rngs=RNGS)
+    of_keras.build((1, 120))
+    of_equinox = eqx.nn.Linear(120, 200, key=KEY)
+    for w in (ours.w, of_flax.kernel[...]):
+        np.testing.assert_allclose([w.std(), jnp.abs(w).max()], [120**-0.5, 2 * 120**-0.5 / 0.8796], rtol=0.02)
+    kernel = np.asarray(of_keras.kernel.value)
+    np.testing.assert_allclose([kernel.std(), np.abs(kernel).max()], [(2 / 320) ** 0.5, (6 / 320) ** 0.5], rtol=0.02)
+    assert_uniform(of_equinox.weight, 120**-0.5)
+    assert_uniform(of_equinox.bias, 120**-0.5)
+    assert (ours.b == 0).all() and (of_flax.bias[...] == 0).all() and (np.asarray(of_keras.bias.value) == 0).all()
+
+
+def test_initial_values_of_convolutions() -> None:
+    x = jnp.ones([1, 4, 4, 8])
+    ours, of_keras = nn.Conv2D(64, 3).init(x), keras.layers.Conv2D(64, 3)
+    of_keras.build(x.shape)
+    of_flax, of_equinox = nnx.Conv(8, 64, (3, 3), rngs=RNGS), eqx.nn.Conv2d(8, 64, 3, key=KEY)
+    for w in (ours.w, of_flax.kernel[...]):
+        np.testing.assert_allclose(w.std(), 72**-0.5, rtol=0.03)
+    np.testing.assert_allclose(np.abs(np.asarray(of_keras.kernel.value)).max(), (6 / (72 + 576)) ** 0.5, rtol=0.02)
+    assert_uniform(of_equinox.weight, 72**-0.5)
+    assert_uniform(of_equinox.bias, 72**-0.5)
+
+
+def test_initial_values_of_embeddings() -> None:
+    of_keras = keras.layers.Embedding(300, 100)
+    of_keras.build()
+    np.testing.assert_allclose(nn.Embedding(300, 100).init(IDS).w.std(), 0.1, rtol=0.02)
+    np.testing.assert_allclose(nnx.Embed(300, 100, rngs=RNGS).embedding[...].std(), 0.1, rtol=0.02)
+    np.testing.assert_allclose(eqx.nn.Embedding(300, 100, key=KEY).weight.std(), 1, rtol=0.02)
+    assert_uniform(of_keras.embeddings.value, 0.05)
+
+
+def test_initial_values_of_recurrent_weights() -> None:
+    ours = nn.LSTMCell(5)
+    ours(ours.initial_state([4]), X)
+    of_keras = keras.layers.LSTMCell(5)
+    of_keras.build((4, 3))
+    of_flax = nnx.LSTMCell(3, 5, rngs=RNGS)
+    whole = [np.asarray(of_keras.recurrent_kernel.value), nnx.OptimizedLSTMCell(3, 5, rngs=RNGS).dense_h.kernel[...]]
+    for w in (*np.split(np.asarray(ours.recurrent_w), 4, axis=1), of_flax.hi.kernel[...], *whole):
+        np.testing.assert_allclose(w @ w.T, np.eye(5), atol=1e-5)
+    for w in whole:
+        assert np.abs(w[:, :5] @ w[:, :5].T - np.eye(5)).max() > 0.1
+    assert_uniform(eqx.nn.LSTMCell(3, 5, key=KEY).weight_hh, 5**-0.5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The tests of every row
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -1779,6 +2426,13 @@ CLAIMS = re.compile(rf"\b(Elegy|{'|'.join(LIBRARIES)}): ((?:`\w+=[^`]+`(?:, )?)+
 # Our argument, and what the same is called elsewhere.
 SYNONYMS = {
     "eps": ["eps", "epsilon"],
+    **{
+        name: [name]
+        for name in "from_logits label_smoothing alpha beta gamma delta margin temperature threshold k mode curve "
+        "num_thresholds mean stddev minval maxval lower upper distribution factor l1 l2".split()
+    },
+    "blank": ["blank", "blank_id"],
+    "scale": ["scale", "gain"],
     "decay_rate": ["momentum"],
     "padding": ["padding"],
     "stride": ["stride", "strides"],
