@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from elegy import tracing
 from elegy.captures import check_constants, constants
@@ -395,6 +396,9 @@ def check_value(path: str | Callable[[], str], old: tp.Any, new: tp.Any) -> tp.A
             f"{path} is {old.dtype}{list(old.shape)}, and the new value is {value.dtype}{list(value.shape)}.\n"
             "  Give a value of the same shape and dtype (reshape it, or use .astype)."
         )
+    if isinstance(value, np.ndarray) and isinstance(old, jax.Array) and not isinstance(old, Tracer):
+        # What annotations call an Array. A copy, since that of NumPy may be written to.
+        value = jax.device_put(np.array(value), old.sharding) if old.committed else jnp.array(value)
     return strong(value)
 
 

@@ -696,7 +696,15 @@ def test_set_parameters_of_a_submodule():
 def test_set_parameters_takes_numbers_numpy_and_modules():
     x, _ = batch()
     module, other = Net().init(x), Net().init(x)
-    module.set_parameters({"affine": {"b": np.ones(8, np.float32)}})
+    ones = np.ones(8, np.float32)
+    module.set_parameters({"affine": {"b": ones}})
+    assert isinstance(module.affine.b, jax.Array)
+    ones[:] = 2
+    assert_same(module.affine.b, jnp.ones(8))
+    device = jax.devices()[3]
+    placed = jax.device_put(module, device)
+    placed.set_parameters({"affine": {"b": ones}})
+    assert placed.affine.b.devices() == {device}
     counter = Counter().init()
     counter.set_parameters({"n": 3})
     assert counter.n.dtype == jnp.int32 and int(counter.n) == 3
