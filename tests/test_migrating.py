@@ -39,8 +39,9 @@ GENERATOR = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
-    """Whichever tests ran before."""
+    """Whichever tests ran before, and on each run: Keras draws from a seed of its own, which is random."""
     GENERATOR.bit_generator.state = np.random.default_rng(0).bit_generator.state
+    keras.utils.set_random_seed(0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2326,7 +2327,9 @@ def check_initialiser(key: Key) -> None:
         cls = getattr(keras.initializers, key.name)
         theirs = np.asarray((cls() if key.name in ("Zeros", "Ones") else cls(**of_keras))(shape))
         np.testing.assert_allclose(ours.std(), theirs.std(), rtol=0.02, atol=1e-6)
-        np.testing.assert_allclose(np.abs(ours).max(), np.abs(theirs).max(), rtol=0.15 if "rthog" in key.name else 0.08)
+        # Of samples without bounds the largest is a matter of chance.
+        rtol = 0.15 if "rthog" in key.name or key.name == "RandomNormal" else 0.08
+        np.testing.assert_allclose(np.abs(ours).max(), np.abs(theirs).max(), rtol=rtol)
         if key.elegy == "Orthogonal":
             assert_close(ours @ ours.T, theirs @ theirs.T, atol=1e-4)
     else:
