@@ -92,11 +92,15 @@ def computing(policy: tp.Any, run: Callable[..., tp.Any]) -> Callable[..., tp.An
     def compute(module: Node, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         args, kwargs = cast((args, kwargs), policy.compute_dtype)
         before, state.dtype_policy = state.dtype_policy, policy
+        journal = state.init_pass
+        start = 0 if journal is None else len(journal.creations)
         try:
             with _cast_for_a_while(module, policy.compute_dtype):
                 outputs = run(module, *args, **kwargs)
         finally:
             state.dtype_policy = before
+            if journal is not None:  # who comes next in the pass, an optimiser perhaps, is to see what is kept
+                journal.show_as_kept(start)
         return cast(outputs, policy.output_dtype)
 
     return compute

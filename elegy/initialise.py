@@ -134,6 +134,13 @@ class InitPass:
         write(module, name, creation.value, created=True)
         return creation.show()
 
+    def show_as_kept(self, start: int) -> None:
+        """Shows what was created since the `start`-th creation in the dtype in which it is kept."""
+        for creation in self.creations[start:]:
+            if creation.compute_dtype is not None:
+                creation.compute_dtype = None
+                creation.show()
+
     def take(self, inner: InitPass) -> None:
         """Takes over what a pass inside this one created."""
         for creation in inner.creations:

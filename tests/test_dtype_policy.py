@@ -144,6 +144,31 @@ def test_a_model_trains() -> None:
     assert_close(mixed.batch_normalization.mean, plain.batch_normalization.mean, rtol=0.05, atol=0.05)
 
 
+def test_the_state_of_an_optimiser_is_that_of_the_weights() -> None:
+    """Both are created in one pass, in which the weights were cast a moment ago."""
+
+    class Deep(elegy.Module):
+        def call(self, x: Any) -> Any:
+            return elegy.nn.Linear(1)(elegy.nn.Stack(lambda: elegy.nn.Linear(3), 2, remat=True)(x))
+
+    model = elegy.Model(with_policy(Deep()), loss=elegy.losses.Huber(), optimizer=optax.adam(1e-2))
+    history = model.fit(X, Y, batch_size=16, epochs=3, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+
+    net, optimizer = with_policy(Net()), elegy.Optimizer(optax.adam(1e-2))
+
+    def step() -> Any:
+        loss, gradients = elegy.value_and_grad(lambda: jnp.mean((net(X) - Y) ** 2), modules=net)()
+        optimizer.update(net, gradients)
+        return loss
+
+    step_jit = elegy.jit(step, modules=[net, optimizer])
+    losses = [step_jit() for _ in range(3)]
+    assert losses[-1] < losses[0]
+    floating = [leaf for leaf in jax.tree.leaves((net, optimizer)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert len(floating) > 10 and {leaf.dtype for leaf in floating} == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.parametrize(
     "transform",
     [
