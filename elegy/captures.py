@@ -21,8 +21,8 @@ from collections.abc import Collection, Iterator, Mapping
 from elegy import tracing
 from elegy.errors import StaleClosureWarning
 from elegy.frames import path_of, warn
+from elegy.layout import walk
 from elegy.leaves import Node
-from elegy.pytree import walk
 from elegy.state import placed, state
 
 # The functions that were traced with the arrays of a module, by its id.

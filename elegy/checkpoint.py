@@ -26,9 +26,9 @@ import numpy as np
 from jax.core import Tracer
 
 from elegy.errors import CheckpointError
+from elegy.layout import child_parts, meta_of, nodes_in, walk
 from elegy.leaves import Node, is_array, is_node
 from elegy.model import Optimizer
-from elegy.pytree import child_parts, meta_of, nodes_in, walk
 from elegy.selections import Selection
 from elegy.threads import looking
 

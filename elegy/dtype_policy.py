@@ -14,10 +14,9 @@ import numpy as np
 from elegy.drawn import recipe_of, remember
 from elegy.errors import StructureError
 from elegy.frames import path_of, require_same_trace
-from elegy.leaves import Node, is_array, is_node, is_static
-from elegy.parameters import declared_flags
+from elegy.layout import children, meta_of, slots_by_attribute, walk
+from elegy.leaves import Node, is_array, is_node
 from elegy.precision import cast
-from elegy.pytree import children, meta_of, walk
 from elegy.state import state, undoing, write, write_meta
 from elegy.threads import holding, looking
 
@@ -136,9 +135,9 @@ def _parameters_of(module: Node) -> Iterator[tuple[Node, str, tp.Any]]:
     waiting = [module]
     while waiting:
         node = waiting.pop()
-        for name, value in node.__dict__.items():
-            if not (isinstance(value, Node) or is_static(value)) and any(declared_flags(node, name, value)):
-                yield node, name, value
+        for name, held in slots_by_attribute(node).items():
+            if any(slot.declared for slot, _ in held):
+                yield node, name, node.__dict__[name]
         for _, child in children(node):
             if id(child) not in found and meta_of(child).dtype_policy is None:
                 found[id(child)] = child
@@ -147,5 +146,7 @@ def _parameters_of(module: Node) -> Iterator[tuple[Node, str, tp.Any]]:
 
 def _cast_parameters(node: Node, name: str, value: tp.Any, dtype: tp.Any) -> tp.Any:
     leaves, treedef = jax.tree.flatten(value, is_leaf=is_node)
-    flags = declared_flags(node, name, value)
-    return treedef.unflatten([cast(leaf, dtype) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)])
+    for slot, leaf in slots_by_attribute(node)[name]:
+        if slot.declared:
+            leaves[slot.position] = cast(leaf, dtype)
+    return treedef.unflatten(leaves)

@@ -16,8 +16,8 @@ import numpy as np
 
 from elegy import tracing
 from elegy.errors import LostUpdateWarning, ModuleOrderError, NameCollisionError, TraceError
+from elegy.layout import Record, change, child_parts, meta_of, relayout, set_class, set_pending, walk
 from elegy.leaves import Node, static_key
-from elegy.pytree import Record, change, child_parts, meta_of, relayout, set_class, set_pending, walk
 from elegy.state import log, state, write, write_meta
 from elegy.threads import holders, wait_for
 

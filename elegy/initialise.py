@@ -28,9 +28,9 @@ from elegy.drawn import recipe_of
 from elegy.errors import IdenticalMembersWarning, ParameterError, TraceError
 from elegy.frames import RNG_ATTRIBUTE, name_of, parts_of, path_of, paths_below, require_same_trace, warn
 from elegy.hooks import Collector
+from elegy.layout import meta_of, nodes_in, set_born, set_undrawn, slots, walk
 from elegy.leaves import Node, is_array, is_node
 from elegy.precision import cast
-from elegy.pytree import meta_of, nodes_in, set_born, set_undrawn, walk
 from elegy.random import fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
 from elegy.threads import holding
@@ -484,10 +484,10 @@ def _refuse_stored_tracers(journal: InitPass) -> None:
         return
     for module in journal.modules:
         parameters = meta_of(module).parameters
-        for name, value in module.__dict__.items():
-            if name not in parameters and not isinstance(value, Node) and has_tracer(value):
+        for slot, value in slots(module):
+            if slot.name not in parameters and isinstance(value, Tracer):
                 raise TraceError(
-                    f"{type(module).__name__}.{name} was given a value computed inside the call that created "
+                    f"{type(module).__name__}.{slot.name} was given a value computed inside the call that created "
                     "the module.\n"
                     "  A module is created once, so it would hold the value of the first call for ever.\n"
                     "  Pass the value when the module is called, or create a parameter by add_parameter."

@@ -18,7 +18,7 @@ from elegy.containers import FrozenDict, FrozenList, contents, is_plain_containe
 from elegy.errors import StaticValueError
 
 if tp.TYPE_CHECKING:
-    from elegy.pytree import Layout, Meta, Tie
+    from elegy.layout import Layout, Meta, Tie
 
 
 class Node:

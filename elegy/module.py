@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from elegy import leaves, parameters as _parameters, pytree, tracing
+from elegy import layout, leaves, parameters as _parameters, pytree, tracing
 from elegy.captures import note_capture, placed_if_captured
 from elegy.containers import freeze_containers
 from elegy.dtype_policy import DtypePolicy, computing, set_dtype_policy
@@ -43,9 +43,9 @@ from elegy.frames import (
 from elegy.habits import better_error, hint_for_call
 from elegy.hooks import add_summary, rng_context
 from elegy.initialise import NeedsInitPass, run_init_pass
+from elegy.layout import Meta, meta_of
 from elegy.leaves import Node
 from elegy.pickling import portable
-from elegy.pytree import Meta, meta_of
 from elegy.random import RNG, KeyLike
 from elegy.state import state, training as training_mode, training_context, undoing
 from elegy.threads import holders, holding, looking, running, wait_for
@@ -251,12 +251,12 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
     pytree.register(cls)
     state.constructed += 1
     module = cls.__new__(cls, *args, **kwargs)
-    pytree.set_meta(module, Meta())
-    pytree.set_layout(module, None)
-    pytree.set_ties(module, None)
-    pytree.set_born(module, tracing.current())
+    layout.set_meta(module, Meta())
+    layout.set_layout(module, None)
+    layout.set_ties(module, None)
+    layout.set_born(module, tracing.current())
     if module._elegy_born != tracing.EAGER:
-        pytree.set_pending(module, PRIVATE)
+        layout.set_pending(module, PRIVATE)
     _under_construction.add(id(module))
     frame = Frame(module, "__init__")
     state.frames.append(frame)
@@ -319,7 +319,7 @@ def _seal(module: Module) -> None:
             attributes[name] = frozen = freeze_containers(value, f"{owner}.{name}")
             leaves.check_keys(f"{owner}.{name}", frozen)
     if not meta.trainable:  # assigned in __init__, perhaps before the submodules were there
-        for _, child in pytree.children(module):
+        for _, child in layout.children(module):
             _parameters.set_trainable(child, False)
 
 
@@ -421,7 +421,7 @@ def _initialise(module: Module, method: str, function: Callable[..., tp.Any], ar
 def _init_pass(
     module: Module, method: str, run: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any, anew: Module | None = None
 ) -> None:
-    with holding(pytree.walk([module])):
+    with holding(layout.walk([module])):
         if method not in meta_of(module).hooks:  # another thread may have been first
             if run_init_pass(run, args, kwargs, [module], anew=anew):
                 note_update(module, "its parameters")
@@ -764,7 +764,7 @@ class Module(Node, metaclass=ModuleMeta):
     @property
     def submodules(self) -> dict[str, tp.Any]:
         """The modules that this one holds itself, by name."""
-        return {"/".join(parts): child for parts, child in pytree.child_parts(self)}
+        return {"/".join(parts): child for parts, child in layout.child_parts(self)}
 
     def parameters_size(self, include_submodules: bool = True) -> int:
         """The number of trainable elements."""
@@ -783,7 +783,7 @@ class Module(Node, metaclass=ModuleMeta):
         return sum(leaf.nbytes for leaf in self._arrays(False, include_submodules))
 
     def _arrays(self, trainable: bool, include_submodules: bool) -> list[tp.Any]:
-        seen = set() if include_submodules else {id(child) for _, child in pytree.children(self)}
+        seen = set() if include_submodules else {id(child) for _, child in layout.children(self)}
         found = _parameters.collect(self, trainable, lambda module, name, index, value: value, seen)
         return jax.tree.leaves(found)
 
@@ -839,12 +839,12 @@ class Module(Node, metaclass=ModuleMeta):
 
     def copy(self: Self) -> Self:
         """A copy of the module and of all below it. Its arrays are shared, as they are immutable."""
-        with looking(lambda: pytree.walk([self])):
+        with looking(lambda: layout.walk([self])):
             leaves, treedef = jax.tree.flatten(self)
         copy = treedef.unflatten(map(pytree.fresh, leaves))
         if copy._elegy_born != tracing.EAGER:
-            for module in pytree.walk([copy]):
-                pytree.set_pending(module, PRIVATE)
+            for module in layout.walk([copy]):
+                layout.set_pending(module, PRIVATE)
         return copy
 
     def __copy__(self: Self) -> Self:
@@ -863,12 +863,12 @@ class Module(Node, metaclass=ModuleMeta):
         attributes, meta = saved
         pytree.register(type(self))
         tp.cast(dict[str, tp.Any], self.__dict__).update(attributes)
-        pytree.set_meta(self, meta)
-        pytree.set_ties(self, None)
-        pytree.set_layout(self, None)
-        pytree.set_born(self, tracing.current())
+        layout.set_meta(self, meta)
+        layout.set_ties(self, None)
+        layout.set_layout(self, None)
+        layout.set_born(self, tracing.current())
         if self._elegy_born != tracing.EAGER:
-            pytree.set_pending(self, PRIVATE)
+            layout.set_pending(self, PRIVATE)
 
     def __repr__(self) -> str:
         from elegy.rendering import summarise
@@ -917,7 +917,7 @@ def compiled(module: Node, name: tp.Any, compute: Callable[[], tp.Any]) -> tp.An
     """What `compute` gave when it was first asked for under this name, for this very object; copies ask anew."""
     known = getattr(module, "_elegy_compiled", None)
     if known is None:
-        pytree.set_compiled(module, known := {})
+        layout.set_compiled(module, known := {})
     if name not in known:
         known[name] = compute()
     return known[name]

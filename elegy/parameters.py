@@ -28,9 +28,10 @@ from elegy.errors import (
 )
 from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace, warn
 from elegy.hooks import rng_context
+from elegy.layout import Slot, change, meta_of, set_undrawn, slots, slots_by_attribute, walk
 from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_static
 from elegy.precision import cast
-from elegy.pytree import change, forget_pending, meta_of, set_undrawn, walk
+from elegy.pytree import forget_pending
 from elegy.random import RNG, fold_in_path
 from elegy.state import log, state, undoing, write, write_meta
 from elegy.threads import looking
@@ -263,45 +264,6 @@ def _takes_key(initializer: tp.Any) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def declared_flags(module: Node, name: str, value: tp.Any) -> list[bool]:
-    """For each leaf of an attribute's value, modules counting as leaves, whether it is trainable unless it is frozen.
-
-    So is a parameter that was declared trainable, and so are the inexact arrays of a pytree of another library.
-    """
-    parameters = meta_of(module).parameters
-    if name in parameters:
-        leaves = jax.tree.leaves(value, is_leaf=is_node)
-        return [parameters[name] and is_array(leaf) and is_inexact(leaf) for leaf in leaves]
-    flags: list[bool] = []
-    for part in jax.tree.leaves(value, is_leaf=lambda part: isinstance(part, Node) or is_foreign(part)):
-        if is_foreign(part):
-            flags.extend(is_array(leaf) and is_inexact(leaf) for leaf in jax.tree.leaves(part, is_leaf=is_node))
-        else:
-            flags.append(False)
-    return flags
-
-
-def trainable_flags(module: Node, name: str, value: tp.Any) -> list[bool]:
-    """For each leaf of an attribute's value, modules counting as leaves, whether it is trainable."""
-    meta, flags = meta_of(module), declared_flags(module, name, value)
-    if not meta.trainable:
-        return [False] * len(flags)
-    if meta.frozen:
-        return [
-            flag and (name, number) not in meta.frozen for number, flag in zip(numbers_of(value), flags, strict=True)
-        ]
-    return flags
-
-
-def numbers_of(value: tp.Any) -> list[int]:
-    """For each leaf of an attribute's value, modules counting as leaves, its number if None is counted too.
-
-    By these arrays are frozen one by one: in a part of a module, where None stands for the others, they are the same.
-    """
-    leaves = jax.tree.leaves(value, is_leaf=lambda part: part is None or is_node(part))
-    return [number for number, leaf in enumerate(leaves) if leaf is not None]
-
-
 # What to put in the place of an array: given its module, the attribute, its position in the attribute, and the array.
 Leaf = Callable[[Node, str, int, tp.Any], tp.Any]
 
@@ -314,42 +276,32 @@ def collect(module: Node, trainable: bool | None, leaf: Leaf, seen: set[int] | N
     seen = set() if seen is None else seen
     seen.add(id(module))
     parameters = meta_of(module).parameters
+
+    def found_at(slot: Slot, value: tp.Any) -> tp.Any:
+        if slot.holds == "module":
+            return NOTHING if id(value) in seen else collect(value, trainable, leaf, seen)
+        wanted = slot.holds == "array" and trainable in (None, slot.trainable)
+        return leaf(module, slot.name, slot.position, value) if wanted else NOTHING
+
     result: dict[str, tp.Any] = {}
-    for name, value in module.__dict__.items():
-        if isinstance(value, Node):
-            if id(value) not in seen:
-                result[name] = collect(value, trainable, leaf, seen)
-        elif is_array(value):
-            if trainable is None or trainable_flags(module, name, value) == [trainable]:
-                if (found := leaf(module, name, 0, value)) is not NOTHING:
-                    result[name] = found
-        elif name in parameters or not is_static(value):
-            found = _collect_container(module, name, value, trainable, leaf, seen)
-            if found is not NOTHING:
-                result[name] = found
+    for name, held in slots_by_attribute(module).items():
+        found = [(slot.position, found_at(slot, value)) for slot, value in held]
+        found = [(position, part) for position, part in found if part is not NOTHING]
+        if not found:
+            continue
+        if held[0][0].keys is None:
+            ((_, result[name]),) = found
+            continue
+        value = module.__dict__[name]
+        parts = jax.tree.leaves(value, is_leaf=is_node)
+        parts = [None if is_foreign(value) or name in parameters else ()] * len(parts)
+        for position, part in found:
+            parts[position] = part
+        result[name] = thaw(jax.tree.structure(value, is_leaf=is_node).unflatten(parts))
     return result
 
 
 NOTHING = object()
-
-
-def _collect_container(module, name, value, trainable, leaf, seen):
-    leaves, treedef = jax.tree.flatten(value, is_leaf=is_node)
-    absent = None if is_foreign(value) or name in meta_of(module).parameters else ()
-    found: list[tp.Any] = []
-    something = False
-    for index, (item, flag) in enumerate(zip(leaves, trainable_flags(module, name, value), strict=True)):
-        if isinstance(item, Node) and id(item) not in seen:
-            found.append(collect(item, trainable, leaf, seen))
-        elif is_array(item) and trainable in (None, flag):
-            found.append(leaf(module, name, index, item))
-        else:
-            found.append(NOTHING)
-        if found[-1] is NOTHING:
-            found[-1] = absent
-        else:
-            something = True
-    return thaw(treedef.unflatten(found)) if something else NOTHING
 
 
 def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.Any]:
@@ -455,7 +407,7 @@ def _plan(module: Node, values: tp.Any, path: str, writes: list[_Write], problem
     for name, value in values.items():
         old = module.__dict__.get(name)
         if not isinstance(old, Node) and (name not in module.__dict__ or is_static(old)):
-            known = ", ".join(collect(module, None, lambda *_: 0)) or "none"
+            known = ", ".join(slots_by_attribute(module)) or "none"
             hint = "" if meta_of(module).initialized else " The module is not initialised: call it or init first."
             problems.append(f"{path}/{name}: {type(module).__name__} has no such parameter (it has: {known}).{hint}")
             continue
@@ -668,18 +620,10 @@ def leaf_places(root: Node) -> list[LeafPlace]:
         if id(item) in seen:
             continue
         seen.add(id(item))
-        below: list[Node | LeafPlace] = []
-        parameters = meta_of(item).parameters
-        for name, value in item.__dict__.items():
-            if isinstance(value, Node) or is_array(value) or name in parameters or not is_static(value):
-                leaves = jax.tree.leaves(value, is_leaf=is_node)
-                flags = trainable_flags(item, name, value)
-                for position, (leaf, flag) in enumerate(zip(leaves, flags, strict=True)):
-                    if not isinstance(leaf, Node):
-                        if is_array(leaf) or name in parameters:
-                            below.append(LeafPlace(item, name, position, flag))
-                    else:
-                        below.append(leaf)
+        below = [
+            value if slot.holds == "module" else LeafPlace(item, slot.name, slot.position, slot.trainable)
+            for slot, value in slots(item)
+        ]
         stack.extend(reversed(below))
     return places
 

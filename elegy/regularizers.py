@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
+from elegy.layout import nodes_in
 from elegy.leaves import is_inexact
 from elegy.losses.arguments import number
 from elegy.losses.loss import Loss
 from elegy.module import Module
 from elegy.precision import at_least_float32
-from elegy.pytree import nodes_in
 from elegy.selections import select
 
 Where = str | Callable[[str, tp.Any], tp.Any] | Sequence[str | Callable[[str, tp.Any], tp.Any]]

@@ -25,9 +25,8 @@ import numpy as np
 import wadler_lindig as wl
 
 from elegy.containers import is_plain_container
+from elegy.layout import Slot, children, meta_of, slots, walk
 from elegy.leaves import Node, is_array, is_node, is_static
-from elegy.parameters import declared_flags, trainable_flags
-from elegy.pytree import children, meta_of, walk
 
 _WIDTH = 100  # characters on a line
 _MOST_LEVELS = 16  # of modules and containers in each other
@@ -50,10 +49,9 @@ def totals(module: Node) -> str:
     """How many elements and bytes a module and all below it hold, by kind: the last line of `print(module)`."""
     sizes = {"trainable": [0, 0], "state": [0, 0], "frozen": [0, 0]}
     for node in walk([module]):
-        for name, value in node.__dict__.items():
-            for kind, leaf in _kinds(node, name, value):
-                sizes[kind][0] += leaf.size
-                sizes[kind][1] += leaf.size * leaf.dtype.itemsize
+        for slot, array in _arrays(node):
+            sizes[slot.kind][0] += array.size
+            sizes[slot.kind][1] += array.size * array.dtype.itemsize
     parts = [f"{size:,} {kind} ({_bytes(room)})" for kind, (size, room) in sizes.items() if size]
     if len(parts) > 1:
         size, room = (sum(column) for column in zip(*sizes.values(), strict=True))
@@ -63,19 +61,11 @@ def totals(module: Node) -> str:
     return f"Parameters: {', '.join(parts) or 'none'}"
 
 
-def _kinds(module: Node, name: str, value: tp.Any) -> list[tuple[str, tp.Any]]:
-    """The arrays of an attribute, each with its kind."""
-    if isinstance(value, Node) or (is_static(value) and name not in meta_of(module).parameters):
-        return []
+def _arrays(module: Node) -> list[tuple[Slot, tp.Any]]:
+    """The arrays that a module holds itself, with their slots."""
     try:
-        leaves = jax.tree.leaves(value, is_leaf=is_node)
-        flags = zip(trainable_flags(module, name, value), declared_flags(module, name, value), strict=True)
-        return [
-            ("trainable" if trainable else "frozen" if declared else "state", leaf)
-            for leaf, (trainable, declared) in zip(leaves, flags, strict=True)
-            if is_array(leaf)
-        ]
-    except Exception:  # some other object stands where the attribute was
+        return [(slot, value) for slot, value in slots(module) if slot.holds == "array"]
+    except Exception:  # some other object stands where an attribute was
         return []
 
 
@@ -110,13 +100,13 @@ class _Sketch:
             return wl.TextDoc(f"{name}(...)")
         self.shown[id(module)] = "/".join(self.path)
         docs: list[wl.AbstractDoc] = [wl.TextDoc(mark) for mark in _marks(module)]
-        attributes = _shown_attributes(module, options["hide_defaults"])
+        attributes, states = _shown_attributes(module, options["hide_defaults"]), _states(module)
         for index, (key, value) in enumerate(attributes):
             if index == _MOST_NEIGHBOURS or not self.room:
                 docs.append(_more(len(attributes) - index))
                 break
             with self.at(key):
-                docs.append(wl.TextDoc(f"{key}=") + self.value(value, _states(module, key, value), options))
+                docs.append(wl.TextDoc(f"{key}=") + self.value(value, states, options))
         return _bracketed(f"{name}(", docs, ")", options)
 
     def value(self, value: tp.Any, states: dict[int, str], options: dict[str, tp.Any]) -> wl.AbstractDoc:
@@ -253,20 +243,11 @@ def _defaults(cls: type) -> dict[str, tp.Any]:
     return {name: parameter.default for name, parameter in parameters.items()}
 
 
-def _states(module: Node, name: str, value: tp.Any) -> dict[int, str]:
-    """Why arrays of an attribute are not trainable, though the module is not frozen; by the ids of the arrays."""
-    if isinstance(value, Node) or is_static(value) or not meta_of(module).trainable:
+def _states(module: Node) -> dict[int, str]:
+    """Why arrays of a module are not trainable, though it is not frozen; by the ids of the arrays."""
+    if not meta_of(module).trainable:
         return {}
-    try:
-        leaves = jax.tree.leaves(value, is_leaf=is_node)
-        flags = zip(trainable_flags(module, name, value), declared_flags(module, name, value), strict=True)
-        return {
-            id(leaf): "frozen" if declared else "state"
-            for leaf, (trainable, declared) in zip(leaves, flags, strict=True)
-            if is_array(leaf) and not trainable
-        }
-    except Exception:  # some other object stands where the attribute was
-        return {}
+    return {id(value): slot.kind for slot, value in _arrays(module) if not slot.trainable}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -288,14 +269,14 @@ def render_in_treescope(module: Node, path: str | None, subtree_renderer: tp.Any
             expanded=rendering_parts.comment_color(rendering_parts.text(f"  # {text}"))
         )
 
-    lines = []
+    lines, states = [], _states(module)
     for index, (name, value) in enumerate(module.__dict__.items()):
         rendered = subtree_renderer(value, path=None if path is None else f"{path}.{name}")
         is_last = index == len(module.__dict__) - 1
         pieces = [f"{name}=", rendered, rendering_parts.fold_condition(expanded=rendering_parts.text(","))]
         if not is_last:
             pieces.append(rendering_parts.fold_condition(collapsed=rendering_parts.text(", ")))
-        if state := _states(module, name, value).get(id(value)):
+        if state := states.get(id(value)):
             pieces.append(comment(state))
         lines.append(rendering_parts.build_full_line_with_annotations(*pieces))
     marks = _marks(module)

@@ -20,9 +20,10 @@ from elegy.compounds import as_in_containers
 from elegy.dtype_policy import DtypePolicy, set_dtype_policy
 from elegy.errors import ParameterError, SelectionError
 from elegy.frames import name_of
-from elegy.leaves import Node, is_array, is_inexact, is_node, is_static
-from elegy.parameters import NOTHING, check_value, collect, declared_flags, numbers_of, trainable_flags
-from elegy.pytree import Meta, children, copied, fresh, joined, meta_of, nodes_in, walk
+from elegy.layout import Meta, Slot, children, meta_of, nodes_in, slots, walk
+from elegy.leaves import Node, is_array, is_inexact, is_node
+from elegy.parameters import NOTHING, check_value, collect
+from elegy.pytree import copied, fresh, joined
 from elegy.state import write_meta
 from elegy.threads import looking
 
@@ -74,26 +75,28 @@ def _places(tree: tp.Any) -> list[Place]:
     """The arrays of a tree in the order of `get_parameters`, each once."""
     found: dict[tp.Any, Place] = {}
 
-    def visit(value: tp.Any, keys: KeyPath, owner: Node | None, name: str, depth: int, seen: set[int]) -> None:
-        parts = tree_flatten_with_path(value, is_leaf=is_node)[0]
-        flags = [is_inexact(part) for _, part in parts] if owner is None else trainable_flags(owner, name, value)
-        for position, ((path, part), trainable) in enumerate(zip(parts, flags, strict=True)):
-            here = (*keys, *path)
-            if isinstance(part, Node):
-                inside = set() if owner is None else seen
-                if id(part) not in inside:
-                    inside.add(id(part))
-                    for attribute, held in part.__dict__.items():
-                        if not is_static(held):
-                            visit(held, (*here, GetAttrKey(attribute)), part, attribute, len(here), inside)
-            elif is_array(part):
-                place = Place([here], owner, name, position, depth, part, trainable)
-                known = found.setdefault(place.identity, place)
-                if known is not place:
-                    known.keys.append(here)
+    def add(place: Place) -> None:
+        known = found.setdefault(place.identity, place)
+        if known is not place:
+            known.keys.extend(place.keys)
+
+    def visit(node: Node, keys: KeyPath, seen: set[int]) -> None:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        for slot, value in slots(node):
+            here = (*keys, GetAttrKey(slot.name), *(slot.keys or ()))
+            if slot.holds == "module":
+                visit(value, here, seen)
+            elif slot.holds == "array":
+                add(Place([here], node, slot.name, slot.position, len(keys), value, slot.trainable))
 
     with looking(lambda: walk(nodes_in(tree))):
-        visit(tree, (), None, "", 0, set())
+        for position, (keys, part) in enumerate(tree_flatten_with_path(tree, is_leaf=is_node)[0]):
+            if isinstance(part, Node):
+                visit(part, keys, set())
+            elif is_array(part):
+                add(Place([keys], None, "", position, 0, part, is_inexact(part)))
     return list(found.values())
 
 
@@ -380,10 +383,9 @@ class Selection(tp.Generic[Tree]):
         for place in filter(self._has, _places(tree)):
             if place.owner is None:
                 raise SelectionError(f"{place.path} is not in a module, and only arrays of modules can be frozen.")
-            value = place.owner.__dict__[place.name]
-            if declared_flags(place.owner, place.name, value)[place.position]:
-                number = numbers_of(value)[place.position]
-                arrays.setdefault(id(place.owner), (place.owner, set()))[1].add((place.name, number))
+            slot = _slot(place)
+            if slot.declared:
+                arrays.setdefault(id(place.owner), (place.owner, set()))[1].add((slot.name, slot.number))
         for owner, names in arrays.values():
             write_meta(owner, change(owner, names))
         return tree
@@ -478,12 +480,7 @@ def _unfrozen(owner: Node, arrays: set[tuple[str, int]]) -> Meta:
     meta = meta_of(owner)
     if meta.trainable:
         return dataclasses.replace(meta, frozen=meta.frozen - arrays)
-    declared = {
-        (name, number)
-        for name, value in owner.__dict__.items()
-        for number, flag in zip(numbers_of(value), declared_flags(owner, name, value), strict=True)
-        if flag
-    }
+    declared = {(slot.name, slot.number) for slot, _ in slots(owner) if slot.declared}
     return dataclasses.replace(meta, trainable=True, frozen=frozenset(declared - arrays))
 
 
@@ -550,8 +547,12 @@ _FROZEN = "frozen"
 def _why_not_trainable(place: Place) -> str:
     if place.owner is None:
         return f"of dtype {place.value.dtype}"
-    declared = declared_flags(place.owner, place.name, place.owner.__dict__[place.name])
-    return _FROZEN if declared[place.position] else "state"
+    return _FROZEN if _slot(place).declared else "state"
+
+
+def _slot(place: Place) -> Slot:
+    owner = tp.cast(Node, place.owner)
+    return next(slot for slot, _ in slots(owner) if slot.name == place.name and slot.position == place.position)
 
 
 def parts_of_leaves(parameters: tp.Any) -> list[tuple[str, ...]]:

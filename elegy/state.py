@@ -11,8 +11,8 @@ import jax
 
 from elegy import tracing
 from elegy.errors import TraceError
+from elegy.layout import Meta, change, meta_of
 from elegy.leaves import Node
-from elegy.pytree import Meta, change, meta_of
 from elegy.random import RNG
 
 if tp.TYPE_CHECKING:

@@ -140,7 +140,7 @@ def _are_free(identities: Collection[int]) -> bool:
 
 
 def _is_run_elsewhere(identities: Collection[int]) -> bool:
-    from elegy.pytree import walk
+    from elegy.layout import walk
 
     me = threading.get_ident()
     others = [root for thread, root in list(_running.items()) if thread != me] if identities else []

@@ -17,10 +17,10 @@ from elegy import tracing
 from elegy.devices import is_placed, place_of
 from elegy.errors import ParameterError
 from elegy.frames import path_of
+from elegy.layout import nodes_in
 from elegy.leaves import is_node
 from elegy.module import Module
 from elegy.parameters import collect
-from elegy.pytree import nodes_in
 from elegy.selections import Selection, differences, names_of, parts_of_leaves, select_trainable
 from elegy.state import undoing
 

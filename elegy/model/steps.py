@@ -17,11 +17,12 @@ from elegy.errors import ParameterError, StructureError
 from elegy.frames import name_of, paths_below
 from elegy.hooks import get_losses, get_metrics, hooks_context, rng_context
 from elegy.initialise import run_init_pass
+from elegy.layout import walk
 from elegy.model.data import Data, run_module
 from elegy.model.objectives import Losses, Metrics, Scalars, accepted, add_values
 from elegy.model.optimizer import trainable_parameters
 from elegy.module import Module
-from elegy.pytree import layout_of, walk
+from elegy.pytree import layout_of
 from elegy.random import RNG, fold_in_path
 from elegy.selections import parts_of_leaves
 from elegy.state import training_context

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact, Num
 
 from elegy.initializers import RandomNormal
+from elegy.layout import meta_of
 from elegy.nn.inputs import converted, positive
 from elegy.nn.linear import Linear
-from elegy.pytree import meta_of
 from elegy.state import write_meta
 
 

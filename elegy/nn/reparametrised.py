@@ -10,11 +10,11 @@ from jaxtyping import Array
 from elegy.errors import ParameterError
 from elegy.frames import path_of, paths_below
 from elegy.hooks import is_initializing
+from elegy.layout import meta_of, walk
 from elegy.leaves import Node, is_array
 from elegy.module import Module
 from elegy.nn.inputs import trains
 from elegy.nn.stacked import Stacked
-from elegy.pytree import meta_of, walk
 from elegy.threads import holding
 from elegy.typechecking.axes import show_value
 

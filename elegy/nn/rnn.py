@@ -12,10 +12,10 @@ from jaxtyping import Array, ArrayLike, Bool, Integer, Num
 from elegy import tracing
 from elegy.devices import sharded_like
 from elegy.frames import path_of
+from elegy.layout import change
 from elegy.module import Module, compiled
 from elegy.nn.inputs import Flag, boolean, positive, refuse_more
 from elegy.nn.recurrent_cell import runs_by_parts
-from elegy.pytree import change
 from elegy.transforms.jit import jit
 from elegy.transforms.scan import scan
 from elegy.typechecking.axes import show_value

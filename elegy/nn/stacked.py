@@ -13,8 +13,8 @@ from jax.core import Tracer
 
 from elegy.errors import StructureError
 from elegy.frames import name_of
+from elegy.layout import change, set_born, walk
 from elegy.module import Module
-from elegy.pytree import change, set_born, walk
 from elegy.state import state
 from elegy.typechecking.axes import show_value
 

@@ -23,10 +23,11 @@ from elegy.errors import StructureError
 from elegy.frames import RNG_ATTRIBUTE, note_update, parts_of, path_of, paths_below, require_same_trace
 from elegy.hooks import Collector, Event, require_lanes_apart
 from elegy.initialise import Axis, NeedsInitPass, run_init_pass
-from elegy.leaves import Node, is_array, is_node, is_static
+from elegy.layout import Slot, meta_of, nodes_in, set_born, slots_by_attribute, structure, walk
+from elegy.leaves import Node, is_array, is_node
 from elegy.module import compiled
 from elegy.parameters import collect
-from elegy.pytree import layout_of, meta_of, nodes_in, set_born, structure, walk
+from elegy.pytree import layout_of
 from elegy.state import log, state, undoing
 from elegy.threads import Busy, begin_again, holders, holding, lock, looking, may_give_up, wait_for_all
 from elegy.tracebacks import shorten
@@ -81,23 +82,21 @@ class View:
         # The module and the attribute of each array, and the number of each array.
         self.owners: list[tuple[Node, str]] = []
         self.index: dict[tuple[int, str, int], int] = {}
-        grouped: list[tuple[Node, str, tp.Any]] = []
+        grouped: list[tuple[Node, list[Slot], tp.Any]] = []
         for node in self.nodes:
-            parameters = meta_of(node).parameters
-            for name, value in node.__dict__.items():
-                if is_array(value):
+            for name, held in slots_by_attribute(node).items():
+                arrays = [slot for slot, _ in held if slot.holds == "array"]
+                if held[0][0].keys is not None:
+                    grouped.append((node, arrays, is_node if len(arrays) < len(held) else None))
+                elif arrays:
                     self._add(node, name, 0)
                     self.places.append((node.__dict__, name))
-                elif name in parameters or not (isinstance(value, Node) or is_static(value)):
-                    grouped.append((node, name, value))
-        for node, name, value in grouped:
-            leaves = jax.tree.leaves(value, is_leaf=is_node)
-            positions = tuple(i for i, leaf in enumerate(leaves) if is_array(leaf))
-            if positions:
-                is_leaf = is_node if any(map(is_node, leaves)) else None
-                self.groups.append(Group(node, name, positions, len(self.owners), is_leaf))
+        for node, arrays, is_leaf in grouped:
+            if arrays:
+                positions = tuple(slot.position for slot in arrays)
+                self.groups.append(Group(node, arrays[0].name, positions, len(self.owners), is_leaf))
                 for position in positions:
-                    self._add(node, name, position)
+                    self._add(node, arrays[0].name, position)
         self.signature = tuple(layout_of(node) for node in self.nodes)
         self._paths: dict[int, tuple[str, ...]] | None = None
         self._targets: dict[Record, Targets] = {}

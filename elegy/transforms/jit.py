@@ -17,8 +17,9 @@ from elegy.devices import described as describe_array, described_mesh, home_of, 
 from elegy.errors import RecompilationWarning
 from elegy.frames import Replay, name_of, paths_below, scope, warn
 from elegy.initialise import NeedsInitPass
+from elegy.layout import structure, walk
 from elegy.leaves import Node, is_array, is_node
-from elegy.pytree import layout_of, structure, walk
+from elegy.pytree import layout_of
 from elegy.state import state, training, undoing
 from elegy.threads import Busy, begin_again, holders, holding, lock, may_give_up, wait_for_all
 from elegy.tracebacks import shorten

@@ -13,8 +13,8 @@ from elegy import tracing
 from elegy.errors import StructureError
 from elegy.frames import Replay, path_of
 from elegy.initialise import Axis, Lane
-from elegy.leaves import Node, is_array
-from elegy.pytree import nodes_in, walk
+from elegy.layout import nodes_in, slots, walk
+from elegy.leaves import Node
 from elegy.state import state, undoing
 from elegy.transforms.core import (
     Effects,
@@ -139,13 +139,12 @@ class Lifted:
 
 def _refuse_hidden(modules: Sequence[Node], before: set[tuple[int, str]], created: set[tuple[int, str]]) -> None:
     for node in modules:
-        for name, value in node.__dict__.items():
-            if (id(node), name) in before or (id(node), name) in created or isinstance(value, Node):
-                continue
-            if any(is_array(leaf) for leaf in jax.tree.leaves(value, is_leaf=lambda leaf: isinstance(leaf, Node))):
+        for slot, _ in slots(node):
+            place = id(node), slot.name
+            if slot.holds == "array" and place not in before and place not in created:
                 raise StructureError(
-                    f"{path_of(node, name)}: the constructor of a module that was created inside a stacked one stored "
-                    "an array, which has no leading axis.\n"
+                    f"{path_of(node, slot.name)}: the constructor of a module that was created inside a stacked one "
+                    "stored an array, which has no leading axis.\n"
                     "  Create it by add_parameter, or construct the module before the transform."
                 )
 

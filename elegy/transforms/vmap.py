@@ -14,9 +14,9 @@ from elegy import tracing
 from elegy.errors import ReductionError
 from elegy.frames import RNG_ATTRIBUTE, warn
 from elegy.initialise import has_tracer, identical_members
+from elegy.layout import walk
 from elegy.leaves import Node
 from elegy.parameters import get_parameters
-from elegy.pytree import walk
 from elegy.random import default_impl, lane_of, step_of
 from elegy.state import state
 from elegy.transforms.core import Transformed, View, rng_data, run, write_back

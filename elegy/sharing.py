@@ -1,0 +1,177 @@
+"""Modules that are reachable by two paths: they are flattened once, and put together as one again.
+
+A *tie* says that a module found at one place of the tree, its target, is the one at another, its source. It is written
+down at the module where the two paths part. While that module is flattened, a marker without leaves stands at the
+target.
+"""
+
+from __future__ import annotations
+
+import typing as tp
+from collections.abc import Sequence
+
+import jax
+
+from elegy import tracing
+from elegy.layout import (
+    Step,
+    Tie,
+    change,
+    children,
+    meta_of,
+    relayout,
+    set_born,
+    set_layout,
+    set_meta,
+    set_pending,
+    set_ties,
+)
+from elegy.leaves import Node, is_node
+
+
+class _Tied:
+    """Stands, while a module is flattened, for a submodule that is found by an earlier path."""
+
+    def __repr__(self) -> str:
+        return "tied"
+
+
+TIED = _Tied()
+
+
+def find_ties(root: Node) -> None:
+    """Looks for modules reachable by two paths; every module below `root` learns what it must know to flatten."""
+    seen = {id(root)}
+    order = [root]
+    shared = False
+    for node in order:  # grows while it is read
+        for _, child in children(node):
+            if id(child) in seen:
+                shared = True
+            else:
+                seen.add(id(child))
+                order.append(child)
+    ties = _part_points(root) if shared else {}
+    for node in order:
+        found = tuple(sorted(ties.get(id(node), ()), key=repr))
+        if node._elegy_layout is not None and node._elegy_layout.ties != found:
+            change(node)
+        if node._elegy_layout is None:
+            set_ties(node, found)
+
+
+def _part_points(root: Node) -> dict[int, list[Tie]]:
+    """For each module, by id, the pairs of occurrences that part there."""
+    first: dict[int, tuple[Step, ...]] = {}
+    repeats: dict[int, list[tuple[Step, ...]]] = {}
+    stack: list[tuple[Node, tuple[Step, ...]]] = [(root, ())]
+    paths: dict[tuple[Step, ...], Node] = {}
+    while stack:
+        node, path = stack.pop()
+        if id(node) in first:
+            repeats.setdefault(id(node), []).append(path)
+        else:
+            first[id(node)] = path
+            paths[path] = node
+            stack.extend((child, (*path, step)) for step, child in reversed(children(node)))
+    ties: dict[int, list[Tie]] = {}
+    for identity, others in repeats.items():
+        inside: dict[tuple[Step, ...], list[tuple[Step, ...]]] = {}
+        for place in (first[identity], *others):
+            for size in range(len(place)):
+                inside.setdefault(place[:size], []).append(place)
+        for path, (source, *targets) in inside.items():
+            for target in targets:
+                if target[len(path)] != source[len(path)]:
+                    ties.setdefault(id(paths[path]), []).append(Tie(target[len(path) :], source[len(path) :]))
+    return ties
+
+
+class _Contents:
+    """The leaves of the containers that some modules hold, each flattened once, and what is to be put among them."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, str], tuple[Node, list[tp.Any], tp.Any]] = {}
+        self._changed: set[tuple[int, str]] = set()
+
+    def _leaves(self, node: Node, name: str) -> list[tp.Any]:
+        key = (id(node), name)
+        if key not in self._held:
+            is_leaf = lambda leaf: is_node(leaf) or leaf is TIED  # noqa: E731
+            self._held[key] = (node, *jax.tree.flatten(node.__dict__[name], is_leaf=is_leaf))
+        return self._held[key][1]
+
+    def child(self, node: Node, step: Step) -> tp.Any:
+        name, index = step
+        return node.__dict__[name] if index is None else self._leaves(node, name)[index]
+
+    def place(self, node: Node, step: Step, child: tp.Any) -> None:
+        name, index = step
+        if index is None:
+            node.__dict__[name] = child
+        else:
+            self._leaves(node, name)[index] = child
+            self._changed.add((id(node), name))
+
+    def write(self) -> None:
+        for node, name in self._changed:
+            node, leaves, treedef = self._held[node, name]
+            node.__dict__[name] = treedef.unflatten(leaves)
+
+
+def shallow_copy(node: Node) -> Node:
+    """A new object with the same attributes."""
+    copy = object.__new__(type(node))
+    copy.__dict__.update(node.__dict__)
+    set_born(copy, tracing.current())
+    set_meta(copy, meta_of(node))
+    set_ties(copy, ())
+    set_layout(copy, None)
+    return copy
+
+
+def cut(node: Node, targets: Sequence[tuple[Step, ...]]) -> Node:
+    """A copy of the nodes along `targets`, in which a marker stands at the end of each."""
+    copy = shallow_copy(node)
+    pending = getattr(node, "_elegy_pending", None)
+    if pending:
+        set_pending(copy, pending)  # what becomes of the copy becomes of the node
+    groups: dict[Step, list[tuple[Step, ...]]] = {}
+    for target in targets:
+        groups.setdefault(target[0], []).append(target[1:])
+    contents = _Contents()
+    for step, rests in groups.items():
+        deeper = [rest for rest in rests if rest]
+        contents.place(copy, step, cut(contents.child(copy, step), deeper) if deeper else TIED)
+    contents.write()
+    return copy
+
+
+def tie_together(node: Node, ties: Sequence[Tie]) -> None:
+    """Puts the module found at the source of each tie at its target too."""
+    contents = _Contents()
+    orders: dict[int, tuple[Node, tuple[str, ...]]] = {}
+    for tie in ties:
+        try:
+            source = parent = node
+            for step in tie.source:
+                source = contents.child(source, step)
+            order = node._elegy_layout.order if node._elegy_layout is not None else ()
+            for step in tie.target[:-1]:
+                parent = contents.child(parent, step)
+                if parent._elegy_layout is not None:
+                    order = parent._elegy_layout.order
+                    relayout(parent)
+                set_ties(parent, None)
+            contents.place(parent, tie.target[-1], source)
+            if order:
+                orders.setdefault(id(parent), (parent, order))
+        except (AttributeError, IndexError, KeyError):
+            continue  # objects without structure stand where the modules were
+    contents.write()
+    for parent, order in orders.values():
+        attributes = parent.__dict__
+        if len(order) == len(attributes):
+            ordered = {name: attributes[name] for name in order}
+            attributes.clear()
+            attributes.update(ordered)
