@@ -40,6 +40,11 @@ class ElegyWarning(UserWarning):
         return f"{super().__str__()}\n  {_link(type(self))}"
 
 
+def ways_out(*ways: str) -> str:
+    """The end of a message that offers several ways out, numbered, a line each."""
+    return "".join(f"\n  {number}. {way}" for number, way in enumerate(ways, 1))
+
+
 class FrozenModuleError(ElegyError, AttributeError):
     """An attribute of a constructed module was assigned, deleted or mutated.
 

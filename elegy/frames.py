@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from elegy import tracing
-from elegy.errors import LostUpdateWarning, ModuleOrderError, NameCollisionError, TraceError
+from elegy.errors import LostUpdateWarning, ModuleOrderError, NameCollisionError, TraceError, ways_out
 from elegy.layout import Record, change, child_parts, meta_of, relayout, set_class, set_pending, walk
 from elegy.leaves import Node, static_key
 from elegy.state import log, state, write, write_meta
@@ -411,11 +411,13 @@ def require_same_trace(module: Node, what: str, path: str | None = None) -> None
         raise TraceError(
             f"{path or path_of(module)}: {what} inside a jax transform, but the module belongs to the code outside "
             "of it.\n"
-            "  The change is a value of the trace and could not leave it. The ways out:\n"
-            "  1. Make the module an argument of the transformed function and return it: "
-            "jax.jit(lambda m, x: (m(x), m))(module, x).\n"
-            "  2. Use the transform of the same name in elegy and list the module: elegy.jit(f, modules=module)(x)."
-            + ("\n  3. Initialise it before: module.init(x)." if what.startswith("created") else "")
+            "  The change is a value of the trace and could not leave it. The ways out:"
+            + ways_out(
+                "Make the module an argument of the transformed function and return it: "
+                "jax.jit(lambda m, x: (m(x), m))(module, x).",
+                "Use the transform of the same name in elegy and list the module: elegy.jit(f, modules=module)(x).",
+                *(["Initialise it before: module.init(x)."] if what.startswith("created") else []),
+            )
             + (
                 "\n  A transform of elegy around this one lists the module. If this one is of elegy too, list it here "
                 "as well: modules=[..., module]."

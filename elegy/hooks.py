@@ -4,101 +4,137 @@ from __future__ import annotations
 
 import contextlib
 import typing as tp
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 
 import jax
 
 from elegy import tracing
-from elegy.errors import HookError, TraceError
+from elegy.errors import HookError, TraceError, ways_out
 from elegy.frames import RNG_ATTRIBUTE, note_update, path_of, scope
 from elegy.leaves import Node
 from elegy.random import RNG, KeyLike
 from elegy.state import collecting, set_training, state, training, write
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Losses, metrics, summaries
+# Kinds
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _scoped(name: str) -> str:
+    return "/".join([*scope(), name])
+
+
+class Kind(tp.NamedTuple):
+    """How the values of one kind of hook are combined. All that collects or carries them reads it here.
+
+    - `full_name`: the name of what was declared under a name.
+    - `repeated`: what becomes of two values of one name: they are added up, or the later one gets a number.
+    - `lanes`: what becomes of the values of the lanes of a mapped function.
+    - `steps`: what becomes of the values of the steps of a scan or a loop. A loop has no place for a stack.
+    - `absent`: the value where of several branches another one ran, if the dtype has it; else 0.
+    - `is_scalar`: whether the values must be scalars.
+    """
+
+    full_name: Callable[[str], str]
+    repeated: tp.Literal["sum", "number"]
+    lanes: tp.Literal["sum", "mean", "stack"]
+    steps: tp.Literal["sum", "mean", "stack"]
+    absent: float
+    is_scalar: bool
+
+
+KINDS: dict[str, Kind] = {
+    "loss": Kind(
+        full_name=lambda name: name if name.endswith("loss") else f"{name}_loss",
+        repeated="sum",
+        lanes="mean",
+        steps="sum",
+        absent=0.0,
+        is_scalar=True,
+    ),
+    "metric": Kind(
+        full_name=_scoped, repeated="number", lanes="mean", steps="mean", absent=float("nan"), is_scalar=True
+    ),
+    "summary": Kind(
+        full_name=_scoped, repeated="number", lanes="stack", steps="stack", absent=float("nan"), is_scalar=False
+    ),
+}
+
+
 class Event(tp.NamedTuple):
-    """One call of add_loss, add_metric or add_summary, before repeated names are resolved."""
+    """One call of add_loss, add_metric or add_summary, before repeated names are resolved.
+
+    - `module`: that of a summary which was given for a module, if it is one that the caller knows.
+    - `is_of_module`: whether the summary was given for a module. Then its name is a path, and may be repeated.
+    """
 
     kind: str
     name: str
     module: Node | None
     value: tp.Any
+    is_of_module: bool = False
 
 
 class Collector:
-    """What a `hooks_context` collects. The events are the truth; the three collections are derived from them."""
+    """What a `hooks_context` collects: the events, in the order in which they came.
+
+    Summaries go to the nearest context around that wants them, if this one does not.
+    """
 
     def __init__(self, summaries: bool = False, outer: Collector | None = None):
         self.born = tracing.current()
         self.outer = outer if outer is not None and outer.wants_summaries and not summaries else None
         self.wants_summaries = summaries or self.outer is not None
         self.events: list[Event] = []
-        self.losses: dict[str, tp.Any] = {}
-        self.metrics: dict[str, tp.Any] = {}
-        self.summaries: list[tuple[Node | None, str, tp.Any]] | None = [] if summaries else None
-        self._summary_names: set[str] = set()
-        # How many metrics, and summaries, of each name there are.
-        self._numbers: dict[tuple[str, str], int] = {}
-        if self.outer is not None:
-            self.summaries = self.outer.summaries
 
     def add(self, event: Event) -> None:
         if self.born != tracing.current():
             raise TraceError(
                 f"{'/'.join(scope()) or 'elegy'}: add_{event.kind}({event.name!r}) was called inside a jax transform, "
-                "but the hooks_context that "
-                "collects it is outside.\n  The value could not leave the transform. There are two ways out:\n"
-                "  1. Open elegy.hooks_context() inside the transformed function and return what it collects.\n"
-                "  2. Use the transform of the same name in elegy (elegy.jit, elegy.value_and_grad, …), whose "
-                "outputs they are."
+                "but the hooks_context that collects it is outside.\n"
+                "  The value could not leave the transform. There are two ways out:"
+                + ways_out(
+                    "Open elegy.hooks_context() inside the transformed function and return what it collects.",
+                    "Use the transform of the same name in elegy (elegy.jit, elegy.value_and_grad, …), whose "
+                    "outputs they are.",
+                )
             )
         if event.kind == "summary" and self.outer is not None:
             self.outer.add(event)
-            return
-        self.events.append(event)
-        self._derive(event)
-
-    def _derive(self, event: Event) -> None:
-        if event.kind == "loss":
-            losses = self.losses
-            losses[event.name] = losses[event.name] + event.value if event.name in losses else event.value
-        elif event.kind == "metric":
-            self.metrics[self._unique(event.name, self.metrics)] = event.value
-        elif self.summaries is not None:
-            name = event.name
-            if event.module is None:
-                name = self._unique(name, self._summary_names)
-                self._summary_names.add(name)
-            self.summaries.append((event.module, name, event.value))
-
-    def _unique(self, name: str, taken: Container[str]) -> str:
-        kind = "metric" if taken is self.metrics else "summary"
-        unique, self._numbers[kind, name] = numbered(name, taken, self._numbers.get((kind, name), 0))
-        return unique
-
-    def shorten(self, length: int) -> None:
-        """Forgets all but the first events."""
-        if len(self.events) != length:
-            self._keep(self.events[:length])
-
-    def drop_summaries(self) -> None:
-        self._keep([event for event in self.events if event.kind != "summary"])
-
-    def _keep(self, kept: list[Event]) -> None:
-        self.events.clear()
-        self.losses.clear()
-        self.metrics.clear()
-        self._numbers.clear()
-        self._summary_names.clear()
-        if self.summaries is not None and self.outer is None:
-            self.summaries.clear()
-        for event in kept:
+        else:
             self.events.append(event)
-            self._derive(event)
+
+    def collected(self, kind: str) -> list[Event]:
+        """The events of one kind, each with the name under which it is read."""
+        if kind == "summary" and self.outer is not None:
+            return self.outer.collected(kind)
+        events = [event for event in self.events if event.kind == kind]
+        return _added_up(events) if KINDS[kind].repeated == "sum" else _numbered(events)
+
+    def drop(self, kind: str) -> None:
+        """Forgets the events of one kind."""
+        self.events[:] = [event for event in self.events if event.kind != kind]
+
+
+def _added_up(events: Sequence[Event]) -> list[Event]:
+    found: dict[str, Event] = {}
+    for event in events:
+        known = found.get(event.name)
+        found[event.name] = event if known is None else known._replace(value=known.value + event.value)
+    return list(found.values())
+
+
+def _numbered(events: Sequence[Event]) -> list[Event]:
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}
+    found: list[Event] = []
+    for event in events:
+        if not event.is_of_module:
+            name, numbers[event.name] = numbered(event.name, taken, numbers.get(event.name, 0))
+            taken.add(name)
+            event = event._replace(name=name)
+        found.append(event)
+    return found
 
 
 def numbered(name: str, taken: Container[str], number: int = 0) -> tuple[str, int]:
@@ -133,8 +169,11 @@ def hooks_context(summaries: bool = False) -> Iterator[None]:
         state.collector = before
 
 
-def _scoped(name: str) -> str:
-    return "/".join([*scope(), name])
+def trace_key() -> Hashable:
+    """What hooks answer while a function is traced, apart from its arguments: for another key it is traced again."""
+    collector = state.collector
+    collects = None if collector is None else (collector.wants_summaries, *scope())
+    return training(), collects, (state._rng or state.rng)._impl
 
 
 def add_loss(name: str, value: tp.Any) -> None:
@@ -161,10 +200,14 @@ def add_loss(name: str, value: tp.Any) -> None:
         assert elegy.get_losses() == {"activity_loss": 0.5}
     ```
     """
+    _add("loss", name, value)
+
+
+def _add(kind: str, name: str, value: tp.Any) -> None:
     if state.collector is not None:
-        _require_scalar("loss", name, value)
-        name = name if name.endswith("loss") else f"{name}_loss"
-        state.collector.add(Event("loss", name, None, value))
+        if KINDS[kind].is_scalar:
+            _require_scalar(kind, name, value)
+        state.collector.add(Event(kind, KINDS[kind].full_name(name), None, value))
 
 
 def _require_scalar(kind: str, name: str, value: tp.Any) -> None:
@@ -201,9 +244,7 @@ def add_metric(name: str, value: tp.Any) -> None:
         assert elegy.get_metrics() == {"block/largest": 2}
     ```
     """
-    if state.collector is not None:
-        _require_scalar("metric", name, value)
-        state.collector.add(Event("metric", _scoped(name), None, value))
+    _add("metric", name, value)
 
 
 def add_summary(module_or_name: Node | str, value: tp.Any) -> None:
@@ -231,14 +272,15 @@ def add_summary(module_or_name: Node | str, value: tp.Any) -> None:
         assert [path for module, path, value in elegy.get_summaries()] == ["block/doubled", "block"]
     ```
     """
-    if state.collector is not None and state.collector.wants_summaries:
-        if isinstance(module_or_name, Node):
-            is_running = bool(state.name_levels) and state.frames and state.frames[-1].module is module_or_name
-            path = "/".join(scope()) if is_running else path_of(module_or_name)
-            event = Event("summary", path, module_or_name, value)
-        else:
-            event = Event("summary", _scoped(module_or_name), None, value)
-        state.collector.add(event)
+    collector = state.collector
+    if collector is None or not collector.wants_summaries:
+        return
+    if not isinstance(module_or_name, Node):
+        _add("summary", module_or_name, value)
+        return
+    is_running = bool(state.name_levels) and state.frames and state.frames[-1].module is module_or_name
+    path = "/".join(scope()) if is_running else path_of(module_or_name)
+    collector.add(Event("summary", path, module_or_name, value, is_of_module=True))
 
 
 def get_losses() -> dict[str, tp.Any] | None:
@@ -253,7 +295,12 @@ def get_losses() -> dict[str, tp.Any] | None:
         assert elegy.get_losses() == {"penalty_loss": 0.5}
     ```
     """
-    return None if state.collector is None else dict(state.collector.losses)
+    return _collected("loss")
+
+
+def _collected(kind: str) -> dict[str, tp.Any] | None:
+    collector = state.collector
+    return None if collector is None else {event.name: event.value for event in collector.collected(kind)}
 
 
 def get_metrics() -> dict[str, tp.Any] | None:
@@ -268,7 +315,7 @@ def get_metrics() -> dict[str, tp.Any] | None:
         assert elegy.get_metrics() == {"speed": 1.0, "speed_1": 2.0}
     ```
     """
-    return None if state.collector is None else dict(state.collector.metrics)
+    return _collected("metric")
 
 
 def get_summaries() -> list[tuple[tp.Any, str, tp.Any]] | None:
@@ -286,7 +333,9 @@ def get_summaries() -> list[tuple[tp.Any, str, tp.Any]] | None:
     ```
     """
     collector = state.collector
-    return None if collector is None or collector.summaries is None else list(collector.summaries)
+    if collector is None or not collector.wants_summaries:
+        return None
+    return [(event.module, event.name, event.value) for event in collector.collected("summary")]
 
 
 @contextlib.contextmanager
@@ -450,12 +499,13 @@ def next_rng_key() -> jax.Array:
     if frame is not None and frame.module._elegy_born == tracing.current():
         return _own_key(frame.module)
     raise TraceError(
-        f"{'/'.join(scope()) or 'elegy'}: next_rng_key() was called inside a jax transform, but the random "
-        "stream belongs "
-        "to the code outside of it, so every call would draw the same key. There are two ways out:\n"
-        "  1. Pass a key as an argument of the transformed function: m.apply(x, rng=key), or elegy.rng_context(key).\n"
-        "  2. Use the transform of the same name in elegy, which carries the stream through: elegy.jit(f, "
-        f"modules=module).{_of_shards()}"
+        f"{'/'.join(scope()) or 'elegy'}: next_rng_key() was called inside a jax transform, but the random stream "
+        "belongs to the code outside of it, so every call would draw the same key. There are two ways out:"
+        + ways_out(
+            "Pass a key as an argument of the transformed function: m.apply(x, rng=key), or elegy.rng_context(key).",
+            "Use the transform of the same name in elegy, which carries the stream through: elegy.jit(f, "
+            f"modules=module).{_of_shards()}",
+        )
     )
 
 
@@ -492,18 +542,22 @@ def require_lanes_apart(module: Node) -> None:
         axis = tracing.manual_axes()[0]
         raise TraceError(
             f"{path_of(module)}: next_rng_key() was called in each shard of a jax.shard_map, and the key of the module "
-            "is the same in all of them, so they would draw the same numbers. The ways out:\n"
-            "  1. Pass a key with the number of the shard folded in, key = jax.random.fold_in(key, "
-            f"jax.lax.axis_index({axis!r})): m.apply(x, rng=key), or elegy.rng_context(key).\n"
-            "  2. If all shards are to draw the same, since they hold copies of the same activations, pass the key as "
-            "it is."
+            "is the same in all of them, so they would draw the same numbers. The ways out:"
+            + ways_out(
+                "Pass a key with the number of the shard folded in, key = jax.random.fold_in(key, "
+                f"jax.lax.axis_index({axis!r})): m.apply(x, rng=key), or elegy.rng_context(key).",
+                "If all shards are to draw the same, since they hold copies of the same activations, pass the key as "
+                "it is.",
+            )
         )
     if tracing.is_equal_in_all_lanes(module.__dict__[RNG_ATTRIBUTE]):
         raise TraceError(
             f"{path_of(module)}: next_rng_key() was called in each lane of a jax.vmap, and the key of the module is "
-            "the same in all of them, so they would draw the same numbers. The ways out:\n"
-            "  1. Pass a key for each lane: jax.vmap(lambda key, x: module.apply(x, rng=key))(keys, xs).\n"
-            "  2. Use the transform of the same name in elegy, which splits the random stream: elegy.vmap(module)(xs)."
+            "the same in all of them, so they would draw the same numbers. The ways out:"
+            + ways_out(
+                "Pass a key for each lane: jax.vmap(lambda key, x: module.apply(x, rng=key))(keys, xs).",
+                "Use the transform of the same name in elegy, which splits the random stream: elegy.vmap(module)(xs).",
+            )
         )
 
 

@@ -25,7 +25,7 @@ from jax.core import Tracer
 from elegy import tracing
 from elegy.captures import placed_for
 from elegy.drawn import recipe_of
-from elegy.errors import IdenticalMembersWarning, ParameterError, TraceError
+from elegy.errors import IdenticalMembersWarning, ParameterError, TraceError, ways_out
 from elegy.frames import RNG_ATTRIBUTE, name_of, parts_of, path_of, paths_below, require_same_trace, warn
 from elegy.hooks import Collector
 from elegy.layout import meta_of, nodes_in, set_born, set_undrawn, slots, walk
@@ -237,12 +237,13 @@ class InitPass:
         rng = state.rng
         if rng._born not in (self.trace, tracing.current()):
             raise TraceError(
-                f"{path_of(module)}: parameters were created inside a jax transform, but the random stream "
-                "belongs to the "
-                "code outside of it. There are two ways out:\n"
-                "  1. Pass a key as an argument of the transformed function: module.init(x, rng=key) or "
-                "module.apply(x, rng=key).\n"
-                "  2. Initialise the module before: module.init(x)."
+                f"{path_of(module)}: parameters were created inside a jax transform, but the random stream belongs "
+                "to the code outside of it. There are two ways out:"
+                + ways_out(
+                    "Pass a key as an argument of the transformed function: module.init(x, rng=key) or "
+                    "module.apply(x, rng=key).",
+                    "Initialise the module before: module.init(x).",
+                )
             )
         if rng._root is None and self.drawn is not None:
             self.derived[0] += 1

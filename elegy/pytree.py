@@ -14,7 +14,7 @@ import numpy as np
 from elegy import tracing
 from elegy.compounds import as_in_containers, dynamic_part, join
 from elegy.containers import FrozenDict
-from elegy.errors import TraceError
+from elegy.errors import TraceError, ways_out
 from elegy.layout import (
     Layout,
     Meta,
@@ -91,10 +91,12 @@ def require_drawn(node: Node) -> None:
     if waiting:
         raise TraceError(
             f"{type(node).__name__}: the parameter {waiting[0]!r} was created in __init__ inside a jax transform, but "
-            "the random stream belongs to the code outside of it. There are two ways out:\n"
-            "  1. Pass a key as an argument of the transformed function, and give it to the module: "
-            "module.init(x, rng=key).\n"
-            "  2. Construct the module inside `with elegy.rng_context(key):`."
+            "the random stream belongs to the code outside of it. There are two ways out:"
+            + ways_out(
+                "Pass a key as an argument of the transformed function, and give it to the module: "
+                "module.init(x, rng=key).",
+                "Construct the module inside `with elegy.rng_context(key):`.",
+            )
         )
 
 

@@ -126,7 +126,7 @@ def undoing(created_only: bool = False, forget: Callable[[Node], bool] | None = 
         if rng is not None and rng_before is not None:
             rng.restore(rng_before)
         for changed_collector, length in events_before:
-            changed_collector.shorten(length)
+            del changed_collector.events[length:]
         raise
     else:
         if created_only:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from elegy import tracing
 from elegy.errors import HookError
+from elegy.hooks import KINDS
 from elegy.transforms.core import Record, rng_data, write_back
 from elegy.transforms.lift import Lifted, inlined
 from elegy.typechecking.axes import show_value
@@ -137,12 +138,12 @@ def _branch(transform, functions, choose, operands, modules):
 
 
 def _keyed(events, values):
-    """What one branch declares, each with a key: the event, and how many like it came before. Losses of one name are
-    one."""
+    """What one branch declares, each with a key: the declaration, and how many like it came before. Values that are
+    added up are one."""
     counts: collections.Counter[tp.Any] = collections.Counter()
     found: dict[tp.Any, tp.Any] = {}
     for event, value in zip(events, values, strict=True):
-        if event[0] == "loss" and (event, 0) in found:
+        if KINDS[event.kind].repeated == "sum" and (event, 0) in found:
             found[event, 0] = found[event, 0] + value
         else:
             found[event, counts[event]] = value
@@ -164,13 +165,13 @@ def _declared(transform, branches):
         shapes = jax.eval_shape(one_each, values)
         for key, shape in zip(keys, shapes, strict=True):
             found.setdefault(key, []).append(shape)
-    for ((kind, name, _), _), shapes in found.items():
+    for (declared, _), shapes in found.items():
         first = jax.tree.structure(shapes[0]), [leaf.shape for leaf in jax.tree.leaves(shapes[0])]
         for other in shapes[1:]:
             if (jax.tree.structure(other), [leaf.shape for leaf in jax.tree.leaves(other)]) != first:
                 raise HookError(
-                    f"{transform}: its functions declare the {kind} {name} with values of different shapes: "
-                    f"{show_value(shapes[0])} and {show_value(other)}.\n"
+                    f"{transform}: its functions declare the {declared.kind} {declared.name} with values of different "
+                    f"shapes: {show_value(shapes[0])} and {show_value(other)}.\n"
                     "  Which of them runs is not known while compiling. Give them two names."
                 )
     return {key: jax.tree.map(_common, *shapes) for key, shapes in found.items()}
@@ -185,10 +186,8 @@ def _completed(key, value, like):
     """What one branch declares under a key that some branch has."""
     if value is not None:
         return jax.tree.map(lambda leaf, like: jnp.asarray(leaf).astype(like.dtype), value, like)
-    (kind, _, _), _ = key
-    return jax.tree.map(lambda like: _absent(kind, like), like)
-
-
-def _absent(kind, like):
-    missing = kind != "loss" and jnp.issubdtype(like.dtype, jnp.inexact)
-    return jnp.full(like.shape, jnp.nan if missing else 0, like.dtype)
+    declared, _ = key
+    absent = KINDS[declared.kind].absent
+    return jax.tree.map(
+        lambda like: jnp.full(like.shape, absent if jnp.issubdtype(like.dtype, jnp.inexact) else 0, like.dtype), like
+    )

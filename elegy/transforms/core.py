@@ -200,17 +200,26 @@ class Threaded:
             self.unreached |= {(id(needs.module), needs.method)}
 
 
+class Declaration(tp.NamedTuple):
+    """The static part of an event: `position` is that of its module in the view, if the module is there."""
+
+    kind: str
+    name: str
+    is_of_module: bool
+    position: int | None
+
+
 class Record:
     """The static part of effects. It becomes a part of what JAX caches, so it holds no module.
 
     - `indices`: which arrays of the view changed.
-    - `events`: the kind and the name of what hooks declared, and the position in the view of the module if it has one.
+    - `events`: what hooks declared.
     - `has_references`: whether a `Reference` is among the outputs.
     """
 
     __slots__ = ("events", "has_references", "indices")
 
-    def __init__(self, indices: list[int], events: list[tuple[str, str, int | None]], has_references: bool = False):
+    def __init__(self, indices: list[int], events: list[Declaration], has_references: bool = False):
         self.indices = indices
         self.events = events
         self.has_references = has_references
@@ -328,7 +337,10 @@ def run(
             index for index, (old, new) in enumerate(zip(leaves, after, strict=True)) if return_all or old is not new
         ]
         events = [] if collector is None else collector.events
-        declared = [(event.kind, event.name, view.positions.get(id(event.module))) for event in events]
+        declared = [
+            Declaration(event.kind, event.name, event.is_of_module, view.positions.get(id(event.module)))
+            for event in events
+        ]
         values = [after[index] for index in indices]
         advanced = None if rng_data is None or rng._data is rng_data else rng._data
     return out, (
@@ -398,9 +410,10 @@ def write_back(view: View, out: tp.Any, effects: Effects, traced: bool) -> tp.An
     if advanced is not None:
         (state._rng or state.rng)._data = advanced
     if events and state.collector is not None:
-        for (kind, name, position), value in zip(record.events, events, strict=True):
-            module = None if position is None else view.nodes[position]
-            state.collector.add(Event(kind, name, module, _open_value(value)))
+        for declared, value in zip(record.events, events, strict=True):
+            module = None if declared.position is None else view.nodes[declared.position]
+            event = Event(declared.kind, declared.name, module, _open_value(value), declared.is_of_module)
+            state.collector.add(event)
     if record.has_references:
         resolve = lambda part: view.nodes[part.position] if is_reference(part) else part  # noqa: E731
         out = jax.tree.map(resolve, out, is_leaf=is_reference)

@@ -15,12 +15,13 @@ from jax.sharding import NamedSharding
 from elegy import tracing
 from elegy.devices import described as describe_array, described_mesh, home_of, is_placed, moved, place_of, replicated
 from elegy.errors import RecompilationWarning
-from elegy.frames import Replay, name_of, paths_below, scope, warn
+from elegy.frames import Replay, name_of, paths_below, warn
+from elegy.hooks import trace_key
 from elegy.initialise import NeedsInitPass
 from elegy.layout import structure, walk
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import layout_of
-from elegy.state import state, training, undoing
+from elegy.state import state, undoing
 from elegy.threads import Busy, begin_again, holders, holding, lock, may_give_up, wait_for_all
 from elegy.tracebacks import shorten
 from elegy.transforms.core import (
@@ -42,7 +43,6 @@ Arguments = tp.ParamSpec("Arguments")
 Outputs = tp.TypeVar("Outputs")
 
 WARN_AT = 10
-_STATIC = 4  # parts of a key, before the place in a method
 
 
 class Config:
@@ -98,13 +98,9 @@ class _Body:
         self._note_trace(described)
         return result
 
-    def key(self, view: View) -> tp.Any:
-        """What is static besides the arguments."""
-        collector = state.collector
-        collects = None if collector is None else (collector.wants_summaries, *scope())
-        rng = state._rng or state.rng
-        key = training(), collects, rng._impl, id(view.signature)  # these are _STATIC
-        return (*key, _position()) if self.creates else key
+    def key(self, view: View, place: tp.Any = None) -> tp.Any:
+        """What is static besides the arguments. `place` is where in a method the code runs, if it is not here."""
+        return trace_key(), id(view.signature), (place or _position()) if self.creates else None
 
     def _note_trace(self, described: dict[str, str] | None) -> None:
         """Runs when JAX has traced: counts, and says what changed where that is wanted."""
@@ -283,13 +279,13 @@ class JitFunction(Transformed[Arguments, Outputs]):
         config, leaves, place = Config(), view.read(), _position()
         stream = _stream(config, leaves, tracing.is_traced(), args, kwargs)
         traced = self._jitted.trace(config, leaves, stream, *args, **kwargs)
-        key = (*self._body.key(view)[:_STATIC], place if self._body.creates else None)
+        key = self._body.key(view, place)
         return Program(self, view, config, traced, key, self._describe(view, leaves, stream)), traced
 
     # What a program that was compiled ahead of time asks.
 
     def _key(self, view: View) -> tp.Any:
-        return (*self._body.key(view)[:_STATIC], _position() if self._body.creates else None)
+        return self._body.key(view)
 
     def _describe(self, view: View, leaves: list[tp.Any], stream: tp.Any) -> dict[str, str]:
         return _describe(self._body.key(view), view, leaves, stream, (), {})
@@ -336,7 +332,7 @@ def _stream(config: Config, leaves: list[tp.Any], traced: bool, args: tp.Any, kw
 
 
 def _describe(key: tp.Any, view: View, leaves, rng, args, kwargs) -> dict[str, str]:
-    mode, collects, impl, _, *_ = key
+    (mode, collects, impl), *_ = key
     described = {"training": str(mode), "hooks": str(collects), "random implementation": impl}
     mesh = jax.sharding.get_abstract_mesh()
     described["jax.set_mesh"] = "no mesh" if mesh.empty else described_mesh(mesh)

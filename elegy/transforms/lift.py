@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import typing as tp
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from elegy import tracing
 from elegy.errors import StructureError
 from elegy.frames import Replay, path_of
+from elegy.hooks import KINDS
 from elegy.initialise import Axis, Lane
 from elegy.layout import nodes_in, slots, walk
 from elegy.leaves import Node
@@ -187,19 +189,18 @@ def settled(step: tp.Any, leaves: list[tp.Any], rng: tp.Any, args: tp.Any, entry
         rng = next_rng
 
 
-Reduction = Callable[[tp.Any], tp.Any]
-
-
-def reduce_events(effects: Effects, loss: Reduction, metric: Reduction) -> list[tp.Any]:
-    """The values that hooks declared, reduced over their leading axis; summaries keep it."""
+def reduce_events(effects: Effects, over: tp.Literal["lanes", "steps"]) -> list[tp.Any]:
+    """The values that hooks declared in all lanes or steps, which are stacked along axis 0, reduced as their kinds
+    say."""
     _, _, events, record = effects
-    reductions = {"loss": loss, "metric": metric, "summary": lambda value: value}
-    return [jax.tree.map(reductions[kind], value) for (kind, _, _), value in zip(record.events, events, strict=True)]
+    return [
+        jax.tree.map(_REDUCTIONS[getattr(KINDS[declared.kind], over)], value)
+        for declared, value in zip(record.events, events, strict=True)
+    ]
 
 
-def mean(value: tp.Any) -> tp.Any:
-    return jnp.mean(value, axis=0)
-
-
-def total(value: tp.Any) -> tp.Any:
-    return jnp.sum(value, axis=0)
+_REDUCTIONS: dict[str, Callable[[tp.Any], tp.Any]] = {
+    "sum": functools.partial(jnp.sum, axis=0),
+    "mean": functools.partial(jnp.mean, axis=0),
+    "stack": lambda value: value,
+}

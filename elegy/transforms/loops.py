@@ -12,6 +12,7 @@ import numpy as np
 
 from elegy import tracing
 from elegy.errors import HookError
+from elegy.hooks import KINDS
 from elegy.precision import at_least_float32
 from elegy.state import state
 from elegy.transforms.core import View, check_function, modules_of, rng_data, write_back
@@ -84,12 +85,15 @@ def while_loop(
             lambda state: test(insert(state[1]), rng, (state[0],))[0], body, start
         )
         events = [
-            jax.tree.map(functools.partial(_reduced, kind, count), total, like)
-            for (kind, _, _), total, like in zip(record.events, sums, shapes, strict=True)
+            jax.tree.map(functools.partial(_reduced, declared.kind, count), total, like)
+            for declared, total, like in zip(record.events, sums, shapes, strict=True)
         ]
         return write_back(view, value, (moving, advanced, events, record), traced)
 
     return lifted.call(lambda functions, value: (functions[0](value), functions[1](value)), attempt, (init_val,))
+
+
+_PLURALS = {"summary": "summaries"}
 
 
 def _without_summaries(function: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
@@ -99,14 +103,15 @@ def _without_summaries(function: Callable[..., tp.Any]) -> Callable[..., tp.Any]
     def quiet(value: tp.Any) -> tp.Any:
         out = function(value)
         if state.collector is not None:
-            named = [event.name for event in state.collector.events if event.kind == "summary" and event.module is None]
-            if named:
-                raise HookError(
-                    f"summaries were declared inside elegy.while_loop ({', '.join(named)}), and the number of its "
-                    "iterations is not known while compiling.\n"
-                    "  Use elegy.scan, or elegy.hooks_context() without summaries."
-                )
-            state.collector.drop_summaries()
+            for kind in (kind for kind, rules in KINDS.items() if rules.steps == "stack"):
+                named = [event.name for event in state.collector.collected(kind) if not event.is_of_module]
+                if named:
+                    raise HookError(
+                        f"{_PLURALS[kind]} were declared inside elegy.while_loop ({', '.join(named)}), and the number "
+                        "of its iterations is not known while compiling.\n"
+                        "  Use elegy.scan, or elegy.hooks_context() without summaries."
+                    )
+                state.collector.drop(kind)
         return out
 
     return quiet
@@ -120,7 +125,7 @@ def _sum_dtype(dtype: tp.Any) -> tp.Any:
 
 def _reduced(kind: str, count: tp.Any, total: tp.Any, like: tp.Any) -> tp.Any:
     """The sum of losses or the mean of metrics, in the dtype that a scan gives it."""
-    value = total if kind == "loss" else total / count.astype(total.dtype)
+    value = total if KINDS[kind].steps == "sum" else total / count.astype(total.dtype)
     return value.astype(like.dtype) if jnp.issubdtype(like.dtype, jnp.inexact) else value
 
 
@@ -128,7 +133,7 @@ def _check_reads(view, effects):
     values, advanced, _, record = effects
     done = [f"updated {view.path(index)}" for index in record.indices]
     done += ["drew a random key"] if advanced is not None else []
-    done += [f"declared the {kind} {name}" for kind, name, _ in record.events]
+    done += [f"declared the {declared.kind} {declared.name}" for declared in record.events]
     if done:
         raise HookError(
             f"the condition of elegy.while_loop {', '.join(done)}: a condition may only read.\n"

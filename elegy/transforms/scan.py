@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from elegy import tracing
 from elegy.transforms.core import View, is_reference, rng_data, write_back
-from elegy.transforms.lift import Lifted, entry, inlined, mean, reduce_events, settled, struct, total
+from elegy.transforms.lift import Lifted, entry, inlined, reduce_events, settled, struct
 from elegy.typechecking.axes import show_value
 
 Carry = tp.TypeVar("Carry")
@@ -110,7 +110,7 @@ def _scan(function, lifted, view, init, xs, options):
     )
     final = dict(zip((*carried, *sliced), (*moving, *changed), strict=True))
     values = [final[index] for index in record.indices]
-    events = reduce_events((values, advanced, events, record), loss=total, metric=mean)
+    events = reduce_events((values, advanced, events, record), over="steps")
     return write_back(view, (carry, ys), (values, advanced, events, record), traced)
 
 

@@ -20,7 +20,7 @@ from elegy.parameters import get_parameters
 from elegy.random import default_impl, lane_of, step_of
 from elegy.state import state
 from elegy.transforms.core import Transformed, View, rng_data, run, write_back
-from elegy.transforms.lift import Lifted, entry, mean, reduce_events
+from elegy.transforms.lift import Lifted, entry, reduce_events
 
 Reduce = tp.Literal["mean", "max", "min"] | Callable[[jax.Array], jax.Array]
 
@@ -183,7 +183,7 @@ def _map(function, lifted, view, options, args, kwargs):
         elif not stacked[index]:
             value = _reduce(options.reduce_state, value, leaves[index], view.path(index))
         reduced.append(value)
-    events = reduce_events(effects, loss=mean, metric=mean)
+    events = reduce_events(effects, over="lanes")
     if advanced is not None:
         advanced = step_of(tp.cast(jax.Array, rng), impl)
     return write_back(view, out, (reduced, advanced, events, record), traced)
