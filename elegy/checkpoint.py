@@ -26,11 +26,11 @@ import numpy as np
 from jax.core import Tracer
 
 from elegy.errors import CheckpointError
-from elegy.layout import child_parts, meta_of, nodes_in, walk
+from elegy.layout import child_parts, meta_of
 from elegy.leaves import Node, is_array, is_node
 from elegy.model import Optimizer
 from elegy.selections import Selection
-from elegy.threads import looking
+from elegy.transaction import lock
 
 Tree = tp.TypeVar("Tree")
 Path = str | os.PathLike[str]
@@ -129,7 +129,7 @@ def _version() -> str:
 
 
 def _named_leaves(tree: tp.Any) -> tuple[list[tuple[str, tp.Any]], tp.Any]:
-    with looking(lambda: walk(nodes_in(tree))):  # else another thread that trains may write in between
+    with lock:  # else another thread that trains may write in between
         leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     return [(_name(path), leaf) for path, leaf in leaves], structure
 

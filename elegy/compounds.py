@@ -13,11 +13,8 @@ import jax
 from jax.tree_util import DictKey, SequenceKey
 
 from elegy.errors import FrozenModuleError
-from elegy.leaves import Node, StaticKey, is_dynamic, is_foreign, is_node, static_key
+from elegy.leaves import Node, StaticKey, is_dynamic, is_foreign, is_node, set_fixed, static_key
 from elegy.pickling import portable
-
-set_fixed = Node.__dict__["_elegy_fixed"].__set__
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # How to split a value

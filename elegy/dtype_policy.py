@@ -14,11 +14,11 @@ import numpy as np
 from elegy.drawn import recipe_of, remember
 from elegy.errors import StructureError
 from elegy.frames import path_of, require_same_trace
-from elegy.layout import children, meta_of, slots_by_attribute, walk
+from elegy.layout import children, meta_of, slots_by_attribute
 from elegy.leaves import Node, is_array, is_node
 from elegy.precision import cast
-from elegy.state import state, undoing, write, write_meta
-from elegy.threads import holding, looking
+from elegy.state import state, transact, write, write_meta
+from elegy.transaction import held, temporarily
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +68,24 @@ def set_dtype_policy(module: Node, policy: DtypePolicy | None) -> None:
     """Gives a module a policy, or takes it from it, and casts the parameters that it is to hold."""
     if policy is not None and not isinstance(policy, DtypePolicy):
         raise TypeError(f"{path_of(module)}: dtype_policy must be an elegy.DtypePolicy or None, got {policy!r}.")
-    with looking(lambda: walk([module])), undoing():
-        require_same_trace(module, "was given a dtype policy")
-        if id(module) in state.threaded:
-            raise StructureError(
-                f"{path_of(module)}: dtype_policy was assigned inside a function that elegy.jit or "
-                "elegy.value_and_grad transforms.\n  It is fixed during compilation: assign it outside."
-            )
-        created = bool(state.frames) and state.frames[-1].building
-        write_meta(module, dataclasses.replace(meta_of(module), dtype_policy=policy), created=created)
-        if policy is not None and policy.param_dtype is not None:
-            for node, name, value in list(_parameters_of(module)):
-                kept = _cast_parameters(node, name, value, policy.param_dtype)
-                if (recipe := recipe_of(value)) is not None and kept is not value:
-                    remember(kept, recipe._replace(dtype=policy.param_dtype, asked=policy.param_dtype))
-                write(node, name, kept, created=created)
+    transact(lambda: _set_dtype_policy(module, policy))
+
+
+def _set_dtype_policy(module: Node, policy: DtypePolicy | None) -> None:
+    require_same_trace(module, "was given a dtype policy")
+    if id(module) in state.threaded:
+        raise StructureError(
+            f"{path_of(module)}: dtype_policy was assigned inside a function that elegy.jit or "
+            "elegy.value_and_grad transforms.\n  It is fixed during compilation: assign it outside."
+        )
+    created = bool(state.frames) and state.frames[-1].building
+    write_meta(module, dataclasses.replace(meta_of(module), dtype_policy=policy), created=created)
+    if policy is not None and policy.param_dtype is not None:
+        for node, name, value in list(_parameters_of(module)):
+            kept = _cast_parameters(node, name, value, policy.param_dtype)
+            if (recipe := recipe_of(value)) is not None and kept is not value:
+                remember(kept, recipe._replace(dtype=policy.param_dtype, asked=policy.param_dtype))
+            write(node, name, kept, created=created)
 
 
 def computing(policy: tp.Any, run: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
@@ -105,24 +108,12 @@ def computing(policy: tp.Any, run: Callable[..., tp.Any]) -> Callable[..., tp.An
     return compute
 
 
-@contextlib.contextmanager
-def _cast_for_a_while(module: Node, dtype: tp.Any) -> Iterator[None]:
+def _cast_for_a_while(module: Node, dtype: tp.Any) -> tp.Any:
     if dtype is None:
-        yield
-        return
-    with holding(walk([module])):
-        found = list(_parameters_of(module))
-        seen = [(node, name, value, _cast_parameters(node, name, value, dtype)) for node, name, value in found]
-        for node, name, _, value in seen:
-            node.__dict__[name] = value
-        try:
-            with undoing():
-                yield
-        finally:
-            for node, name, kept, value in seen:
-                now = node.__dict__[name]
-                # What the call itself has set is kept in the dtype that it had.
-                node.__dict__[name] = kept if now is value else jax.tree.map(_in_dtype_of, now, kept, is_leaf=is_node)
+        return contextlib.nullcontext()
+    values = [(node, name, _cast_parameters(node, name, value, dtype)) for node, name, value in _parameters_of(module)]
+    # What the call itself sets is kept in the dtype that it had.
+    return temporarily(values, lambda new, old: jax.tree.map(_in_dtype_of, new, old, is_leaf=is_node))
 
 
 def _in_dtype_of(new: tp.Any, old: tp.Any) -> tp.Any:
@@ -135,9 +126,9 @@ def _parameters_of(module: Node) -> Iterator[tuple[Node, str, tp.Any]]:
     waiting = [module]
     while waiting:
         node = waiting.pop()
-        for name, held in slots_by_attribute(node).items():
-            if any(slot.declared for slot, _ in held):
-                yield node, name, node.__dict__[name]
+        for name, row in slots_by_attribute(node).items():
+            if any(slot.declared for slot, _ in row):
+                yield node, name, held(node)[name]
         for _, child in children(node):
             if id(child) not in found and meta_of(child).dtype_policy is None:
                 found[id(child)] = child

@@ -16,10 +16,10 @@ import numpy as np
 
 from elegy import tracing
 from elegy.errors import LostUpdateWarning, ModuleOrderError, NameCollisionError, TraceError, ways_out
-from elegy.layout import Record, change, child_parts, meta_of, relayout, set_class, set_pending, walk
-from elegy.leaves import Node, static_key
-from elegy.state import log, state, write, write_meta
-from elegy.threads import holders, wait_for
+from elegy.layout import Record, change, child_parts, meta_of, relayout, walk
+from elegy.leaves import Node, set_class, set_pending, static_key
+from elegy.state import state, write, write_meta
+from elegy.transaction import belongs, held, in_class, own, visible
 
 # The attribute in which a module that draws random numbers keeps a key of its own.
 RNG_ATTRIBUTE = "rng_key"
@@ -122,12 +122,10 @@ class Frame:
             return found
         require_same_trace(self.module, f"created {cls.__name__}")
         module = construct()
-        names = dict(self.names)
         attribute = self._free_name(module)
         self.index += 1
-        log(self.module, lambda: self._forget(position, names), created=True)
         write(self.module, attribute, module, created=True)
-        change(self.module)
+        write_meta(self.module, ties=True, created=True)
         self._change_above()
         if self._below is not None:
             self._below[id(module)] = (attribute,)
@@ -141,13 +139,19 @@ class Frame:
         """A new module may hold one that the modules above hold too. Above one that has changed, all have."""
         for frame in reversed(state.frames):
             if frame.module is not self.module and not frame.building:
-                if frame.module._elegy_layout is None and frame.module._elegy_ties is None:
+                version = visible(frame.module)
+                if version._elegy_layout is None and version._elegy_ties is None:
                     break
-                change(frame.module)
+                change(own(frame.module))
 
-    def _forget(self, position: int, names: dict[str, int]) -> None:
-        self.index, self.names, self._below = position, names, None
-        del self.records[position:]
+    def position(self) -> tuple[tp.Any, ...]:
+        """Where the method is, to `go_back` to."""
+        return self.index, len(self.records), dict(self.names)
+
+    def go_back(self, position: tuple[tp.Any, ...]) -> None:
+        self.index, count, self.names = position
+        self._below = None
+        del self.records[count:]
 
     def _created(self, cls: type) -> str:
         here = f"{'/'.join(self.parts)}.{self.method_name}"
@@ -161,7 +165,7 @@ class Frame:
                 "  Create every module on every run; use it conditionally."
             )
         record = self.records[position]
-        module = self.module.__dict__[record.attribute]
+        module = held(self.module)[record.attribute]
         # An instance of a subclass may have been put in the place of the module: an adapter around it, say.
         found = record.cls if isinstance(module, record.cls) else type(module)
         if found is not cls and (found.__module__, found.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -202,7 +206,7 @@ class Frame:
         if self.first:
             if id(self.module) in state.threaded and state.init_pass is None:
                 return  # an init pass could not reach it: what it does, it does without creating
-            if self.module._elegy_born != tracing.current():
+            if not belongs(self.module):
                 return  # a module of an outer trace that creates nothing: it may run, and is left as it was
             meta = meta_of(self.module)
             hooks = {**meta.hooks, self.method: tuple(self.records)}
@@ -295,7 +299,7 @@ def _is_plain(value: tp.Any) -> bool:
 
 
 def is_taken(module: Node, name: str) -> bool:
-    return name in module.__dict__ or any(name in cls.__dict__ for cls in type(module).__mro__)
+    return name in held(module) or any(in_class(cls, name) for cls in type(module).__mro__)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -404,10 +408,7 @@ def scope() -> list[str]:
 
 def require_same_trace(module: Node, what: str, path: str | None = None) -> None:
     """Refuses to change a module of an outer trace."""
-    if holders:
-        wait_for(module)
-    trace = tracing.current()
-    if module._elegy_born != trace and not (state.init_pass is not None and state.init_pass.adopt(module, trace)):
+    if not belongs(module):
         raise TraceError(
             f"{path or path_of(module)}: {what} inside a jax transform, but the module belongs to the code outside "
             "of it.\n"
@@ -434,19 +435,21 @@ def note_update(module: Node, name: str, path: str | None = None) -> None:
     The state of a module that the transformed function made itself, by `copy` or `apply` or anew, is its own affair;
     but a lost key would give the same random numbers in every call.
     """
-    if module._elegy_born == tracing.EAGER or id(module) in state.threaded or state.init_pass is not None:
+    version = visible(module)
+    if version._elegy_born == tracing.EAGER or id(module) in state.threaded or state.init_pass is not None:
         return
-    pending = getattr(module, "_elegy_pending", None)
+    pending = getattr(version, "_elegy_pending", None)
     if pending is PRIVATE and name != RNG_ATTRIBUTE:
         return
     if not isinstance(pending, list):
         pending = []
         set_pending(module, pending)
-        finalizer = weakref.finalize(module, _warn_if_lost, pending, path or path_of(module), module._elegy_born)
+        set_pending(version, pending)
+        finalizer = weakref.finalize(module, _warn_if_lost, pending, path or path_of(module), version._elegy_born)
         finalizer.atexit = False
     pending.append((name, user_site()))
-    log(module, lambda: pending.pop() if pending else None)
-    relayout(module)
+    state.undo.append(lambda: pending.pop() if pending else None)
+    relayout(own(module))
 
 
 # Stands for the pending updates of a module that was made inside a transform.

@@ -14,6 +14,7 @@ from elegy.frames import RNG_ATTRIBUTE, note_update, path_of, scope
 from elegy.leaves import Node
 from elegy.random import RNG, KeyLike
 from elegy.state import collecting, set_training, state, training, write
+from elegy.transaction import held, visible
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kinds
@@ -496,7 +497,7 @@ def next_rng_key() -> jax.Array:
         if state.init_pass is not None and frame is not None and not frame.building:
             state.init_pass.create_rng_key(frame.module)
         return rng()
-    if frame is not None and frame.module._elegy_born == tracing.current():
+    if frame is not None and visible(frame.module)._elegy_born == tracing.current():
         return _own_key(frame.module)
     raise TraceError(
         f"{'/'.join(scope()) or 'elegy'}: next_rng_key() was called inside a jax transform, but the random stream "
@@ -520,7 +521,7 @@ def _of_shards() -> str:
 
 
 def _own_key(module: Node) -> jax.Array:
-    data = module.__dict__.get(RNG_ATTRIBUTE)
+    data = held(module).get(RNG_ATTRIBUTE)
     if data is None:
         raise TraceError(
             f"{path_of(module)}: next_rng_key() was called inside a jax transform, and the module has no key of "
@@ -538,7 +539,7 @@ def _own_key(module: Node) -> jax.Array:
 def require_lanes_apart(module: Node) -> None:
     """Refuses to let a module draw from its own key in each lane of a `jax.vmap`, or each shard of a `jax.shard_map`,
     where it is the same in all of them."""
-    if tracing.is_equal_in_all_shards(module.__dict__[RNG_ATTRIBUTE]):
+    if tracing.is_equal_in_all_shards(held(module)[RNG_ATTRIBUTE]):
         axis = tracing.manual_axes()[0]
         raise TraceError(
             f"{path_of(module)}: next_rng_key() was called in each shard of a jax.shard_map, and the key of the module "
@@ -550,7 +551,7 @@ def require_lanes_apart(module: Node) -> None:
                 "it is.",
             )
         )
-    if tracing.is_equal_in_all_lanes(module.__dict__[RNG_ATTRIBUTE]):
+    if tracing.is_equal_in_all_lanes(held(module)[RNG_ATTRIBUTE]):
         raise TraceError(
             f"{path_of(module)}: next_rng_key() was called in each lane of a jax.vmap, and the key of the module is "
             "the same in all of them, so they would draw the same numbers. The ways out:"

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import typing as tp
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,12 @@ from elegy.drawn import recipe_of
 from elegy.errors import IdenticalMembersWarning, ParameterError, TraceError, ways_out
 from elegy.frames import RNG_ATTRIBUTE, name_of, parts_of, path_of, paths_below, require_same_trace, warn
 from elegy.hooks import Collector
-from elegy.layout import meta_of, nodes_in, set_born, set_undrawn, slots, walk
-from elegy.leaves import Node, is_array, is_node
+from elegy.layout import meta_of, nodes_in, slots, walk
+from elegy.leaves import Node, is_array, is_node, set_undrawn
 from elegy.precision import cast
 from elegy.random import fold_in_path
-from elegy.state import log, state, undoing, write, write_meta
-from elegy.threads import holding
+from elegy.state import state, transaction, write, write_meta
+from elegy.transaction import Overlay, held, keep_created, own, visible
 
 Make = Callable[[], tp.Any]
 
@@ -60,7 +60,8 @@ class Creation:
 
     def show(self) -> tp.Any:
         """Puts the value in its place, as the running pass is to see it."""
-        self.module.__dict__[self.name] = shown = cast(self.value, self.compute_dtype)
+        shown = cast(self.value, self.compute_dtype)
+        write(self.module, self.name, shown, created=True)
         return shown
 
 
@@ -81,7 +82,8 @@ class InitPass:
 
     def __init__(self) -> None:
         self.outer = state.init_pass
-        self.trace = tracing.current()
+        # The trace around the pass, and its own.
+        self.trace = self.inner = tracing.current()
         self.creations: list[Creation] = []
         self.modules: list[Node] = []
         # Inside elegy.jit the random stream is a traced value, and what is drawn in the pass must not leave it: initial
@@ -94,11 +96,8 @@ class InitPass:
             self.drawn = state.rng()
         # The lanes of the stacked modules that are being initialised, by the id of the module that is stacked.
         self.lanes: dict[int, Lane] = {} if self.outer is None else self.outer.lanes
-        # Modules of the code around the pass that the function found by itself, and changed.
-        self.adopted: list[Node] = []
-        self.inner: tp.Any = None
-        # The base key of each outermost module, by its id, and how many parameters constructors made at each place.
-        self._bases: dict[int, Make] = {} if self.outer is None else self.outer._bases
+        # The base key of each method of an outermost module, and how many parameters constructors made at each place.
+        self._bases: dict[tuple[int, str], Make] = {} if self.outer is None else self.outer._bases
         self._constructed: dict[tp.Any, int] = {} if self.outer is None else self.outer._constructed
 
     def create(
@@ -118,7 +117,7 @@ class InitPass:
             finally:
                 state.in_initializer = before
 
-        if self.inner is not None and module._elegy_born != self.inner:
+        if tracing.current() not in (self.inner, self.trace) and visible(module)._elegy_born == tracing.current():
             raise TraceError(
                 f"{path_of(module, name)} was created in a copy of the module that a transform made for itself, and "
                 "would be lost with it.\n"
@@ -130,8 +129,6 @@ class InitPass:
             traced_key = key is not None and has_tracer(first) and isinstance(key(), Tracer)
         creation = Creation(module, name, value, first, traced_key, compute_dtype)
         self.creations.append(creation)
-        log(module, lambda: self.creations.remove(creation), created=True)
-        write(module, name, creation.value, created=True)
         return creation.show()
 
     def show_as_kept(self, start: int) -> None:
@@ -143,9 +140,7 @@ class InitPass:
 
     def take(self, inner: InitPass) -> None:
         """Takes over what a pass inside this one created."""
-        for creation in inner.creations:
-            self.creations.append(creation)
-            log(creation.module, lambda creation=creation: self.creations.remove(creation), created=True)
+        self.creations.extend(inner.creations)
         self.modules.extend(inner.modules)
 
     def stack(self, modules: Sequence[Node], start: int, lane: Lane, size: int) -> None:
@@ -165,30 +160,23 @@ class InitPass:
         for node in walk([root]):
             if meta_of(node).initialized:
                 continue
-            undrawn = getattr(node, "_elegy_undrawn", None) or {}
+            undrawn = getattr(visible(node), "_elegy_undrawn", None) or {}
             for name in meta_of(node).constructed:
-                recipe = recipe_of(node.__dict__.get(name, undrawn.get(name)))
+                recipe = recipe_of(held(node).get(name, undrawn.get(name)))
                 if recipe is not None:
                     key = self._key([name_of(root), *paths[id(node)], name], root)
                     self.create(node, name, *recipe.maker(node, name, key), key)
             if undrawn:
-                log(node, functools.partial(set_undrawn, node, undrawn), created=True)
-                set_undrawn(node, {})
-                attributes = {name: node.__dict__[name] for name in (*undrawn, *node.__dict__)}
-                node.__dict__.clear()  # the order of the attributes is that of the leaves
-                node.__dict__.update(attributes)
-
-    def adopt(self, module: Node, trace: tp.Any) -> bool:
-        """Lets the pass change a module of the code around it, as that code itself could."""
-        if module._elegy_born != self.trace or trace != self.inner:
-            return False
-        set_born(module, trace)
-        self.adopted.append(module)
-        return True
+                write_meta(node, ties=True, created=True)
+                version = own(node)
+                set_undrawn(version, {})
+                attributes = {name: version.__dict__[name] for name in (*undrawn, *version.__dict__)}
+                version.__dict__.clear()  # the order of the attributes is that of the leaves
+                version.__dict__.update(attributes)
 
     def create_rng_key(self, module: Node) -> None:
         """Gives a module that draws random numbers the key that it uses where the thread's stream cannot follow."""
-        if state.in_initializer or RNG_ATTRIBUTE in module.__dict__:
+        if state.in_initializer or RNG_ATTRIBUTE in held(module):
             return
         require_same_trace(module, "created its random key")
         meta = meta_of(module)
@@ -214,10 +202,11 @@ class InitPass:
 
     def _key(self, path: list[str | Lane], module: Node) -> Make:
         frames = [frame for frame in state.frames if not frame.building]
-        root = frames[0].module if frames else module
-        if id(root) not in self._bases:
-            self._bases[id(root)] = self._new_base(root)
-        base, below = self._bases[id(root)], path[1:]
+        root, method = (frames[0].module, frames[0].method) if frames else (module, "call")
+        # Each method that is run from outside has a key of its own, as it has where it runs by itself.
+        if (id(root), method) not in self._bases:
+            self._bases[id(root), method] = self._new_base(root)
+        base, below = self._bases[id(root), method], path[1:]
         return lambda: fold_in_path(base(), "/".join(map(str, below)))
 
     def _with_lanes(self, parts: tuple[str, ...]) -> list[str | Lane]:
@@ -228,7 +217,7 @@ class InitPass:
             lane = self.lanes.get(id(frame.module))
             if lane is not None and len(frame.parts) <= len(parts):
                 parent = frame.parent.module if frame.parent is not None else None
-                is_item = parent is not None and parent.__dict__.get(parent._elegy_items) is frame.module
+                is_item = parent is not None and held(parent).get(parent._elegy_items) is frame.module
                 end = len(frame.parts)
                 path[end - is_item : end] = [lane]
         return path
@@ -299,7 +288,7 @@ def run_init_pass(
     **Returns:** whether anything was created.
     """
     created_before = False
-    with holding(walk([*roots, *nodes_in((args, kwargs))])), undoing():
+    with transaction():
         while True:
             created, failure = _attempt(function, args, kwargs, roots, axis, anew)
             if failure is None:
@@ -316,7 +305,8 @@ def _trace(body: Callable[[tp.Any], None], arrays: Sequence[tp.Any], journal: In
         abstract.extend(creation for creation in journal.creations if has_tracer(creation.value))
         found = [creation.value for creation in abstract]
         for creation in abstract:  # a tracer must not outlive the trace
-            creation.value = creation.module.__dict__[creation.name] = _ABSTRACT
+            creation.value = _ABSTRACT
+            creation.show()
         return found
 
     closed, shapes = jax.make_jaxpr(values, return_shape=True)(arrays)
@@ -382,14 +372,13 @@ def _attempt(function, args, kwargs, roots, axis, anew) -> tuple[bool, Exception
     leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=is_node)
     arrays = [leaf for leaf in leaves if is_array(leaf)]
     journal = InitPass()
-    nodes = [node for node in walk([*roots, *nodes_in((args, kwargs))]) if node._elegy_born == journal.trace]
+    nodes = walk([*roots, *nodes_in((args, kwargs))])
     failures: list[Exception] = []
 
     def body(arrays):
         stream = iter(arrays)
         args, kwargs = treedef.unflatten([next(stream) if is_array(leaf) else leaf for leaf in leaves])
-        # What is not a creation is taken back while the trace still runs, so that nothing of it stays behind.
-        with _inside(journal, nodes), undoing(created_only=True), placed_for({id(node): node for node in nodes}):
+        with _inside(journal), placed_for({id(node): node for node in nodes}):
             if anew is not None:
                 journal.draw_anew(anew)
             drawn = len(journal.creations)
@@ -402,7 +391,7 @@ def _attempt(function, args, kwargs, roots, axis, anew) -> tuple[bool, Exception
                     raise
                 failures.append(error.with_traceback(None))
 
-    with undoing():
+    with transaction():
         try:
             _trace(body if axis is None else _within(axis, body), arrays, journal)
         except _CONCRETE as error:
@@ -414,9 +403,6 @@ def _attempt(function, args, kwargs, roots, axis, anew) -> tuple[bool, Exception
                     "  Put what needs values under `if not elegy.is_initializing():`, or use jax.lax.cond and its kin."
                 )
             raise
-        finally:
-            for node in journal.modules:
-                set_born(node, journal.trace)
         _refuse_stored_tracers(journal)
         for creation in journal.creations:
             creation.compute_dtype = creation.compute_dtype if journal.outer is not None else None
@@ -455,24 +441,23 @@ def _within(axis: Axis, body: Callable[[tp.Any], None]) -> Callable[[tp.Any], No
 
 
 @contextlib.contextmanager
-def _inside(journal: InitPass, nodes: Sequence[Node]):
-    """Within the abstract trace: the modules belong to it, draws advance a fork, and nothing is collected."""
+def _inside(journal: InitPass) -> Iterator[None]:
+    """Within the abstract trace: what is not a creation is dropped, draws advance a fork, and nothing is collected."""
     before = state.init_pass, state._rng, state.collector, state.threaded, state.unreached
     rng = state.rng
     state.init_pass, state.threaded, state.unreached = journal, {}, frozenset()
-    journal.inner = tracing.current()
     if state.collector is not None:
         state.collector = Collector(state.collector.wants_summaries)
     if rng._born == journal.trace:
         state.rng = rng.fork()
-    for node in nodes:
-        set_born(node, tracing.current())
+    journal.inner = tracing.current()
+    overlay = Overlay(journal.inner, outer=journal.trace)
     try:
-        yield
+        with overlay:
+            yield
+        keep_created(overlay)
     finally:
         state.init_pass, state._rng, state.collector, state.threaded, state.unreached = before
-        for node in (*nodes, *journal.adopted):
-            set_born(node, journal.trace)
 
 
 def has_tracer(value: tp.Any) -> bool:

@@ -30,8 +30,12 @@ from elegy.leaves import (
     is_node,
     is_plain,
     is_static,
+    set_layout,
+    set_meta,
+    set_ties,
     static_key,
 )
+from elegy.transaction import show, structure, visible
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Bookkeeping
@@ -95,55 +99,32 @@ class Tie(tp.NamedTuple):
 
 
 def meta_of(node: Node) -> Meta:
-    layout = node._elegy_layout
-    return node._elegy_meta if layout is None else layout.meta
+    version = visible(node)
+    layout = version._elegy_layout
+    return version._elegy_meta if layout is None else layout.meta
 
 
-def change(node: Node, meta: Meta | None = None, *, ties: bool = True) -> None:
-    """Marks the structure of a module as changed. With `ties=False` its submodules are what they were."""
-    layout = node._elegy_layout
-    set_meta(node, meta_of(node) if meta is None else meta)
+def change(version: Node, meta: Meta | None = None, *, ties: bool = True) -> None:
+    """Marks the structure of a version of a module as changed. With `ties=False` its submodules are what they were."""
+    layout = version._elegy_layout
+    set_meta(version, meta_of(version) if meta is None else meta)
     if ties:
-        set_ties(node, None)
+        set_ties(version, None)
     elif layout is not None:
-        set_ties(node, layout.ties)
-    set_layout(node, None)
+        set_ties(version, layout.ties)
+    set_layout(version, None)
     if layout is not None:
         structure.version = object()  # else nobody has looked at the module since its last change
 
 
-def relayout(node: Node) -> None:
-    """Sends the next flatten of a module through `layout_of`, its structure being what it was."""
-    layout = node._elegy_layout
+def relayout(version: Node) -> None:
+    """Sends the next flatten of a version of a module through `layout_of`, its structure being what it was."""
+    layout = version._elegy_layout
     if layout is not None:
-        set_meta(node, layout.meta)
-        set_ties(node, layout.ties)
-        set_layout(node, None)
+        set_meta(version, layout.meta)
+        set_ties(version, layout.ties)
+        set_layout(version, None)
         structure.version = object()
-
-
-class Structure:
-    """Another object after each structural change of a module, so that a cached view of one knows when to look again.
-
-    An object and not a number, since two threads that count at once might lose a change.
-    """
-
-    version = object()
-
-
-structure = Structure()
-
-
-# Assignment past the frozen __setattr__, at the price of one C call.
-set_attributes = Node.__dict__["__dict__"].__set__
-set_born = Node.__dict__["_elegy_born"].__set__
-set_class = Node.__dict__["_elegy_class"].__set__
-set_compiled = Node.__dict__["_elegy_compiled"].__set__
-set_layout = Node.__dict__["_elegy_layout"].__set__
-set_meta = Node.__dict__["_elegy_meta"].__set__
-set_pending = Node.__dict__["_elegy_pending"].__set__
-set_ties = Node.__dict__["_elegy_ties"].__set__
-set_undrawn = Node.__dict__["_elegy_undrawn"].__set__
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,6 +246,8 @@ def split_attributes(attributes: dict[str, tp.Any], parameters: Mapping[str, boo
 
 
 def interned(cls, meta, names, static, compounds, ties, order) -> Layout:
+    for name in names:
+        show(cls, name)
     key = (
         cls,
         meta.key(),
@@ -345,16 +328,17 @@ _Row = tuple[str, bool, tuple[Slot | None, ...]]
 
 def slots(node: Node) -> list[tuple[Slot, tp.Any]]:
     """The places of a module where modules and arrays stand, in the order of its leaves, with what stands there."""
-    layout = node._elegy_layout
+    version = visible(node)
+    layout = version._elegy_layout
     if layout is not None and layout.rows is not None:
-        known = _read(layout.rows, node.__dict__)
+        known = _read(layout.rows, version.__dict__)
         if known is not None:
             return known
     # The structure is not fixed yet, or whoever put the module together replaced something by another kind of object.
-    rows = _rows(node)
+    rows = _rows(version)
     if layout is not None:
         layout.rows = rows
-    found = _read(rows, node.__dict__)
+    found = _read(rows, version.__dict__)
     assert found is not None
     return found
 
@@ -384,10 +368,10 @@ def _read(rows: Sequence[_Row], attributes: dict[str, tp.Any]) -> list[tuple[Slo
     return found
 
 
-def _rows(node: Node) -> tuple[_Row, ...]:
-    meta = meta_of(node)
+def _rows(version: Node) -> tuple[_Row, ...]:
+    meta = meta_of(version)
     rows: list[_Row] = []
-    for name, value in node.__dict__.items():
+    for name, value in list(version.__dict__.items()):  # another thread may commit meanwhile
         is_parameter = name in meta.parameters
         if isinstance(value, Node) or is_array(value) or value is None or (is_parameter and not _is_tree(value)):
             rows.append((name, True, tuple(_row(meta, name, value, [(0, None, value)]))))

@@ -73,6 +73,19 @@ class Node:
     _elegy_undrawn: dict[str, tp.Any]
 
 
+# Assignment past the frozen __setattr__, at the price of one C call.
+set_attributes = Node.__dict__["__dict__"].__set__
+set_born = Node.__dict__["_elegy_born"].__set__
+set_class = Node.__dict__["_elegy_class"].__set__
+set_fixed = Node.__dict__["_elegy_fixed"].__set__
+set_compiled = Node.__dict__["_elegy_compiled"].__set__
+set_layout = Node.__dict__["_elegy_layout"].__set__
+set_meta = Node.__dict__["_elegy_meta"].__set__
+set_pending = Node.__dict__["_elegy_pending"].__set__
+set_ties = Node.__dict__["_elegy_ties"].__set__
+set_undrawn = Node.__dict__["_elegy_undrawn"].__set__
+
+
 def is_node(value: tp.Any) -> bool:
     return isinstance(value, Node)
 

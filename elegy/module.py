@@ -10,7 +10,7 @@ import functools
 import inspect
 import types
 import typing as tp
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,13 +43,14 @@ from elegy.frames import (
 from elegy.habits import better_error, hint_for_call
 from elegy.hooks import add_summary, rng_context
 from elegy.initialise import NeedsInitPass, run_init_pass
+from elegy.kept import HasCall, compiled
 from elegy.layout import Meta, meta_of
 from elegy.leaves import Node
 from elegy.pickling import portable
 from elegy.random import RNG, KeyLike
-from elegy.state import state, training as training_mode, training_context, undoing
-from elegy.threads import holders, holding, looking, running, wait_for
+from elegy.state import is_to_be_run_again, state, training as training_mode, training_context, transact, transaction
 from elegy.tracebacks import shorten
+from elegy.transaction import NOTHING, Conflict, belongs, birthplace, commits, held, lock, under_construction, visible
 from elegy.typechecking import axes, scopes, switch
 from elegy.typechecking.import_hook import compact_methods, no_type_check
 
@@ -59,19 +60,6 @@ Own_co = tp.TypeVar("Own_co", covariant=True)
 Arguments = tp.ParamSpec("Arguments")
 Outputs = tp.TypeVar("Outputs")
 Outputs_co = tp.TypeVar("Outputs_co", covariant=True)
-
-
-@tp.runtime_checkable
-class HasCall(tp.Protocol[Arguments, Outputs_co, Own_co]):
-    """Lets a static checker find the arguments and outputs of a module in its `call`, and its own class."""
-
-    def call(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs_co: ...
-
-    def copy(self) -> Own_co: ...
-
-
-# The ids of the objects whose __init__ is running.
-_under_construction: set[int] = set()
 
 
 # The metaclass of `typing.Protocol` derives from ABCMeta, so that a module may also be of a class of protocols.
@@ -251,19 +239,19 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
     pytree.register(cls)
     state.constructed += 1
     module = cls.__new__(cls, *args, **kwargs)
-    layout.set_meta(module, Meta())
-    layout.set_layout(module, None)
-    layout.set_ties(module, None)
-    layout.set_born(module, tracing.current())
+    leaves.set_meta(module, Meta())
+    leaves.set_layout(module, None)
+    leaves.set_ties(module, None)
+    leaves.set_born(module, birthplace())
     if module._elegy_born != tracing.EAGER:
-        layout.set_pending(module, PRIVATE)
-    _under_construction.add(id(module))
+        leaves.set_pending(module, PRIVATE)
+    under_construction.add(id(module))
     frame = Frame(module, "__init__")
     state.frames.append(frame)
     # What __init__ computes from constants is concrete, though the call around it may be abstract.
     concretely = contextlib.nullcontext() if state.init_pass is None else jax.ensure_compile_time_eval()
     try:
-        with undoing(), concretely:
+        with transaction(), concretely:
             switch.first_run(cls.__init__, module, *args, **kwargs)
             if state.init_pass is not None:
                 state.init_pass.modules.append(module)
@@ -277,7 +265,7 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
         raise
     finally:
         state.frames.pop()
-        _under_construction.discard(id(module))
+        under_construction.discard(id(module))
     return module
 
 
@@ -326,7 +314,7 @@ def _seal(module: Module) -> None:
 def _check_attribute(owner: str, name: str, value: tp.Any) -> None:
     """Refuses what a module cannot hold."""
     if isinstance(value, Node):
-        if id(value) in _under_construction:
+        if id(value) in under_construction:
             raise StaticValueError(
                 f"{owner}.{name} is a module whose __init__ is still running: a module cannot be below itself.\n"
                 "  Pass what the child needs from its parent when it is called."
@@ -347,44 +335,47 @@ def _check_attribute(owner: str, name: str, value: tp.Any) -> None:
 
 
 def run_method(module: Module, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
-    """Runs a method of a module in a frame of its own, after an init pass if it never ran."""
+    """Runs a method of a module in a frame of its own, after an init pass if it never ran; again if another thread
+    initialised the module meanwhile."""
     frames = state.frames
     outermost = not frames and not state.threaded and state.init_pass is None
-    with _outermost(module) if outermost else contextlib.nullcontext(), undoing():
-        if holders and not outermost:
-            wait_for(module)
-        trace = tracing.current()
-        captured = module._elegy_born != trace
-        run = function if isinstance(function, types.FunctionType) else _bound_first(function)
-        if method not in meta_of(module).hooks:
-            _initialise(module, method, function, args, kwargs)
-            run = functools.partial(switch.first_run, run)
-        policy = meta_of(module).dtype_policy
-        if policy is not None:
-            run = computing(policy, run)
-        frame = Frame(module, method, trace)
-        frames.append(frame)
+    while True:
+        begun = commits.number
         try:
-            outputs = run(module, *args, **kwargs)
-            frame.close()
-            if state.collector is not None and state.collector.wants_summaries:
-                add_summary(module, outputs)
-            # Else a module around it in this trace will be noted, with all below.
-            if captured and (frame.parent is None or frame.parent.trace != trace):
-                note_capture(module)
-        except Exception as error:
-            _annotate(error, frame, function, args, kwargs)
-            raise
-        finally:
-            frames.pop()
-    return outputs
+            with transaction(), placed_if_captured(module) if outermost else contextlib.nullcontext():
+                trace = tracing.current()
+                captured = not belongs(module)
+                run = function if isinstance(function, types.FunctionType) else _bound_first(function)
+                if method not in meta_of(module).hooks:
+                    _initialise(module, method, function, args, kwargs)
+                    run = functools.partial(switch.first_run, run)
+                policy = meta_of(module).dtype_policy
+                if policy is not None:
+                    run = computing(policy, run)
+                frame = Frame(module, method, trace)
+                frames.append(frame)
+                try:
+                    outputs = run(module, *args, **kwargs)
+                    _close(frame, captured, outputs)
+                except Exception as error:
+                    _annotate(error, frame, function, args, kwargs)
+                    raise
+                finally:
+                    frames.pop()
+            return outputs
+        except (Conflict, Exception) as error:
+            if not is_to_be_run_again(error, begun):
+                raise
 
 
-@contextlib.contextmanager
-def _outermost(module: Module) -> Iterator[None]:
-    """Around a run that nothing of Elegy surrounds."""
-    with running(module), placed_if_captured(module):
-        yield
+def _close(frame: Frame, captured: bool, outputs: tp.Any) -> None:
+    """Ends a method that has returned."""
+    frame.close()
+    if state.collector is not None and state.collector.wants_summaries:
+        add_summary(frame.module, outputs)
+    # Else a module around it in this trace will be noted, with all below.
+    if captured and (frame.parent is None or frame.parent.trace != frame.trace):
+        note_capture(frame.module)
 
 
 def _bound_first(function: tp.Any) -> Callable[..., tp.Any]:
@@ -408,7 +399,7 @@ def _initialise(module: Module, method: str, function: Callable[..., tp.Any], ar
         raise NeedsInitPass(module, method)
     if state.init_pass is not None:
         return  # the pass that is running creates what the method asks for
-    if module._elegy_born != tracing.current():
+    if not belongs(module):
         return  # a module of an outer trace may run if it creates nothing; what it creates is refused where it does
     pytree.require_drawn(module)
 
@@ -421,10 +412,8 @@ def _initialise(module: Module, method: str, function: Callable[..., tp.Any], ar
 def _init_pass(
     module: Module, method: str, run: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any, anew: Module | None = None
 ) -> None:
-    with holding(layout.walk([module])):
-        if method not in meta_of(module).hooks:  # another thread may have been first
-            if run_init_pass(run, args, kwargs, [module], anew=anew):
-                note_update(module, "its parameters")
+    if run_init_pass(run, args, kwargs, [module], anew=anew):
+        note_update(module, "its parameters")
 
 
 def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.Any, ...], kwargs: tp.Any) -> None:
@@ -434,8 +423,8 @@ def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.A
     try:
         error._elegy_noted = True  # type: ignore[attr-defined]
         module, parameters = frame.module, meta_of(frame.module).parameters
-        held = {name: value for name, value in module.__dict__.items() if name in parameters or leaves.is_array(value)}
-        own = ", ".join(f"{name}: {axes.show_value(value)}" for name, value in held.items())
+        arrays = {name: value for name, value in held(module).items() if name in parameters or leaves.is_array(value)}
+        own = ", ".join(f"{name}: {axes.show_value(value)}" for name, value in arrays.items())
         named = [f"{name}={axes.show_value(value)}" for name, value in kwargs.items()]
         given = ", ".join([*map(axes.show_value, args), *named])
         note = (
@@ -444,7 +433,7 @@ def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.A
         )
         if not isinstance(error, ElegyError) and (mismatch := scopes.explain(module, function, args, kwargs)):
             note += f"\n  {mismatch}"
-        if any(isinstance(leaf, jax.Array) and _is_deleted(leaf) for leaf in jax.tree.leaves(held)):
+        if any(isinstance(leaf, jax.Array) and _is_deleted(leaf) for leaf in jax.tree.leaves(arrays)):
             note += (
                 "\n  Its arrays were donated to a compiled function: use the module which that function returned, or "
                 "donate a copy, jax.tree.map(jnp.copy, module)."
@@ -610,9 +599,14 @@ class Module(Node, metaclass=ModuleMeta):
         run = self if method == "call" else getattr(self, method)
         if id(self) in state.threaded:
             raise NeedsInitPass(self, getattr(run, "__qualname__", method))
+
+        def initialise() -> None:
+            if method not in meta_of(self).hooks:  # another thread may have been first
+                with contextlib.nullcontext() if rng is None else rng_context(rng):
+                    _init_pass(self, method, run, args, kwargs, anew=None if rng is None else self)
+
         try:
-            with contextlib.nullcontext() if rng is None else rng_context(rng), undoing():
-                _init_pass(self, method, run, args, kwargs, anew=None if rng is None else self)
+            transact(initialise)
         except Exception as error:
             shorten(error)
             raise
@@ -792,10 +786,10 @@ class Module(Node, metaclass=ModuleMeta):
     # -----------------------------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: tp.Any) -> None:
-        if id(self) in _under_construction or name in ("trainable", "dtype_policy"):
+        if id(self) in under_construction or name in ("trainable", "dtype_policy"):
             object.__setattr__(self, name, value)
             return
-        if name in self.__dict__ and self.__dict__[name] is value:
+        if held(self).get(name, NOTHING) is value:
             return  # as in `self.bias = self.add_parameter("bias", ...)`: nothing changes
         raise FrozenModuleError(
             f"{path_of(self)}.{name} cannot be assigned: a module is immutable once its __init__ has returned.\n"
@@ -805,7 +799,7 @@ class Module(Node, metaclass=ModuleMeta):
         )
 
     def __delattr__(self, name: str) -> None:
-        if id(self) in _under_construction:
+        if id(self) in under_construction:
             object.__delattr__(self, name)
             return
         raise FrozenModuleError(
@@ -824,7 +818,7 @@ class Module(Node, metaclass=ModuleMeta):
                 return default_name(type(self))
             if name == "dtype":
                 return jnp.float32
-            if name != "_elegy_undrawn" and name in getattr(self, "_elegy_undrawn", ()):
+            if name != "_elegy_undrawn" and name in getattr(visible(self), "_elegy_undrawn", ()):
                 pytree.require_drawn(self)
             if hasattr(type(self), name):
                 return object.__getattribute__(self, name)  # a property raised: it says what is missing
@@ -839,12 +833,12 @@ class Module(Node, metaclass=ModuleMeta):
 
     def copy(self: Self) -> Self:
         """A copy of the module and of all below it. Its arrays are shared, as they are immutable."""
-        with looking(lambda: layout.walk([self])):
-            leaves, treedef = jax.tree.flatten(self)
-        copy = treedef.unflatten(map(pytree.fresh, leaves))
+        with lock:
+            arrays, treedef = jax.tree.flatten(self)
+        copy = treedef.unflatten(map(pytree.fresh, arrays))
         if copy._elegy_born != tracing.EAGER:
             for module in layout.walk([copy]):
-                layout.set_pending(module, PRIVATE)
+                leaves.set_pending(module, PRIVATE)
         return copy
 
     def __copy__(self: Self) -> Self:
@@ -863,12 +857,12 @@ class Module(Node, metaclass=ModuleMeta):
         attributes, meta = saved
         pytree.register(type(self))
         tp.cast(dict[str, tp.Any], self.__dict__).update(attributes)
-        layout.set_meta(self, meta)
-        layout.set_ties(self, None)
-        layout.set_layout(self, None)
-        layout.set_born(self, tracing.current())
+        leaves.set_meta(self, meta)
+        leaves.set_ties(self, None)
+        leaves.set_layout(self, None)
+        leaves.set_born(self, tracing.current())
         if self._elegy_born != tracing.EAGER:
-            layout.set_pending(self, PRIVATE)
+            leaves.set_pending(self, PRIVATE)
 
     def __repr__(self) -> str:
         from elegy.rendering import summarise
@@ -904,23 +898,12 @@ def _call_of(module: Module) -> tp.Any:
 
 def _state_of(module: Module, copying: bool = False) -> tp.Any:
     """What makes up a module, for a pickle or a copy."""
-    with looking(lambda: [module]):
-        attributes = {name: portable(value, copying) for name, value in module.__dict__.items()}
-        return (attributes, meta_of(module))
+    attributes = {name: portable(value, copying) for name, value in held(module).items()}
+    return (attributes, meta_of(module))
 
 
 def _own_classes(module: Module) -> list[type]:
     return [cls for cls in type(module).__mro__ if issubclass(cls, Module) and cls is not Module]
-
-
-def compiled(module: Node, name: tp.Any, compute: Callable[[], tp.Any]) -> tp.Any:
-    """What `compute` gave when it was first asked for under this name, for this very object; copies ask anew."""
-    known = getattr(module, "_elegy_compiled", None)
-    if known is None:
-        layout.set_compiled(module, known := {})
-    if name not in known:
-        known[name] = compute()
-    return known[name]
 
 
 if tp.TYPE_CHECKING:

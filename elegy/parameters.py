@@ -28,13 +28,13 @@ from elegy.errors import (
 )
 from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace, warn
 from elegy.hooks import rng_context
-from elegy.layout import Slot, change, meta_of, set_undrawn, slots, slots_by_attribute, walk
-from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_static
+from elegy.layout import Slot, meta_of, slots, slots_by_attribute, walk
+from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_static, set_undrawn
 from elegy.precision import cast
 from elegy.pytree import forget_pending
 from elegy.random import RNG, fold_in_path
-from elegy.state import log, state, undoing, write, write_meta
-from elegy.threads import looking
+from elegy.state import remove, state, transact, transaction, write, write_meta
+from elegy.transaction import held, lock
 from elegy.typechecking import scopes, switch
 from elegy.typechecking.import_hook import no_type_check
 
@@ -59,8 +59,8 @@ def add_parameter(
     meta = meta_of(module)
     wanted = None if shape is None else tuple(operator.index(size) for size in shape)
     asked = None if dtype is None else _as_dtype(dtype)
-    if name in meta.parameters and name in module.__dict__ and name != RNG_ATTRIBUTE:
-        value = module.__dict__[name]
+    if name in meta.parameters and name in held(module) and name != RNG_ATTRIBUTE:
+        value = held(module)[name]
         if is_array(value):
             _require_as_before(module, name, value, wanted, asked)
         return value
@@ -284,15 +284,15 @@ def collect(module: Node, trainable: bool | None, leaf: Leaf, seen: set[int] | N
         return leaf(module, slot.name, slot.position, value) if wanted else NOTHING
 
     result: dict[str, tp.Any] = {}
-    for name, held in slots_by_attribute(module).items():
-        found = [(slot.position, found_at(slot, value)) for slot, value in held]
+    for name, row in slots_by_attribute(module).items():
+        found = [(slot.position, found_at(slot, value)) for slot, value in row]
         found = [(position, part) for position, part in found if part is not NOTHING]
         if not found:
             continue
-        if held[0][0].keys is None:
+        if row[0][0].keys is None:
             ((_, result[name]),) = found
             continue
-        value = module.__dict__[name]
+        value = held(module)[name]
         parts = jax.tree.leaves(value, is_leaf=is_node)
         parts = [None if is_foreign(value) or name in parameters else ()] * len(parts)
         for position, part in found:
@@ -305,7 +305,7 @@ NOTHING = object()
 
 
 def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.Any]:
-    with looking(lambda: walk([module])):
+    with lock:
         if trainable is not True:
             forget_pending(module)
         found = collect(module, trainable, lambda module, name, index, value: value)
@@ -385,7 +385,7 @@ def set_parameters(module: Node, values: tp.Any) -> None:
     """Checks everything, then writes everything."""
     writes: list[_Write] = []
     problems: list[str] = []
-    with looking(lambda: walk([module])), undoing():
+    with transaction():
         _plan(module, values, path_of(module), writes, problems)
         if problems:
             raise ParameterError("set_parameters changed nothing:\n  " + "\n  ".join(problems))
@@ -405,8 +405,9 @@ def _plan(module: Node, values: tp.Any, path: str, writes: list[_Write], problem
         problems.append(f"{path}: expected a dict of parameters, got {type(values).__name__}.")
         return
     for name, value in values.items():
-        old = module.__dict__.get(name)
-        if not isinstance(old, Node) and (name not in module.__dict__ or is_static(old)):
+        attributes = held(module)
+        old = attributes.get(name)
+        if not isinstance(old, Node) and (name not in attributes or is_static(old)):
             known = ", ".join(slots_by_attribute(module)) or "none"
             hint = "" if meta_of(module).initialized else " The module is not initialised: call it or init first."
             problems.append(f"{path}/{name}: {type(module).__name__} has no such parameter (it has: {known}).{hint}")
@@ -481,14 +482,14 @@ def _replaced_foreign(old: tp.Any, value: tp.Any, path: str, writes: list[_Write
 
 
 def update_parameter(module: Node, name: str, value: tp.Any) -> None:
-    if name not in meta_of(module).parameters or name not in module.__dict__:
+    if name not in meta_of(module).parameters or name not in held(module):
         known = ", ".join(meta_of(module).parameters) or "none"
         raise ParameterError(
             f"{path_of(module)}: update_parameter({name!r}), but there is no such parameter (there is: {known}).\n"
             f"  Create it first: self.add_parameter({name!r}, ..., trainable=False)."
         )
     require_same_trace(module, f"updated the parameter {name!r}")
-    old = module.__dict__[name]
+    old = held(module)[name]
     if is_array(old):
         value = check_value(lambda: path_of(module, name), old, value)
     elif jax.tree.structure(old) != jax.tree.structure(value):
@@ -506,62 +507,45 @@ def update_parameter(module: Node, name: str, value: tp.Any) -> None:
 
 
 def set_trainable(module: Node, trainable: bool) -> None:
-    with looking(lambda: walk([module])):
-        modules = [node for node in walk([module]) if meta_of(node).trainable != trainable or meta_of(node).frozen]
-        for node in modules:
-            require_same_trace(node, "assigned trainable")
-            if id(node) in state.threaded:
-                raise StructureError(
-                    f"{path_of(node)}: trainable was assigned inside a function that elegy.jit or elegy.value_and_grad "
-                    "transforms.\n  Which parameters are trainable is fixed during compilation: assign it outside."
-                )
-        # What a constructor freezes is frozen from the start: an init pass keeps it, as it keeps what is created.
-        created = bool(state.frames) and state.frames[-1].building
-        for node in modules:
-            _set_flags(node, bool(trainable), frozenset(), created)
+    transact(lambda: _set_trainable(module, trainable))
 
 
-def _set_flags(module: Node, trainable: bool, frozen: frozenset[tuple[str, int]], created: bool) -> None:
-    meta = meta_of(module)
-
-    def back() -> None:  # and leave alone what was created since
-        change(module, dataclasses.replace(meta_of(module), trainable=meta.trainable, frozen=meta.frozen))
-
-    log(module, back, created)
-    change(module, dataclasses.replace(meta, trainable=trainable, frozen=frozen))
+def _set_trainable(module: Node, trainable: bool) -> None:
+    modules = [node for node in walk([module]) if meta_of(node).trainable != trainable or meta_of(node).frozen]
+    for node in modules:
+        require_same_trace(node, "assigned trainable")
+        if id(node) in state.threaded:
+            raise StructureError(
+                f"{path_of(node)}: trainable was assigned inside a function that elegy.jit or elegy.value_and_grad "
+                "transforms.\n  Which parameters are trainable is fixed during compilation: assign it outside."
+            )
+    # What a constructor freezes is frozen from the start: an init pass keeps it, as it keeps what is created.
+    created = bool(state.frames) and state.frames[-1].building
+    for node in modules:
+        meta = dataclasses.replace(meta_of(node), trainable=bool(trainable), frozen=frozenset())
+        write_meta(node, meta, ties=True, created=created)
 
 
 def reset(module: Node) -> None:
     """Removes what first calls created; parameters that `__init__` created keep their values."""
-    with looking(lambda: walk([module])), undoing():
-        for node in walk([module]):
-            require_same_trace(node, "reset")
-            if id(node) in state.threaded:
-                raise StructureError(
-                    f"{path_of(node)}: reset() inside a transformed function. Reset the module outside."
-                )
-        for node in walk([module]):
-            meta = meta_of(node)
-            created = {record.attribute for records in meta.hooks.values() for record in records}
-            created |= {name for name in meta.parameters if name not in meta.constructed}
-            kept = {name: flag for name, flag in meta.parameters.items() if name in meta.constructed}
-            dtypes = {name: dtype for name, dtype in meta.dtypes.items() if name in meta.constructed}
-            for name in created:
-                _remove(node, name)
-            meta = dataclasses.replace(meta, parameters=kept, dtypes=dtypes, hooks={}, initialized=False)
-            write_meta(node, meta, ties=True)
+    transact(lambda: _reset(module))
 
 
-def _remove(module: Node, name: str) -> None:
-    attributes = module.__dict__
-    before = dict(attributes)
-
-    def back() -> None:  # with the order of the attributes, which is that of the leaves
-        attributes.clear()
-        attributes.update(before)
-
-    if attributes.pop(name, None) is not None:
-        log(module, back)
+def _reset(module: Node) -> None:
+    for node in walk([module]):
+        require_same_trace(node, "reset")
+        if id(node) in state.threaded:
+            raise StructureError(f"{path_of(node)}: reset() inside a transformed function. Reset the module outside.")
+    for node in walk([module]):
+        meta = meta_of(node)
+        created = {record.attribute for records in meta.hooks.values() for record in records}
+        created |= {name for name in meta.parameters if name not in meta.constructed}
+        kept = {name: flag for name, flag in meta.parameters.items() if name in meta.constructed}
+        dtypes = {name: dtype for name, dtype in meta.dtypes.items() if name in meta.constructed}
+        for name in created:
+            remove(node, name)
+        meta = dataclasses.replace(meta, parameters=kept, dtypes=dtypes, hooks={}, initialized=False)
+        write_meta(node, meta, ties=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,27 +15,11 @@ from elegy import tracing
 from elegy.compounds import as_in_containers, dynamic_part, join
 from elegy.containers import FrozenDict
 from elegy.errors import TraceError, ways_out
-from elegy.layout import (
-    Layout,
-    Meta,
-    Tie,
-    interned,
-    nodes_in,
-    relayout,
-    set_attributes,
-    set_born,
-    set_layout,
-    set_meta,
-    set_pending,
-    set_ties,
-    set_undrawn,
-    split_attributes,
-    walk,
-)
-from elegy.leaves import Node
+from elegy.layout import Layout, Meta, Tie, interned, nodes_in, relayout, split_attributes, walk
+from elegy.leaves import Node, set_attributes, set_born, set_layout, set_meta, set_ties, set_undrawn
 from elegy.pickling import portable
 from elegy.sharing import TIED, cut, find_ties, tie_together
-from elegy.threads import holders, is_held_elsewhere, lock, wait_for
+from elegy.transaction import lock, own, thread, visible
 
 
 def make_layout(node: Node, ties: tuple[Tie, ...]) -> Layout:
@@ -61,18 +45,18 @@ def _remade(cls, meta, names, static, compounds, ties, order) -> Layout:
 
 def layout_of(node: Node) -> Layout:
     """The layout of a module, made anew if its structure changed."""
-    layout = node._elegy_layout
-    if layout is not None:
-        return layout
-    require_drawn(node)
-    if getattr(node, "_elegy_pending", None):
-        node._elegy_pending.clear()
-        set_pending(node, None)
-    if node._elegy_ties is None:
+    version = visible(node)
+    if version._elegy_layout is not None:
+        return version._elegy_layout
+    require_drawn(version)
+    if getattr(version, "_elegy_pending", None):
+        version._elegy_pending.clear()
+    if version._elegy_ties is None:
         find_ties(node)
-    ties = node._elegy_ties or ()
-    layout = make_layout(cut(node, [tie.target for tie in ties]) if ties else node, ties)
-    set_layout(node, layout)
+        version = visible(node)
+    ties = version._elegy_ties or ()
+    layout = make_layout(cut(version, [tie.target for tie in ties]) if ties else version, ties)
+    set_layout(own(node), layout)
     return layout
 
 
@@ -87,7 +71,8 @@ def set_aside_undrawn(node: Node) -> None:
 
 def require_drawn(node: Node) -> None:
     """Refuses to use a module whose constructor could draw nothing, and that `init` was not called on since."""
-    waiting = [name for name, blank in getattr(node, "_elegy_undrawn", {}).items() if blank is not None]
+    undrawn = getattr(visible(node), "_elegy_undrawn", {})
+    waiting = [name for name, blank in undrawn.items() if blank is not None]
     if waiting:
         raise TraceError(
             f"{type(node).__name__}: the parameter {waiting[0]!r} was created in __init__ inside a jax transform, but "
@@ -104,8 +89,8 @@ def forget_pending(root: Node) -> None:
     """Called when the state of a module is read by name: what was updated inside a jax transform is not lost then."""
     if root._elegy_born != tracing.EAGER:
         for node in walk([root]):
-            if getattr(node, "_elegy_pending", None):
-                node._elegy_pending.clear()
+            if pending := getattr(visible(node), "_elegy_pending", None):
+                pending.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,15 +108,12 @@ def _children(node: Node, layout: Layout) -> tuple[tp.Any, ...]:
 
 
 def flatten(node: Node) -> tuple[tuple[tp.Any, ...], Layout]:
-    if holders:
-        wait_for(node)
-    layout = node._elegy_layout
+    version = node if thread.top is None else visible(node)
+    layout = version._elegy_layout
     if layout is None:
         layout = layout_of(node)
-    children = layout.read(node.__dict__) if layout.simple else _children(node, layout)
-    if holders and is_held_elsewhere(node):
-        return flatten(node)  # what was read may be tracers of that thread
-    return children, layout
+        version = visible(node)
+    return layout.read(version.__dict__) if layout.simple else _children(version, layout), layout
 
 
 def flatten_with_keys(node: Node):
@@ -201,6 +183,7 @@ def joined(tree: tp.Any) -> Node:
     register(_Together)
     together = object.__new__(_Together)
     set_attributes(together, {"tree": tree})
+    set_born(together, tracing.current())
     set_meta(together, Meta())
     set_ties(together, None)
     set_layout(together, None)

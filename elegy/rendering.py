@@ -27,6 +27,7 @@ import wadler_lindig as wl
 from elegy.containers import is_plain_container
 from elegy.layout import Slot, children, meta_of, slots, walk
 from elegy.leaves import Node, is_array, is_node, is_static
+from elegy.transaction import held
 
 _WIDTH = 100  # characters on a line
 _MOST_LEVELS = 16  # of modules and containers in each other
@@ -228,7 +229,7 @@ def _shown_attributes(module: Node, hide_defaults: bool) -> list[tuple[str, tp.A
     parameters = meta_of(module).parameters
     return [
         (name, value)
-        for name, value in module.__dict__.items()
+        for name, value in held(module).items()
         if name in parameters
         or not is_static(value)
         or not (name.startswith("_") or (name in defaults and defaults[name] is value))
@@ -270,9 +271,9 @@ def render_in_treescope(module: Node, path: str | None, subtree_renderer: tp.Any
         )
 
     lines, states = [], _states(module)
-    for index, (name, value) in enumerate(module.__dict__.items()):
+    for index, (name, value) in enumerate(held(module).items()):
         rendered = subtree_renderer(value, path=None if path is None else f"{path}.{name}")
-        is_last = index == len(module.__dict__) - 1
+        is_last = index == len(held(module)) - 1
         pieces = [f"{name}=", rendered, rendering_parts.fold_condition(expanded=rendering_parts.text(","))]
         if not is_last:
             pieces.append(rendering_parts.fold_condition(collapsed=rendering_parts.text(", ")))

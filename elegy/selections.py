@@ -25,7 +25,7 @@ from elegy.leaves import Node, is_array, is_inexact, is_node
 from elegy.parameters import NOTHING, check_value, collect
 from elegy.pytree import copied, fresh, joined
 from elegy.state import write_meta
-from elegy.threads import looking
+from elegy.transaction import lock
 
 Tree = tp.TypeVar("Tree")
 KeyPath = tuple[tp.Any, ...]
@@ -91,7 +91,7 @@ def _places(tree: tp.Any) -> list[Place]:
             elif slot.holds == "array":
                 add(Place([here], node, slot.name, slot.position, len(keys), value, slot.trainable))
 
-    with looking(lambda: walk(nodes_in(tree))):
+    with lock:
         for position, (keys, part) in enumerate(tree_flatten_with_path(tree, is_leaf=is_node)[0]):
             if isinstance(part, Node):
                 visit(part, keys, set())

@@ -13,20 +13,9 @@ from collections.abc import Sequence
 import jax
 
 from elegy import tracing
-from elegy.layout import (
-    Step,
-    Tie,
-    change,
-    children,
-    meta_of,
-    relayout,
-    set_born,
-    set_layout,
-    set_meta,
-    set_pending,
-    set_ties,
-)
-from elegy.leaves import Node, is_node
+from elegy.layout import Step, Tie, change, children, meta_of, relayout
+from elegy.leaves import Node, is_node, set_born, set_layout, set_meta, set_pending, set_ties
+from elegy.transaction import own, visible
 
 
 class _Tied:
@@ -54,10 +43,13 @@ def find_ties(root: Node) -> None:
     ties = _part_points(root) if shared else {}
     for node in order:
         found = tuple(sorted(ties.get(id(node), ()), key=repr))
-        if node._elegy_layout is not None and node._elegy_layout.ties != found:
-            change(node)
-        if node._elegy_layout is None:
-            set_ties(node, found)
+        version = visible(node)
+        layout = version._elegy_layout
+        if (version._elegy_ties if layout is None else layout.ties) != found:
+            version = own(node)
+            if layout is not None:
+                change(version)
+            set_ties(version, found)
 
 
 def _part_points(root: Node) -> dict[int, list[Tie]]:
@@ -120,12 +112,15 @@ class _Contents:
 
 
 def shallow_copy(node: Node) -> Node:
-    """A new object with the same attributes."""
+    """A new object with the same attributes, in which the same modules are found by two paths."""
+    if visible(node)._elegy_layout is None and visible(node)._elegy_ties is None:
+        find_ties(node)
+    node = visible(node)
     copy = object.__new__(type(node))
     copy.__dict__.update(node.__dict__)
     set_born(copy, tracing.current())
     set_meta(copy, meta_of(node))
-    set_ties(copy, ())
+    set_ties(copy, node._elegy_ties if node._elegy_layout is None else node._elegy_layout.ties)
     set_layout(copy, None)
     return copy
 
@@ -133,7 +128,7 @@ def shallow_copy(node: Node) -> Node:
 def cut(node: Node, targets: Sequence[tuple[Step, ...]]) -> Node:
     """A copy of the nodes along `targets`, in which a marker stands at the end of each."""
     copy = shallow_copy(node)
-    pending = getattr(node, "_elegy_pending", None)
+    pending = getattr(visible(node), "_elegy_pending", None)
     if pending:
         set_pending(copy, pending)  # what becomes of the copy becomes of the node
     groups: dict[Step, list[tuple[Step, ...]]] = {}
@@ -150,28 +145,32 @@ def cut(node: Node, targets: Sequence[tuple[Step, ...]]) -> Node:
 def tie_together(node: Node, ties: Sequence[Tie]) -> None:
     """Puts the module found at the source of each tie at its target too."""
     contents = _Contents()
+    # The order of the attributes of each module in which something is put, by its id.
     orders: dict[int, tuple[Node, tuple[str, ...]]] = {}
+
+    def note(parent: Node) -> None:
+        if id(parent) not in orders:
+            layout = parent._elegy_layout
+            orders[id(parent)] = parent, () if layout is None else layout.order
+
+    note(node)
     for tie in ties:
         try:
             source = parent = node
             for step in tie.source:
                 source = contents.child(source, step)
-            order = node._elegy_layout.order if node._elegy_layout is not None else ()
             for step in tie.target[:-1]:
                 parent = contents.child(parent, step)
-                if parent._elegy_layout is not None:
-                    order = parent._elegy_layout.order
-                    relayout(parent)
+                note(parent)
+                relayout(parent)
                 set_ties(parent, None)
             contents.place(parent, tie.target[-1], source)
-            if order:
-                orders.setdefault(id(parent), (parent, order))
         except (AttributeError, IndexError, KeyError):
             continue  # objects without structure stand where the modules were
     contents.write()
     for parent, order in orders.values():
         attributes = parent.__dict__
-        if len(order) == len(attributes):
+        if order and len(order) == len(attributes):
             ordered = {name: attributes[name] for name in order}
             attributes.clear()
             attributes.update(ordered)

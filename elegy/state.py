@@ -1,11 +1,11 @@
-"""The hidden state of the library, all of it: an object for each thread, and the log by which a call is undone."""
+"""The hidden state of the library: an object for each thread, and transactions, which keep or undo all of a call."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import typing as tp
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import jax
 
@@ -14,12 +14,15 @@ from elegy.errors import TraceError
 from elegy.layout import Meta, change, meta_of
 from elegy.leaves import Node
 from elegy.random import RNG
+from elegy.transaction import Conflict, Overlay, commit, commits, entry_of, keep, lock, own, restore, show, thread
 
 if tp.TYPE_CHECKING:
     from elegy.frames import Frame
     from elegy.hooks import Collector
     from elegy.initialise import InitPass
 
+
+Result = tp.TypeVar("Result")
 
 DEFAULT_SEED = 42
 
@@ -43,10 +46,8 @@ class State(threading.local):
         self.init_pass: InitPass | None = None
         # Whether an initializer runs in an init pass: what it draws comes from the key of its parameter.
         self.in_initializer: bool = False
-        # How to undo what the running call has done so far; None outside of calls.
-        self.log: list[Undo] | None = None
-        # Where in it the first change of each attribute is, as far as the innermost level made it.
-        self.changed: dict[tuple[int, str], int] = {}
+        # How to take back what is not kept in overlays.
+        self.undo: list[Callable[[], object]] = []
         # The modules that a transform of elegy carries in and out of the running trace, by id.
         self.threaded: Mapping[int, Node] = {}
         # Those among them that an init pass did not reach, with the method.
@@ -80,121 +81,137 @@ state = State()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Undoing: an exception leaves nothing behind
+# Transactions
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Undo(tp.NamedTuple):
-    """How to take one change back, and whether it is a creation, which an init pass keeps.
-
-    - `place`: which attribute changed. Of several changes of one attribute only the first is kept: it has the value to
-      go back to, and the others would keep all arrays in between alive.
-    """
-
-    back: Callable[[], None]
-    created: bool
-    module: Node
-    place: tuple[int, str] | None = None
-
-
 @contextlib.contextmanager
-def undoing(created_only: bool = False, forget: Callable[[Node], bool] | None = None):
-    """Takes back every change of the body if it fails.
+def transaction() -> Iterator[None]:
+    """What happens within is kept if the block ends; if it raises, nothing has happened.
 
-    On success, `created_only` takes back what is not a creation, and the changes of the modules that `forget` names
-    become final, as their caller restores them.
+    In a call that runs in an overlay of its trace, what happened since is taken back; else an overlay is opened, and
+    committed at the end.
+
+    **Raises:** `Conflict` if another thread changed the structure of the same modules meanwhile; see `transact`.
     """
-    outermost, collector, rng, mode = state.log is None, state.collector, state._rng, training()
-    rng_before = None if rng is None else rng.snapshot()
-    events_before: list[tuple[Collector, int]] = []
-    outer_collector = collector
-    while outer_collector is not None:
-        events_before.append((outer_collector, len(outer_collector.events)))
-        outer_collector = outer_collector.outer
-    if state.log is None:
-        state.log = []
-    entries, outer = state.log, state.changed
-    start, state.changed = len(entries), {}
-    try:
-        yield
-    except BaseException:
-        _take_back(entries[start:])
-        del entries[start:]
-        state._rng, state.collector = rng, collector
-        if training() != mode:
-            _set_mode(mode)
-        if rng is not None and rng_before is not None:
-            rng.restore(rng_before)
-        for changed_collector, length in events_before:
-            del changed_collector.events[length:]
-        raise
-    else:
-        if created_only:
-            _take_back([undo for undo in entries[start:] if not undo.created])
-            entries[start:] = [undo for undo in entries[start:] if undo.created]
-        if forget is not None:
-            entries[start:] = [undo for undo in entries[start:] if undo is not _NOTHING and not forget(undo.module)]
-        if created_only or forget is not None:
-            state.changed = {undo.place: start + i for i, undo in enumerate(entries[start:]) if undo.place}
-        if not outermost:
-            outer = _merged(entries, outer, state.changed)
-    finally:
-        state.changed = outer
-        if outermost:
-            state.log = None
-
-
-def _merged(entries: list[Undo], outer: dict[tp.Any, int], inner: dict[tp.Any, int]) -> dict[tp.Any, int]:
-    """The changes of a level and of an inner one, which came later. Costs what the smaller one has."""
-    smaller, larger = (inner, outer) if len(inner) <= len(outer) else (outer, inner)
-    for place, position in smaller.items():
-        if place in larger:
-            entries[max(position, larger[place])] = _NOTHING
-            position = min(position, larger[place])
-        larger[place] = position
-    while entries and entries[-1] is _NOTHING:
-        entries.pop()
-    return larger
-
-
-def _take_back(entries: Sequence[Undo]) -> None:
-    for undo in reversed(entries):
-        undo.back()
-
-
-def log(module: Node, back: Callable[[], None], created: bool = False, place: tuple[int, str] | None = None) -> None:
-    if state.log is None or place in state.changed:
+    before, top, trace = _Snapshot(), thread.top, tracing.current()
+    if top is not None and top.trace == trace:
+        outer, top.saved = top.saved, {}
+        try:
+            yield
+        except BaseException:
+            restore(top, outer)
+            before.restore()
+            raise
+        else:
+            keep(top, outer)
         return
-    if place is not None:
-        state.changed[place] = len(state.log)
-    state.log.append(Undo(back, created, module, place))
+    overlay = Overlay(trace)
+    try:
+        with overlay:
+            yield
+        commit(overlay)
+        if thread.top is None:
+            del state.undo[before.undone :]
+    except BaseException:
+        before.restore()
+        raise
 
 
-_NOTHING = Undo(lambda: None, False, tp.cast(tp.Any, None))
-_ABSENT = object()
+def transact(function: Callable[[], Result]) -> Result:
+    """Runs a function in a transaction, again if another thread was faster."""
+    while True:
+        begun = commits.number
+        try:
+            with transaction():
+                return function()
+        except (Conflict, Exception) as error:
+            if not is_to_be_run_again(error, begun):
+                raise
+
+
+def is_to_be_run_again(error: BaseException, begun: int) -> bool:
+    """Whether a transaction failed since another thread changed modules meanwhile, or may have.
+
+    - `begun`: the number of commits when it began.
+    """
+    if thread.top is not None:
+        return False  # that is for the outermost one to say
+    with lock:
+        return isinstance(error, Conflict) or commits.number != begun
+
+
+class _Snapshot:
+    """What a thread keeps besides modules, to go back to."""
+
+    __slots__ = ("collected", "collector", "frame", "journal", "mode", "rng", "stream", "undone")
+
+    def __init__(self) -> None:
+        self.mode, self.collector, self.rng = training(), state.collector, state._rng
+        self.stream = None if self.rng is None else self.rng.snapshot()
+        self.collected: list[tuple[Collector, int]] = []
+        collector = self.collector
+        while collector is not None:
+            self.collected.append((collector, len(collector.events)))
+            collector = collector.outer
+        frame = state.frames[-1] if state.frames else None
+        self.frame = None if frame is None else (frame, frame.position())
+        journal = state.init_pass
+        self.journal = None if journal is None else (journal, len(journal.creations), len(journal.modules))
+        self.undone = len(state.undo)
+
+    def restore(self) -> None:
+        state._rng, state.collector = self.rng, self.collector
+        if training() != self.mode:
+            _set_mode(self.mode)
+        if self.rng is not None and self.stream is not None:
+            self.rng.restore(self.stream)
+        for collector, length in self.collected:
+            del collector.events[length:]
+        if self.frame is not None:
+            frame, position = self.frame
+            frame.go_back(position)
+        if self.journal is not None:
+            journal, creations, modules = self.journal
+            del journal.creations[creations:], journal.modules[modules:]
+        while len(state.undo) > self.undone:
+            state.undo.pop()()
 
 
 def write(module: Node, name: str, value: tp.Any, created: bool = False) -> None:
-    """Sets an attribute of a constructed module, so that it can be taken back."""
-    attributes = module.__dict__
-    if state.log is not None:
-        old = attributes.get(name, _ABSENT)
-
-        def back() -> None:
-            if old is _ABSENT:
-                attributes.pop(name, None)
-            else:
-                attributes[name] = old
-
-        log(module, back, created, None if created else (id(attributes), name))
-    attributes[name] = value
+    """Sets an attribute of a module."""
+    show(type(module), name)
+    version = own(module)
+    version.__dict__[name] = value
+    if version is not module and (entry := entry_of(module)) is not None:
+        entry.written.add(name)
+        if created:
+            entry.created[name] = value
 
 
-def write_meta(module: Node, meta: Meta, ties: bool = False, created: bool = False) -> None:
-    """Replaces a module's bookkeeping, so that it can be taken back."""
-    old = meta_of(module)
-    log(module, lambda: change(module, old), created)
-    change(module, meta, ties=ties)
+def remove(module: Node, name: str) -> None:
+    """Takes an attribute from a module, if it has it."""
+    version = own(module)
+    if version.__dict__.pop(name, None) is not None and version is not module:
+        if (entry := entry_of(module)) is not None:
+            entry.written.add(name)
+
+
+def write_meta(module: Node, meta: Meta | None = None, ties: bool = False, created: bool = False) -> None:
+    """Replaces a module's bookkeeping; with `ties`, submodules are others too."""
+    version = own(module)
+    before = meta_of(version)
+    change(version, meta, ties=ties)
+    top = thread.top
+    if version is not module and top is not None:
+        entry, top.changed = top.entries[id(module)], True
+        entry.changed = True
+        entry.created_meta |= created
+        entry.created_flags |= created and meta is not None and _flags(meta) != _flags(before)
+
+
+def _flags(meta: Meta) -> tuple[tp.Any, ...]:
+    return meta.trainable, meta.frozen, meta.dtype_policy
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Accumulator(Metric):
     @property
     def totals(self) -> Float[Array, "..."]:
         """The sums of all that was counted so far."""
-        return self.sums[0] if "sums" in vars(self) else jnp.zeros(self._shape(), self._dtype)
+        return self.sums[0] if hasattr(self, "sums") else jnp.zeros(self._shape(), self._dtype)
 
     def merge_states(self, states: dict[str, tp.Any]) -> dict[str, tp.Any]:
         return {"sums": folded(states["sums"])}

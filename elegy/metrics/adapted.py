@@ -97,7 +97,7 @@ class Adapted(Metric):
 
     def compute(self) -> tp.Any:
         """What `compute` of the merged object gives."""
-        if "counted" not in vars(self):
+        if not hasattr(self, "counted"):
             raise ValueError(f"elegy.metrics.Adapted: {self.metric.__name__} has no value before the first update.")
         return self.counted.compute()
 

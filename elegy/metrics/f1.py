@@ -102,7 +102,7 @@ class _OfClasses(ClassCounts):
 
     def _of_class(self, ratios: Float[Array, "classes"]) -> Float[Array, ""]:
         class_id = tp.cast(int, self.class_id)
-        if "sums" not in vars(self):
+        if not hasattr(self, "sums"):
             return jnp.zeros([], self._dtype)
         if class_id >= len(ratios):
             raise ValueError(f"{path_of(self)}: class_id={class_id} is none of the {len(ratios)} classes.")

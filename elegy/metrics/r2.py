@@ -69,7 +69,7 @@ class R2(Metric):
 
     def compute(self) -> Float[Array, ""]:
         """The coefficient of all that was counted so far."""
-        if "moments" not in vars(self):
+        if not hasattr(self, "moments"):
             return jnp.zeros([], at_least_float32(self.dtype))
         count, _, variation, errors = self.moments[0]
         without = jnp.where((errors == 0) & (count != 0), 1, jnp.zeros_like(errors))

@@ -16,7 +16,7 @@ from elegy.model.objectives import Losses, Metrics
 from elegy.model.optimizer import Optimizer
 from elegy.model.steps import Parts, State, Step, Totals
 from elegy.module import Module
-from elegy.threads import lock
+from elegy.transaction import lock
 
 
 class Reference:

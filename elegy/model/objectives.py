@@ -22,7 +22,7 @@ from elegy.losses.arguments import missing_axis, weights_for
 from elegy.metrics import Adapted, Metric
 from elegy.metrics.adapted import is_mergeable, maker_of
 from elegy.module import Module
-from elegy.state import undoing
+from elegy.state import transaction
 
 Scalars = dict[str, Float[Array, ""]]
 
@@ -166,7 +166,7 @@ def _sample_by_sample(name: str, function: Callable[..., tp.Any], arguments: dic
     if not crossing:
         return function(**arguments)
     try:
-        with undoing(), jax.numpy_rank_promotion("raise"):
+        with transaction(), jax.numpy_rank_promotion("raise"):
             return function(**arguments)
     except ValueError as error:
         text = str(error)

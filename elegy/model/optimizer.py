@@ -22,7 +22,7 @@ from elegy.leaves import is_node
 from elegy.module import Module
 from elegy.parameters import collect
 from elegy.selections import Selection, differences, names_of, parts_of_leaves, select_trainable
-from elegy.state import undoing
+from elegy.state import transaction
 
 # With what the state of an optimiser begins that is being initialised, where parameters have values and places.
 _initial_state: contextvars.ContextVar[tp.Any] = contextvars.ContextVar("initial_state", default=None)
@@ -141,7 +141,7 @@ class Optimizer(Module):
                     f"{path_of(self)}: update takes the modules first, then the gradients, update(module, gradients); "
                     f"got a {type(leaf).__name__} among the modules."
                 )
-        with undoing():
+        with transaction():
             parameters = self.parameters(modules)
             gradients = _by_name(gradients, parameters, modules)
             if not self.initialized and not tracing.is_traced():
@@ -200,7 +200,7 @@ class Optimizer(Module):
             with _default_promotion():
                 if not _missing(old, jax.eval_shape(self.transformation.init, parameters)):
                     return
-        with undoing():
+        with transaction():
             self.reset()
             state = self._begin(parameters, parameters, {})
             self.set_parameters({"state": state if old is None else _merge(state, old)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import threading
 import typing as tp
 from collections.abc import Callable, Iterator, Sequence
 
@@ -26,7 +27,7 @@ from elegy.pytree import layout_of
 from elegy.random import RNG, fold_in_path
 from elegy.selections import parts_of_leaves
 from elegy.state import training_context
-from elegy.threads import looking
+from elegy.transaction import lock
 from elegy.transforms import jit, value_and_grad
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,6 +233,8 @@ class Step:
         self._training = training
         self._initial = initial
         self._structures: dict[tp.Any, Structure] = {}
+        # The stream of initial keys is one for all threads: they take their turns.
+        self._first = threading.RLock()
         # The shapes and dtypes of the outputs, by those of a batch and by the structure of the state.
         self._outputs: dict[tp.Any, tp.Any] = {}
         self.tracing = Listener()
@@ -247,6 +250,10 @@ class Step:
 
         **Returns:** also the shapes and dtypes of what the step gives for the last example.
         """
+        with self._first:
+            return self._flatten(state, examples)
+
+    def _flatten(self, state: State, examples: Sequence[Data]) -> tuple[Structure, Leaves, tp.Any]:
         leaves, treedef = _flatten(state)
         outputs: tp.Any = None
         for batch in examples:
@@ -276,7 +283,7 @@ class Step:
 
 
 def _flatten(state: State) -> tuple[Leaves, tp.Any]:
-    with looking(lambda: walk([state.parts])):  # else another thread that trains may write in between
+    with lock:  # else another thread that trains may write in between
         return jax.tree.flatten(state)
 
 

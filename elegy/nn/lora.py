@@ -13,6 +13,7 @@ from elegy.layout import meta_of
 from elegy.nn.inputs import converted, positive
 from elegy.nn.linear import Linear
 from elegy.state import write_meta
+from elegy.transaction import held
 
 
 class LoRA(Linear):
@@ -72,7 +73,7 @@ class LoRA(Linear):
         meta = meta_of(linear)
         if meta.initialized:
             for name in meta.parameters:
-                self.add_parameter(name, initializer=linear.__dict__[name])
+                self.add_parameter(name, initializer=held(linear)[name])
             *axes, inputs, outputs = linear.w.shape
             self._add_factors(axes, inputs, outputs)
         frozen = frozenset({("w", 0), ("b", 0)})

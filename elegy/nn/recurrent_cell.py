@@ -17,6 +17,7 @@ from elegy.initializers import VarianceScaling
 from elegy.module import Module, compact
 from elegy.nn.inputs import boolean, converted, positive
 from elegy.precision import at_least_float32
+from elegy.transaction import held
 from elegy.typechecking.axes import show_value
 
 
@@ -208,7 +209,7 @@ class GatedCell(RecurrentCell):
             )
 
     def _zeros(self, shape: Sequence[int]) -> Array:
-        dtype = self.recurrent_w.dtype if "recurrent_w" in self.__dict__ else self.dtype
+        dtype = self.recurrent_w.dtype if "recurrent_w" in held(self) else self.dtype
         return jnp.zeros((*shape, self._size), dtype)
 
     def _fitted(self, states: tp.Any, projected: Array, names: str) -> tuple[Array, ...]:

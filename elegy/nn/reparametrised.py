@@ -15,7 +15,7 @@ from elegy.leaves import Node, is_array
 from elegy.module import Module
 from elegy.nn.inputs import trains
 from elegy.nn.stacked import Stacked
-from elegy.threads import holding
+from elegy.transaction import held, temporarily
 from elegy.typechecking.axes import show_value
 
 
@@ -27,10 +27,7 @@ class Weight(tp.NamedTuple):
     parts: tuple[str, ...]
 
     def read(self) -> Array:
-        return self.owner.__dict__[self.name]
-
-    def write(self, value: Array) -> None:
-        self.owner.__dict__[self.name] = value
+        return held(self.owner)[self.name]
 
     def beside(self, name: str) -> str:
         """The name of a parameter of the wrapper that belongs to this weight: `u` for the `w` of the layer itself,
@@ -77,17 +74,9 @@ class Reparametrised(Module):
         if "call" not in meta_of(self.layer).hooks:  # it was reset
             self.layer.init(*args, **kwargs)
         weights = self._weights()
-        # No other thread may see the weights that stand in for the layer's own.
-        with holding([weight.owner for weight in weights]):
-            own = [weight.read() for weight in weights]
-            changed = [self._changed(weight, value, training) for weight, value in zip(weights, own, strict=True)]
-            try:
-                for weight, value in zip(weights, changed, strict=True):
-                    weight.write(value)
-                return self.layer(*args, **kwargs)
-            finally:
-                for weight, value in zip(weights, own, strict=True):
-                    weight.write(value)
+        changed = [(weight.owner, weight.name, self._changed(weight, weight.read(), training)) for weight in weights]
+        with temporarily(changed):
+            return self.layer(*args, **kwargs)
 
     def _changed(self, weight: Weight, value: Array, training: bool) -> Array:
         """What stands in the place of a weight. Creates the parameters that belong to it, whatever the mode."""
@@ -105,7 +94,7 @@ class Reparametrised(Module):
                     f"{type(self).__name__}(...), n)."
                 )
             for name, trainable in meta_of(node).parameters.items():
-                value: tp.Any = node.__dict__.get(name)
+                value: tp.Any = held(node).get(name)
                 if name in names and trainable and is_array(value) and value.ndim >= 2:
                     found.append(Weight(node, name, (*paths[id(node)], name)))
         if not found:
@@ -123,5 +112,5 @@ class Reparametrised(Module):
 
     def _dtype_of(self, name: str, default: tp.Any) -> tp.Any:
         """The dtype of a parameter, which may have been cast since it was created with a default one."""
-        value = self.__dict__.get(name)
+        value = held(self).get(name)
         return default if value is None else value.dtype

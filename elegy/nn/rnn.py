@@ -16,6 +16,7 @@ from elegy.layout import change
 from elegy.module import Module, compiled
 from elegy.nn.inputs import Flag, boolean, positive, refuse_more
 from elegy.nn.recurrent_cell import runs_by_parts
+from elegy.transaction import held
 from elegy.transforms.jit import jit
 from elegy.transforms.scan import scan
 from elegy.typechecking.axes import show_value
@@ -210,7 +211,7 @@ class RNN(Module):
                 f"{path_of(self)}: reset_state() of a layer that keeps no state.\n"
                 f"  Construct it by {type(self).__name__}(..., stateful=True)."
             )
-        if "state" in self.__dict__:  # else it never ran, and starts from the beginning anyway
+        if "state" in held(self):  # else it never ran, and starts from the beginning anyway
             state = jax.tree.map(jnp.zeros_like, self.state) if state is None else state
             self.set_parameters({"state": state})
 

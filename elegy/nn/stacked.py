@@ -13,9 +13,11 @@ from jax.core import Tracer
 
 from elegy.errors import StructureError
 from elegy.frames import name_of
-from elegy.layout import change, set_born, walk
+from elegy.layout import change, walk
+from elegy.leaves import set_born
 from elegy.module import Module
 from elegy.state import state
+from elegy.transaction import held
 from elegy.typechecking.axes import show_value
 
 Self = tp.TypeVar("Self", bound="Stacked")
@@ -49,7 +51,7 @@ class Stacked(Module):
     @property
     def _items(self) -> tp.Any:
         """The modules as one."""
-        return self.__dict__[self._elegy_items]
+        return held(self)[self._elegy_items]
 
     def __len__(self) -> int:
         return self.n

@@ -13,7 +13,7 @@ import contextlib
 import functools
 import types
 import typing as tp
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -23,14 +23,14 @@ from elegy.errors import StructureError
 from elegy.frames import RNG_ATTRIBUTE, note_update, parts_of, path_of, paths_below, require_same_trace
 from elegy.hooks import Collector, Event, require_lanes_apart
 from elegy.initialise import Axis, NeedsInitPass, run_init_pass
-from elegy.layout import Slot, meta_of, nodes_in, set_born, slots_by_attribute, structure, walk
+from elegy.kept import compiled
+from elegy.layout import Slot, meta_of, nodes_in, slots_by_attribute, walk
 from elegy.leaves import Node, is_array, is_node
-from elegy.module import compiled
 from elegy.parameters import collect
 from elegy.pytree import layout_of
-from elegy.state import log, state, undoing
-from elegy.threads import Busy, begin_again, holders, holding, lock, looking, may_give_up, wait_for_all
+from elegy.state import state, transact, transaction, write
 from elegy.tracebacks import shorten
+from elegy.transaction import Overlay, commit, held, is_changed, lock, structure, thread
 
 Place = tuple[dict[str, tp.Any], str]
 
@@ -49,23 +49,29 @@ class Group(tp.NamedTuple):
 class Targets:
     """Where values go: some of the places of a view.
 
-    - `places`: for the first values, the attributes that are arrays.
+    - `places`: for the first values, the attributes that are arrays, and the modules whose they are.
     - `groups`: for the others, in which containers they go, at which positions there, and where they begin.
     """
 
-    def __init__(self, places: list[Place], groups: list[tuple[Group, tuple[int, ...], int]]):
+    def __init__(
+        self, places: list[Place], owners: list[tuple[Node, str]], groups: list[tuple[Group, tuple[int, ...], int]]
+    ):
         self.places = places
+        self.owners = owners
         self.groups = groups
 
     def write(self, values: Sequence[tp.Any]) -> None:
-        for (attributes, name), value in zip(self.places, values):  # noqa: B905  (hot, and the containers' come after)
-            attributes[name] = value
+        if thread.top is None:
+            for (attributes, name), value in zip(self.places, values):  # noqa: B905  (hot, and containers' come after)
+                attributes[name] = value
+        else:
+            for (node, name), value in zip(self.owners, values):  # noqa: B905
+                write(node, name, value)
         for group, positions, start in self.groups:
-            attributes = group.node.__dict__
-            leaves, treedef = jax.tree.flatten(attributes[group.name], is_leaf=group.is_leaf)
+            leaves, treedef = jax.tree.flatten(held(group.node)[group.name], is_leaf=group.is_leaf)
             for position, value in zip(positions, values[start : start + len(positions)], strict=True):
                 leaves[position] = value
-            attributes[group.name] = treedef.unflatten(leaves)
+            write(group.node, group.name, treedef.unflatten(leaves))
 
 
 class View:
@@ -84,10 +90,10 @@ class View:
         self.index: dict[tuple[int, str, int], int] = {}
         grouped: list[tuple[Node, list[Slot], tp.Any]] = []
         for node in self.nodes:
-            for name, held in slots_by_attribute(node).items():
-                arrays = [slot for slot, _ in held if slot.holds == "array"]
-                if held[0][0].keys is not None:
-                    grouped.append((node, arrays, is_node if len(arrays) < len(held) else None))
+            for name, row in slots_by_attribute(node).items():
+                arrays = [slot for slot, _ in row if slot.holds == "array"]
+                if row[0][0].keys is not None:
+                    grouped.append((node, arrays, is_node if len(arrays) < len(row) else None))
                 elif arrays:
                     self._add(node, name, 0)
                     self.places.append((node.__dict__, name))
@@ -106,10 +112,13 @@ class View:
         self.owners.append((node, name))
 
     def read(self) -> list[tp.Any]:
-        leaves = [attributes[name] for attributes, name in self.places]
+        if thread.top is None:
+            leaves = [attributes[name] for attributes, name in self.places]
+        else:
+            leaves = [held(node)[name] for node, name in self.owners[: len(self.places)]]
         for group in self.groups:
-            held = jax.tree.leaves(group.node.__dict__[group.name], is_leaf=group.is_leaf)
-            leaves.extend(held[position] for position in group.positions)
+            contents = jax.tree.leaves(held(group.node)[group.name], is_leaf=group.is_leaf)
+            leaves.extend(contents[position] for position in group.positions)
         return leaves
 
     def write(self, indices: Sequence[int], values: Sequence[tp.Any]) -> None:
@@ -126,7 +135,8 @@ class View:
                 positions = tuple(group.positions[index - group.start] for index in indices[start:end])
                 groups.append((group, positions, start))
             start = end
-        return Targets([self.places[index] for index in indices[:simple]], groups)
+        direct = indices[:simple]
+        return Targets([self.places[index] for index in direct], [self.owners[index] for index in direct], groups)
 
     def targets_of(self, record: Record) -> Targets:
         """Where the arrays go that a function changed."""
@@ -173,13 +183,19 @@ class Threaded:
 
     def view(self) -> View:
         """Walks the modules again if any structure changed since the last time."""
-        latest = self.latest
+        top = thread.top
+        # What this thread alone sees is not for others.
+        is_own = top is not None and is_changed()
+        latest = top.views.get(id(self)) if top is not None and is_own else self.latest
         if latest is None or latest.version is not structure.version:
-            with looking(lambda: walk(self.roots)):
+            with lock:
                 latest = View(self.modules, self.roots)
             # Equal signatures are one object, so that going back to an earlier structure can be seen by identity.
             latest.signature = self._signatures.setdefault(latest.signature, latest.signature)
-            self.latest = latest
+            if top is not None and is_own:
+                top.views[id(self)] = latest
+            else:
+                self.latest = latest
         return latest
 
     def uninitialised(self) -> bool:
@@ -305,17 +321,13 @@ def run(
     """
     outer = state.collector
     with inside(threaded, view, leaves):
-        before_rng, version, trace = state._rng, structure.version, tracing.current()
+        before_rng, version = state._rng, structure.version
         rng = state.rng
         if rng_data is not None:
             state.rng = rng = rng.threaded(rng_data, enter)
         state.collector = collector = None if outer is None else Collector(outer.wants_summaries)
         try:
-            # The threaded modules are restored below, and those that were made in this trace end with it.
-            with (
-                placed_for(view.positions),
-                undoing(forget=lambda module: id(module) in view.positions or module._elegy_born == trace),
-            ):
+            with placed_for(view.positions):
                 out = function(*args, **kwargs)
                 if structure.version is not version:
                     _check_structure(view)
@@ -333,16 +345,16 @@ def run(
             state._rng, state.collector = before_rng, outer
         out, has_references = _refer(out, view)
         after = view.read()
-        indices = [
-            index for index, (old, new) in enumerate(zip(leaves, after, strict=True)) if return_all or old is not new
-        ]
-        events = [] if collector is None else collector.events
-        declared = [
-            Declaration(event.kind, event.name, event.is_of_module, view.positions.get(id(event.module)))
-            for event in events
-        ]
-        values = [after[index] for index in indices]
-        advanced = None if rng_data is None or rng._data is rng_data else rng._data
+    indices = [
+        index for index, (old, new) in enumerate(zip(leaves, after, strict=True)) if return_all or old is not new
+    ]
+    events = [] if collector is None else collector.events
+    declared = [
+        Declaration(event.kind, event.name, event.is_of_module, view.positions.get(id(event.module)))
+        for event in events
+    ]
+    values = [after[index] for index in indices]
+    advanced = None if rng_data is None or rng._data is rng_data else rng._data
     return out, (
         values,
         advanced,
@@ -352,23 +364,22 @@ def run(
 
 
 @contextlib.contextmanager
-def inside(threaded: Threaded, view: View, leaves: Sequence[tp.Any]):
-    """Within it the modules of the view hold `leaves`, and belong to the running trace."""
-    everything, trace = range(len(leaves)), tracing.current()
-    with holding(view.nodes):
-        before, saved, born = (state.threaded, state.unreached), view.read(), [node._elegy_born for node in view.nodes]
-        nodes = {id(node): node for node in view.nodes}
-        state.threaded, state.unreached = {**state.threaded, **nodes}, state.unreached | threaded.unreached
-        view.write(everything, leaves)
-        for node in view.nodes:
-            set_born(node, trace)
+def inside(threaded: Threaded, view: View, leaves: Sequence[tp.Any]) -> Iterator[None]:
+    """Within it the modules of the view hold `leaves`, and belong to the running trace. What happens to others of that
+    trace is kept."""
+    before = state.threaded, state.unreached
+    overlay = Overlay(tracing.current())
+    for node in view.nodes:
+        overlay.add(node, overlay.trace)
+    with overlay:
+        view.write(range(len(leaves)), leaves)
+        state.threaded = {**state.threaded, **{id(node): node for node in view.nodes}}
+        state.unreached = state.unreached | threaded.unreached
         try:
             yield
         finally:
             state.threaded, state.unreached = before
-            view.write(everything, saved)
-            for node, old in zip(view.nodes, born, strict=True):
-                set_born(node, old)
+    commit(overlay, but=view.positions)
 
 
 def _check_structure(view: View) -> None:
@@ -399,13 +410,9 @@ def write_back(view: View, out: tp.Any, effects: Effects, traced: bool) -> tp.An
     if values:
         if traced:
             _check_trace(view, record)
-        if state.log is not None:
-            _log(view, record.indices)
         if constants:
             check_constants([view.owners[index][0] for index in record.indices])
         with lock:
-            if holders:
-                wait_for_all(view.nodes)
             view.targets_of(record).write(values)
     if advanced is not None:
         (state._rng or state.rng)._data = advanced
@@ -430,13 +437,6 @@ def _check_trace(view: View, record: Record) -> None:
         note_update(node, name, view.path(index).rpartition("/")[0])
 
 
-def _log(view: View, indices: Sequence[int]) -> None:
-    for node, name in dict.fromkeys(view.owners[index] for index in indices):
-        attributes = node.__dict__
-        back = functools.partial(attributes.__setitem__, name, attributes[name])
-        log(node, back, place=(id(attributes), name))
-
-
 def with_modules(
     threaded: Threaded,
     once: tp.Any,
@@ -447,21 +447,23 @@ def with_modules(
 ) -> tp.Any:
     """Runs `attempt`, which traces functions of the modules, after an init pass over `once` if one is due."""
     needs: NeedsInitPass | None = None
-    with undoing():
+
+    def attempts() -> tp.Any:
+        nonlocal needs
         while True:
             try:
-                with holding(threaded.view().nodes):
-                    if needs is not None or threaded.uninitialised():
-                        threaded.initialise(once, args, kwargs, needs, axis)
-                    with may_give_up():
-                        return attempt(threaded.view())
+                if needs is not None or threaded.uninitialised():
+                    threaded.initialise(once, args, kwargs, needs, axis)
+                with transaction():
+                    return attempt(threaded.view())
             except NeedsInitPass as found:
                 needs = for_us(found, threaded.view())
-            except Busy as busy:
-                begin_again(busy)
-            except Exception as error:
-                shorten(error)
-                raise
+
+    try:
+        return transact(attempts)
+    except Exception as error:
+        shorten(error)
+        raise
 
 
 def for_us(needs: NeedsInitPass, view: View) -> NeedsInitPass:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from elegy import tracing
 from elegy.errors import NothingToDifferentiateError, StructureError
 from elegy.frames import Replay, name_of
+from elegy.kept import HasCall
 from elegy.layout import nodes_in, walk
 from elegy.leaves import Node, is_inexact, is_node
-from elegy.module import HasCall
 from elegy.parameters import leaf_places
 from elegy.pytree import copied
 from elegy.selections import arranged, select_trainable

@@ -18,12 +18,12 @@ from elegy.errors import RecompilationWarning
 from elegy.frames import Replay, name_of, paths_below, warn
 from elegy.hooks import trace_key
 from elegy.initialise import NeedsInitPass
-from elegy.layout import structure, walk
+from elegy.layout import walk
 from elegy.leaves import Node, is_array, is_node
 from elegy.pytree import layout_of
-from elegy.state import state, undoing
-from elegy.threads import Busy, begin_again, holders, holding, lock, may_give_up, wait_for_all
+from elegy.state import state, transact, transaction
 from elegy.tracebacks import shorten
+from elegy.transaction import is_changed, lock, structure, thread
 from elegy.transforms.core import (
     Threaded,
     Transformed,
@@ -89,9 +89,7 @@ class _Body:
         described = _describe(self.key(view), view, elegy_leaves, elegy_rng, args, kwargs) if explained else None
         frame = state.frames[-1] if state.frames else None
         start, constructed = None if frame is None else frame.index, state.constructed
-        # JAX is inside one of its caches now, for which another thread may wait: so do not wait for one here.
-        with may_give_up():
-            result = run(self.function, self.threaded, view, elegy_leaves, elegy_rng, args, kwargs, self.return_all)
+        result = run(self.function, self.threaded, view, elegy_leaves, elegy_rng, args, kwargs, self.return_all)
         self.creates = self.creates or state.constructed != constructed
         if frame is not None and frame.index != start:
             self.creates, elegy_config.end = True, frame.index
@@ -167,7 +165,7 @@ class JitFunction(Transformed[Arguments, Outputs]):
         if state.init_pass is not None:
             return self.function(*args, **kwargs)  # an abstract run needs no compilation
         view = self._threaded.latest
-        if view is None or view.version is not structure.version:
+        if view is None or view.version is not structure.version or (thread.top is not None and is_changed()):
             return self._first_call(args, kwargs)
         config = self._configs.get(self._body.key(view))
         if config is None:
@@ -176,17 +174,12 @@ class JitFunction(Transformed[Arguments, Outputs]):
             return self._run(view, config, args, kwargs)
         except NeedsInitPass as needs:
             return self._first_call(args, kwargs, for_us(needs, view))
-        except Busy as busy:
-            begin_again(busy)
-            return self._first_call(args, kwargs)
         except Exception as error:
             shorten(error)
             raise
 
     def _run(self, view: View, config: Config, args: tp.Any, kwargs: tp.Any) -> tp.Any:
         with lock:
-            if holders:
-                wait_for_all(view.nodes)
             leaves = view.read()
         if self._donate:
             leaves = _distinct(leaves)
@@ -199,23 +192,25 @@ class JitFunction(Transformed[Arguments, Outputs]):
     def _first_call(self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None = None) -> tp.Any:
         """A call for which the modules must be looked at again, or initialised."""
         replay = Replay()
-        with undoing():
+
+        def attempts() -> tp.Any:
+            nonlocal needs
             while True:
                 try:
-                    with holding(self._threaded.view().nodes):
-                        view, config = self._prepare(args, kwargs, needs, replay)
-                    # The modules are free again when it runs: callbacks on the host may look at them.
-                    out = replay.of(self._run)(view, config, args, kwargs)
+                    view, config = self._prepare(args, kwargs, needs, replay)
+                    with transaction():
+                        out = replay.of(self._run)(view, config, args, kwargs)
                     self._config(view, replay, config)  # the key may have the position now
                     replay.finish()
                     return out
                 except NeedsInitPass as found:
                     needs = for_us(found, self._threaded.view())
-                except Busy as busy:
-                    begin_again(busy)
-                except Exception as error:
-                    shorten(error)
-                    raise
+
+        try:
+            return transact(attempts)
+        except Exception as error:
+            shorten(error)
+            raise
 
     def _prepare(
         self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None, replay: Replay
@@ -270,7 +265,7 @@ class JitFunction(Transformed[Arguments, Outputs]):
         """As `jax.jit(f).eval_shape`: the shapes and dtypes of what the function returns. Nothing changes, and modules
         that are not initialised stay so."""
         found: list[tp.Any] = []
-        with contextlib.suppress(_Undone), undoing():
+        with contextlib.suppress(_Undone), transaction():
             found.append(self.trace(*args, **kwargs).out_info)
             raise _Undone
         return found[0]

@@ -17,7 +17,8 @@ from elegy.hooks import KINDS
 from elegy.initialise import Axis, Lane
 from elegy.layout import nodes_in, slots, walk
 from elegy.leaves import Node
-from elegy.state import state, undoing
+from elegy.state import state, transaction
+from elegy.transaction import Overlay, keep_created
 from elegy.transforms.core import (
     Effects,
     Threaded,
@@ -102,16 +103,18 @@ class Lifted:
         self.check_sizes(view, size)
         saved = view.read()
         indices = [index for index, stacked in enumerate(self.stacked_flags(view)) if stacked]
-        view.write(indices, [entry(saved[index], 0) for index in indices])
         outer = dict(journal.lanes)
         journal.lanes.update((id(root), lane) for root in self.stacked)
+        overlay = Overlay(tracing.current())
         try:
-            with undoing(created_only=True):  # what was written to an entry is not undone to one later
-                yield
+            with transaction():
+                with overlay:
+                    view.write(indices, [entry(saved[index], 0) for index in indices])
+                    yield
+                keep_created(overlay)
         finally:
             journal.lanes.clear()
             journal.lanes.update(outer)
-            view.write(indices, [saved[index] for index in indices])
         modules = walk(self.stacked)
         _refuse_hidden(modules, places, {(id(c.module), c.name) for c in journal.creations[start:]})
         journal.stack(modules, start, lane, size)

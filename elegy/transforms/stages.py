@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 from elegy import tracing
 from elegy.errors import CompiledForOthersError
 from elegy.state import state
-from elegy.threads import holders, lock, wait_for_all
+from elegy.transaction import lock
 from elegy.transforms.core import View, is_reference, write_back
 
 OURS = 2  # arguments of a compiled function before those of the user's: leaves, random state; what is static is gone
@@ -47,8 +47,6 @@ class Program:
                 "traced.\n  Call elegy.jit(f) there."
             )
         with lock:
-            if holders:
-                wait_for_all(view.nodes)
             leaves = view.read()
         stream = jit._stream(self.config, leaves, traced, args, kwargs)
         if jit._key(view) != self.key:

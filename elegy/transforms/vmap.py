@@ -19,6 +19,7 @@ from elegy.leaves import Node
 from elegy.parameters import get_parameters
 from elegy.random import default_impl, lane_of, step_of
 from elegy.state import state
+from elegy.transaction import held
 from elegy.transforms.core import Transformed, View, rng_data, run, write_back
 from elegy.transforms.lift import Lifted, entry, reduce_events
 
@@ -242,7 +243,7 @@ def warn_if_identical(members: Sequence[Node]) -> None:
     """Warns if stacked modules have the same trainable parameters in each lane, and draw no random numbers."""
     nodes = walk(members)
     arrays = [jnp.asarray(leaf) for node in members for leaf in jax.tree.leaves(get_parameters(node, trainable=True))]
-    if not arrays or len(arrays[0]) < 2 or any(RNG_ATTRIBUTE in node.__dict__ for node in nodes) or has_tracer(arrays):
+    if not arrays or len(arrays[0]) < 2 or any(RNG_ATTRIBUTE in held(node) for node in nodes) or has_tracer(arrays):
         return
     if all(bool(np.all(array == array[:1])) for array in map(np.asarray, arrays)):
         warn(identical_members(members[0], f"the {len(arrays[0])} members"))

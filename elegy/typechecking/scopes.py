@@ -23,6 +23,7 @@ from elegy.errors import ElegyError, ParameterError, TypeCheckError, UncheckedAn
 from elegy.frames import path_of, warn
 from elegy.leaves import Node
 from elegy.state import state
+from elegy.transaction import held
 from elegy.typechecking import axes
 from elegy.typechecking.annotations import Unreadable, field, fields, signature_of, tester
 from elegy.typechecking.import_hook import is_transform, no_type_check
@@ -61,7 +62,7 @@ class Scope:
         self.args = args
         self.kwargs = kwargs
         self.checker = checker
-        self.there_before = set() if module is None else set(module.__dict__)
+        self.there_before = set() if module is None else set(held(module))
         self.fitting = []  # in the order in which axes got their sizes
 
     @functools.cached_property
@@ -118,7 +119,7 @@ class Scope:
         """The fields that were there before the function ran, or those that came later."""
         if self.module is not None:
             for name, annotation in fields(type(self.module)).items():
-                value = self.module.__dict__.get(name)
+                value = held(self.module).get(name)
                 if value is not None and (name in self.there_before) == there_before:
                     yield Entry("field", name, value, annotation)
 
