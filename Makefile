@@ -13,10 +13,8 @@ CONSTRAINTS := .ci/constraints.txt
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
-CORE := ahead_of_time attention captures cold_initialisation compatibility convolution copies deep dtype_policy ecosystem \
-	equinox errors exceptions gradient_modules guide hooks initialise mesh misuse module names normalization parameters \
-	pickling properties pytree random recompilation recurrence sharing stack static_values threads trace_safety \
-	tracebacks transforms
+# The rooms of tests/ that depend most on Python and JAX. On a second Python they run without what is marked as slow.
+CORE := tests/core tests/transforms tests/initializers tests/nn tests/ecosystem
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -36,7 +34,7 @@ test: $(VENV)/.test  ## Run every test.
 
 .PHONY: test-core
 test-core: $(VENV)/.test  ## Run the tests of what depends on JAX most, for another Python or JAX.
-	$(PYTEST) -m "not slow" $(CORE:%=tests/test_%.py) $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(CORE) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.lint  ## Check the formatting and the style.

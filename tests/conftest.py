@@ -7,6 +7,7 @@ Nothing here may import `elegy` at the top, since the annotation checker must be
 import gc
 import importlib.metadata
 import os
+import re
 import tempfile
 
 # All are read once, at the first import of matplotlib and Keras and the first use of a device. Tests compile much and
@@ -76,7 +77,7 @@ def small_caches(request: pytest.FixtureRequest) -> Iterator[None]:
     from elegy.typechecking import switch
 
     classes, before = switch._classes, set(switch._classes)
-    of_other_files = {cls for cls in before if cls.__module__.startswith("tests.test_")}
+    of_other_files = {cls for cls in before if re.match(r"tests\.(\w+\.)*test_", cls.__module__)}
     of_other_files -= {cls for cls in before if cls.__module__ == request.module.__name__}
     classes.difference_update(of_other_files)
     yield
@@ -85,6 +86,18 @@ def small_caches(request: pytest.FixtureRequest) -> Iterator[None]:
     classes.update(of_other_files)
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def no_checker_left_on() -> Iterator[None]:
+    """Fails a test that leaves a type checker on, and switches it off."""
+    from elegy.typechecking import switch
+
+    yield
+    left = switch._switched[:]
+    switch._switched.clear()
+    switch._switch()
+    assert left == []
 
 
 @pytest.fixture

@@ -1,6 +1,0 @@
-import sys
-
-from tests.descriptors import FAMILIES, freeze
-
-for family in sys.argv[1:] or FAMILIES:
-    freeze(family)
