@@ -13,33 +13,32 @@ from elegy import (
     nn as nn,
     regularizers as regularizers,
 )
+from elegy.calls import compact as compact
 from elegy.captures import debug as debug
 from elegy.checkpoint import load as load, save as save
+from elegy.contexts import (
+    get_dynamic_context as get_dynamic_context,
+    get_module as get_module,
+    get_static_context as get_static_context,
+    is_initializing as is_initializing,
+    set_context as set_context,
+)
+from elegy.draws import get_rng as get_rng, next_rng_key as next_rng_key, rng_context as rng_context, set_rng as set_rng
 from elegy.dtype_policy import DtypePolicy as DtypePolicy
 from elegy.hooks import (
     add_loss as add_loss,
     add_metric as add_metric,
     add_summary as add_summary,
-    get_dynamic_context as get_dynamic_context,
     get_losses as get_losses,
     get_metrics as get_metrics,
-    get_module as get_module,
-    get_rng as get_rng,
-    get_static_context as get_static_context,
     get_summaries as get_summaries,
     hooks_context as hooks_context,
-    is_initializing as is_initializing,
     name_context as name_context,
-    next_rng_key as next_rng_key,
-    rng_context as rng_context,
-    set_context as set_context,
-    set_rng as set_rng,
 )
 from elegy.losses import Loss as Loss
 from elegy.metrics import Metric as Metric
 from elegy.model import Model as Model, Optimizer as Optimizer
-from elegy.module import Module as Module, compact as compact, to_module as to_module
-from elegy.parameters import combine as combine, partition as partition, trainable_mask as trainable_mask
+from elegy.module import Module as Module, to_module as to_module
 from elegy.random import RNG as RNG
 from elegy.selections import Selection as Selection, select as select
 from elegy.state import (
@@ -60,6 +59,7 @@ from elegy.transforms import (
     vmap as vmap,
     while_loop as while_loop,
 )
+from elegy.trees import combine as combine, partition as partition, trainable_mask as trainable_mask
 from elegy.typechecking.switch import typechecker as typechecker
 
 __version__ = importlib.metadata.version("elegy")

@@ -13,7 +13,7 @@ import weakref
 import jax
 
 if tp.TYPE_CHECKING:
-    from elegy.parameters import Recipe
+    from elegy.creation import Recipe
 
 _recipes: dict[int, tuple[weakref.ref[tp.Any], Recipe]] = {}
 

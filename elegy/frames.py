@@ -136,7 +136,7 @@ class Frame:
         return module
 
     def _change_above(self) -> None:
-        """A new module may hold one that the modules above hold too. Above one that has changed, all have."""
+        """Marks the structure of the running modules above as changed: the new module may share one of theirs."""
         for frame in reversed(state.frames):
             if frame.module is not self.module and not frame.building:
                 version = visible(frame.module)
@@ -307,7 +307,13 @@ def is_taken(module: Node, name: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 # What stands between a caller and the core: its layers count as callers, its machinery does not.
-_CORE = {f"elegy.{name}" for name in ("frames", "hooks", "initialise", "module", "parameters", "state")}
+_CORE = {
+    f"elegy.{name}"
+    for name in (
+        *("calls", "construction", "creation", "draws", "frames", "hooks", "initialise", "module", "parameters"),
+        *("state", "transaction"),
+    )
+}
 _CHECKERS = {"beartype", "contextlib", "jaxtyping"}
 _LIBRARIES = {"elegy", "jax", "weakref", *_CHECKERS}
 

@@ -57,6 +57,8 @@ class Node:
     if tp.TYPE_CHECKING:
         __dict__: dict[str, tp.Any]
 
+    # The names of the methods of every module.
+    _elegy_methods: tp.ClassVar[frozenset[str]] = frozenset()
     # The attribute in which a module, which then stands for a list, holds the elements stacked.
     _elegy_items: tp.ClassVar[str] = ""
     # Whether the class was made inside a function, perhaps anew on each run, with other values in its closures.

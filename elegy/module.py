@@ -1,58 +1,48 @@
-"""`Module`: construction, frozen attributes, the call, the copy."""
+"""`Module`: its methods, its frozen attributes, its copies."""
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import copy as copying
 import dataclasses
-import functools
-import inspect
-import types
 import typing as tp
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from elegy import layout, leaves, parameters as _parameters, pytree, tracing
-from elegy.captures import note_capture, placed_if_captured
-from elegy.containers import freeze_containers
-from elegy.dtype_policy import DtypePolicy, computing, set_dtype_policy
+from elegy.calls import call_of, init_pass_of, run_method
+from elegy.construction import ModuleMeta
+from elegy.creation import add_parameter
+from elegy.draws import rng_context
+from elegy.dtype_policy import DtypePolicy, set_dtype_policy
 from elegy.errors import (
-    ClassDefinitionError,
-    ElegyError,
     FrozenModuleError,
-    NameCollisionError,
-    ParameterError,
-    StaticValueError,
 )
 from elegy.frames import (
     PRIVATE,
-    RNG_ATTRIBUTE,
-    Frame,
-    class_of,
     default_name,
-    note_update,
     path_of,
-    plain_arguments,
     require_same_trace,
 )
-from elegy.habits import better_error, hint_for_call
-from elegy.hooks import add_summary, rng_context
-from elegy.initialise import NeedsInitPass, run_init_pass
+from elegy.initialise import NeedsInitPass
 from elegy.kept import HasCall, compiled
-from elegy.layout import Meta, meta_of
+from elegy.layout import meta_of
 from elegy.leaves import Node
 from elegy.pickling import portable
 from elegy.random import RNG, KeyLike
-from elegy.state import is_to_be_run_again, state, training as training_mode, training_context, transact, transaction
+from elegy.state import state, training as training_mode, training_context, transact
 from elegy.tracebacks import shorten
-from elegy.transaction import NOTHING, Conflict, belongs, birthplace, commits, held, lock, under_construction, visible
-from elegy.typechecking import axes, scopes, switch
-from elegy.typechecking.import_hook import compact_methods, no_type_check
+from elegy.transaction import (
+    NOTHING,
+    held,
+    lock,
+    under_construction,
+    visible,
+)
+from elegy.typechecking import switch
+from elegy.typechecking.import_hook import no_type_check
 
 Self = tp.TypeVar("Self", bound="Module")
 Own = tp.TypeVar("Own")
@@ -60,440 +50,6 @@ Own_co = tp.TypeVar("Own_co", covariant=True)
 Arguments = tp.ParamSpec("Arguments")
 Outputs = tp.TypeVar("Outputs")
 Outputs_co = tp.TypeVar("Outputs_co", covariant=True)
-
-
-# The metaclass of `typing.Protocol` derives from ABCMeta, so that a module may also be of a class of protocols.
-_Meta = abc.ABCMeta if tp.TYPE_CHECKING else type(tp.Protocol)
-
-
-class ModuleMeta(_Meta):
-    """Makes construction a hook: inside `call` it gives the module of the first run back."""
-
-    # No class of modules is itself a protocol, for which that of Protocol would look at each question.
-    __instancecheck__ = abc.ABCMeta.__instancecheck__
-    __subclasscheck__ = abc.ABCMeta.__subclasscheck__
-
-    def __new__(mcs, name, bases, namespace, **kwargs):
-        if namespace.get("__slots__"):
-            raise ClassDefinitionError(
-                f"class {name} declares __slots__, but a module keeps its attributes in __dict__, where JAX "
-                "finds its arrays.\n"
-                "  Remove __slots__ (for a dataclass: slots=True)."
-            )
-        cached = {
-            key: _cached(key, value) for key, value in namespace.items() if isinstance(value, functools.cached_property)
-        }
-        namespace = {**namespace, **cached}
-        _tell_apart(namespace)
-        if "call" in namespace:
-            namespace["call"] = _as_call(namespace["call"])
-        cls: tp.Any = super().__new__(mcs, name, bases, namespace, **kwargs)
-        for base in cls.__mro__:
-            if not issubclass(base, Node):  # of a mixin: it would write past the frozen attributes
-                for key, value in vars(base).items():
-                    if isinstance(value, functools.cached_property) and inspect.getattr_static(cls, key) is value:
-                        setattr(cls, key, _cached(key, value))
-        # A class of a function may be made anew on each run, and close over other values then.
-        cls._elegy_is_local = "<locals>" in cls.__qualname__
-        if bases != (Node,):
-            _check_class(cls)
-            switch.adopt(cls)
-        return cls
-
-    def __setattr__(cls, name: str, value: tp.Any) -> None:
-        if name == "call":
-            value = _as_call(value)
-        elif leaves.holds_module(value):
-            raise _module_in_class(cls, name)
-        super().__setattr__(name, value)
-
-    @property
-    def __signature__(cls) -> inspect.Signature:
-        signature = inspect.signature(cls.__init__)
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-    def __call__(cls, *args, **kwargs):
-        frame = state.frames[-1] if state.frames else None
-        if frame is None or frame.building:
-            try:
-                return _construct(cls, args, kwargs)
-            except Exception as error:
-                shorten(error)
-                raise
-        return frame.create(cls, plain_arguments(args, kwargs), lambda: _construct(cls, args, kwargs))
-
-
-class Call:
-    """The method `call` as a class holds it. Read from the class it is the function that the user wrote; `module.call`
-    runs as the module itself does."""
-
-    def __init__(self, function: tp.Any):
-        self.__func__ = function
-
-    @property
-    def __isabstractmethod__(self) -> bool:
-        return getattr(self.__func__, "__isabstractmethod__", False)
-
-    def __get__(self, instance: tp.Any, owner: tp.Any = None) -> tp.Any:
-        function = self.__func__
-        if instance is None or not hasattr(function, "__get__"):
-            return function
-        frame = state.frames[-1] if state.frames else None
-        if frame is not None and frame.module is instance:
-            # `super().call` runs in the frame of the method that uses it.
-            if frame.method == "call" or inspect.getattr_static(type(instance), "call") is not self:
-                return function.__get__(instance, owner)
-        return types.MethodType(self._direct, instance)
-
-    @functools.cached_property
-    def _direct(self) -> Callable[..., tp.Any]:
-        @functools.wraps(self.__func__, updated=())
-        def call(module: Module, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
-            function = _call_of(module)
-            if inspect.getattr_static(type(module), "call") is not self:
-                function = self.__func__
-            try:
-                return run_method(module, "call", function, args, kwargs)
-            except Exception as error:
-                shorten(error)
-                raise
-
-        return call
-
-    def __getstate__(self) -> tp.Any:
-        return self.__func__
-
-    def __setstate__(self, function: tp.Any) -> None:
-        self.__func__ = function
-
-
-def _as_call(value: tp.Any) -> tp.Any:
-    """What a class keeps under the name `call`."""
-    return Call(value) if callable(value) and not isinstance(value, Call) else value
-
-
-def _check_class(cls: type) -> None:
-    """Refuses a class whose instances would not do what its body says."""
-    where = next(base for base in cls.__mro__ if "__call__" in vars(base))
-    has_call = next(base for base in cls.__mro__ if "call" in vars(base)) is not Module
-    if where is not Module and not has_call and not _uses_super(vars(where)["__call__"]):
-        raise ClassDefinitionError(
-            f"class {cls.__qualname__} defines __call__ and no `call`. Parameters and layers that __call__ makes would "
-            "be new ones each time.\n"
-            "  Rename it: def call(self, ...), which runs when the module is called. What is to happen around `call` "
-            "uses super().__call__(...)."
-        )
-    for base in cls.__mro__:
-        if base is cls or not issubclass(base, Node):
-            for name, value in vars(base).items():
-                if leaves.holds_module(value.default if isinstance(value, dataclasses.Field) else value):
-                    raise _module_in_class(cls, name)
-
-
-def _uses_super(function: tp.Any) -> bool:
-    """Whether a `__call__` hands on to that of its base: then it is one around the `call` of subclasses."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code is not None and "__call__" in code.co_names
-
-
-def _module_in_class(cls: type, name: str) -> ClassDefinitionError:
-    return ClassDefinitionError(
-        f"{cls.__qualname__}.{name} is a module in the body of a class: it is no part of the instances, whose "
-        "parameters it would not be among, and all of them would share it.\n"
-        f"  Make it in __init__ (self.{name} = ...) or in call; in a dataclass give the field a factory: "
-        f"{name}: elegy.Module = dataclasses.field(default_factory=lambda: ...)."
-    )
-
-
-def _tell_apart(namespace: dict[str, tp.Any]) -> None:
-    """Gives compact methods that a factory made names of their own: by these they find what they created."""
-    for key, value in namespace.items():
-        if isinstance(value, types.FunctionType) and value in compact_methods:
-            method = tp.cast(tp.Any, value).__wrapped__
-            name = f"{namespace['__qualname__']}.{key}"
-            if method.__qualname__ != name and not vars(method).get("_elegy_named", False):
-                method.__qualname__ = value.__qualname__ = name
-                method._elegy_named = True
-
-
-def _cached(name: str, attribute: functools.cached_property) -> property:
-    """A cached property that keeps its value beside the attributes, where it is no part of the structure."""
-
-    @functools.wraps(attribute.func)
-    def get(module: Module) -> tp.Any:
-        def compute() -> tp.Any:
-            value = attribute.func(module)
-            if any(leaves.is_dynamic(leaf) for leaf in jax.tree.leaves(value, is_leaf=leaves.is_node)):
-                raise StaticValueError(
-                    f"{path_of(module, name)} is a functools.cached_property that gives an array or a "
-                    "module, which would go stale when parameters change.\n  Use property."
-                )
-            return value
-
-        return compiled(module, attribute, compute)
-
-    return property(get)
-
-
-def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> tp.Any:
-    pytree.register(cls)
-    state.constructed += 1
-    module = cls.__new__(cls, *args, **kwargs)
-    leaves.set_meta(module, Meta())
-    leaves.set_layout(module, None)
-    leaves.set_ties(module, None)
-    leaves.set_born(module, birthplace())
-    if module._elegy_born != tracing.EAGER:
-        leaves.set_pending(module, PRIVATE)
-    under_construction.add(id(module))
-    frame = Frame(module, "__init__")
-    state.frames.append(frame)
-    # What __init__ computes from constants is concrete, though the call around it may be abstract.
-    concretely = contextlib.nullcontext() if state.init_pass is None else jax.ensure_compile_time_eval()
-    try:
-        with transaction(), concretely:
-            switch.first_run(cls.__init__, module, *args, **kwargs)
-            if state.init_pass is not None:
-                state.init_pass.modules.append(module)
-            _seal(module)
-            pytree.set_aside_undrawn(module)
-            if switch.on:
-                switch.check_constructed(module)
-    except TypeError:
-        if (better := better_error(cls, args, kwargs)) is not None:
-            raise better from None
-        raise
-    finally:
-        state.frames.pop()
-        under_construction.discard(id(module))
-    return module
-
-
-def _seal(module: Module) -> None:
-    """Fixes the attributes of a new module: values are checked, containers frozen."""
-    owner, meta = type(module).__name__, meta_of(module)
-    attributes = tp.cast(dict[str, tp.Any], module.__dict__)
-    if RNG_ATTRIBUTE in attributes:
-        raise NameCollisionError(
-            f"{owner}.{RNG_ATTRIBUTE} is the attribute in which a module keeps the key of its random draws.\n"
-            "  Choose another name."
-        )
-    parameters = {id(attributes[name]): name for name in meta.parameters}
-    for name, value in attributes.items():
-        if name in _METHODS:
-            raise NameCollisionError(
-                f"{owner}.{name} is a method of every module, and the attribute would stand in its place.\n"
-                "  Choose another name."
-            )
-        if leaves.is_static(value) and not hasattr(value, "__wrapped__"):
-            continue
-        if id(value) in parameters and name not in meta.parameters:
-            raise ParameterError(
-                f"{owner}.{name} holds the parameter {parameters[id(value)]!r} under another name, and would keep its "
-                f"old value when the parameter changes.\n  Write self.{name} = self.add_parameter({name!r}, ...)."
-            )
-        if leaves.is_plain(value):
-            attributes[name] = freeze_containers(value, f"{owner}.{name}")
-            continue
-        _check_attribute(owner, name, value)
-        if not isinstance(value, Node) and not leaves.is_array(value) and name not in meta.parameters:
-            for leaf in jax.tree.leaves(value, is_leaf=leaves.is_node) if parameters else ():
-                if id(leaf) in parameters:
-                    raise ParameterError(
-                        f"{owner}.{name} holds the parameter {parameters[id(leaf)]!r} in a container, where it would "
-                        "keep its old value when the parameter changes.\n  Make the container the parameter: "
-                        f"self.{name} = self.add_parameter({name!r}, initializer=lambda: [...])."
-                    )
-            attributes[name] = frozen = freeze_containers(value, f"{owner}.{name}")
-            leaves.check_keys(f"{owner}.{name}", frozen)
-    if not meta.trainable:  # assigned in __init__, perhaps before the submodules were there
-        for _, child in layout.children(module):
-            _parameters.set_trainable(child, False)
-
-
-def _check_attribute(owner: str, name: str, value: tp.Any) -> None:
-    """Refuses what a module cannot hold."""
-    if isinstance(value, Node):
-        if id(value) in under_construction:
-            raise StaticValueError(
-                f"{owner}.{name} is a module whose __init__ is still running: a module cannot be below itself.\n"
-                "  Pass what the child needs from its parent when it is called."
-            )
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "OSUMm":
-        leaves.check_static(owner, name, value)
-    elif isinstance(value, jax.tree_util.Partial) and isinstance(value.func, Node):
-        raise StaticValueError(
-            f"{owner}.{name} is a jax.tree_util.Partial whose function is a module: JAX sees the arguments of a "
-            "Partial, not its function.\n  Store the module and the arguments as attributes."
-        )
-    elif not leaves.is_array(value):
-        for leaf in jax.tree.leaves(freeze_containers(value), is_leaf=leaves.is_node):
-            if isinstance(leaf, Node):
-                _check_attribute(owner, name, leaf)
-            elif not leaves.is_array(leaf):
-                leaves.check_static(owner, name, leaf)
-
-
-def run_method(module: Module, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
-    """Runs a method of a module in a frame of its own, after an init pass if it never ran; again if another thread
-    initialised the module meanwhile."""
-    frames = state.frames
-    outermost = not frames and not state.threaded and state.init_pass is None
-    while True:
-        begun = commits.number
-        try:
-            with transaction(), placed_if_captured(module) if outermost else contextlib.nullcontext():
-                trace = tracing.current()
-                captured = not belongs(module)
-                run = function if isinstance(function, types.FunctionType) else _bound_first(function)
-                if method not in meta_of(module).hooks:
-                    _initialise(module, method, function, args, kwargs)
-                    run = functools.partial(switch.first_run, run)
-                policy = meta_of(module).dtype_policy
-                if policy is not None:
-                    run = computing(policy, run)
-                frame = Frame(module, method, trace)
-                frames.append(frame)
-                try:
-                    outputs = run(module, *args, **kwargs)
-                    _close(frame, captured, outputs)
-                except Exception as error:
-                    _annotate(error, frame, function, args, kwargs)
-                    raise
-                finally:
-                    frames.pop()
-            return outputs
-        except (Conflict, Exception) as error:
-            if not is_to_be_run_again(error, begun):
-                raise
-
-
-def _close(frame: Frame, captured: bool, outputs: tp.Any) -> None:
-    """Ends a method that has returned."""
-    frame.close()
-    if state.collector is not None and state.collector.wants_summaries:
-        add_summary(frame.module, outputs)
-    # Else a module around it in this trace will be noted, with all below.
-    if captured and (frame.parent is None or frame.parent.trace != frame.trace):
-        note_capture(frame.module)
-
-
-def _bound_first(function: tp.Any) -> Callable[..., tp.Any]:
-    """A transformed method as a function that takes the module first: bound to the module, it threads it."""
-    bind = getattr(function, "__get__", None)
-    if bind is None:
-        return function
-
-    @functools.wraps(function, updated=())
-    def run(module: Module, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
-        return bind(module, type(module))(*args, **kwargs)
-
-    return run
-
-
-def _initialise(module: Module, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> None:
-    """Runs the init pass of a method, where one is due."""
-    if id(module) in state.threaded:
-        if (id(module), method) in state.unreached:
-            return
-        raise NeedsInitPass(module, method)
-    if state.init_pass is not None:
-        return  # the pass that is running creates what the method asks for
-    if not belongs(module):
-        return  # a module of an outer trace may run if it creates nothing; what it creates is refused where it does
-    pytree.require_drawn(module)
-
-    def run(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
-        return run_method(module, method, function, args, kwargs)
-
-    _init_pass(module, method, run, args, kwargs)
-
-
-def _init_pass(
-    module: Module, method: str, run: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any, anew: Module | None = None
-) -> None:
-    if run_init_pass(run, args, kwargs, [module], anew=anew):
-        note_update(module, "its parameters")
-
-
-def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.Any, ...], kwargs: tp.Any) -> None:
-    """Adds to an error, once, in which module it happened and on what."""
-    if getattr(error, "_elegy_noted", False):
-        return
-    try:
-        error._elegy_noted = True  # type: ignore[attr-defined]
-        module, parameters = frame.module, meta_of(frame.module).parameters
-        arrays = {name: value for name, value in held(module).items() if name in parameters or leaves.is_array(value)}
-        own = ", ".join(f"{name}: {axes.show_value(value)}" for name, value in arrays.items())
-        named = [f"{name}={axes.show_value(value)}" for name, value in kwargs.items()]
-        given = ", ".join([*map(axes.show_value, args), *named])
-        note = (
-            f"in {'/'.join(frame.parts)} ({type(module).__name__}.{frame.method_name}); parameters: {own or 'none'}; "
-            f"inputs: {given or 'none'}"
-        )
-        if not isinstance(error, ElegyError) and (mismatch := scopes.explain(module, function, args, kwargs)):
-            note += f"\n  {mismatch}"
-        if any(isinstance(leaf, jax.Array) and _is_deleted(leaf) for leaf in jax.tree.leaves(arrays)):
-            note += (
-                "\n  Its arrays were donated to a compiled function: use the module which that function returned, or "
-                "donate a copy, jax.tree.map(jnp.copy, module)."
-            )
-        if isinstance(error, TypeError) and any(leaves.is_key(leaf) for leaf in args):
-            note += "\n  Keys are given by name: init(x, rng=key), apply(x, rng=key)."
-        if hint := hint_for_call(error, kwargs):
-            note += f"\n  {hint}"
-        error.add_note(note)
-    except Exception:
-        pass  # an error that takes no note, or a module whose repr fails, must not hide the error itself
-
-
-def _is_deleted(array: jax.Array) -> bool:
-    return not isinstance(array, Tracer) and array.is_deleted()
-
-
-Method = tp.TypeVar("Method", bound=Callable[..., tp.Any])
-
-
-def compact(method: Method) -> Method:
-    """Marks a method, other than `call`, that creates parameters and modules of its own.
-
-    The method gets what `call` has: shape inference on its first run, modules that are found again on every later one,
-    and a module of its own as their owner.
-
-    ```python
-    import elegy
-    import jax.numpy as jnp
-
-
-    class Autoencoder(elegy.Module):
-        @elegy.compact
-        def encode(self, x):
-            return elegy.nn.Linear(2, name="encoder")(x)
-
-        @elegy.compact
-        def decode(self, z):
-            return elegy.nn.Linear(5, name="decoder")(z)
-
-        def call(self, x):
-            return self.decode(self.encode(x))
-
-
-    model = Autoencoder()
-    model(jnp.ones([1, 5]))
-    assert model.decode(jnp.ones([7, 2])).shape == (7, 5)
-    ```
-    """
-
-    @functools.wraps(method)
-    def wrapper(self, /, *args, **kwargs):
-        try:
-            return run_method(self, method.__qualname__, method, args, kwargs)
-        except Exception as error:
-            shorten(error)
-            raise
-
-    compact_methods[wrapper] = compact
-    return tp.cast(Method, wrapper)
 
 
 class Module(Node, metaclass=ModuleMeta):
@@ -572,7 +128,7 @@ class Module(Node, metaclass=ModuleMeta):
         """Runs `call`. The first time, an init pass creates the parameters before."""
         module = tp.cast(Module, self)
         try:
-            return run_method(module, "call", _call_of(module), args, kwargs)
+            return run_method(module, "call", call_of(module), args, kwargs)
         except Exception as error:
             shorten(error)
             raise
@@ -603,7 +159,7 @@ class Module(Node, metaclass=ModuleMeta):
         def initialise() -> None:
             if method not in meta_of(self).hooks:  # another thread may have been first
                 with contextlib.nullcontext() if rng is None else rng_context(rng):
-                    _init_pass(self, method, run, args, kwargs, anew=None if rng is None else self)
+                    init_pass_of(self, method, run, args, kwargs, anew=None if rng is None else self)
 
         try:
             transact(initialise)
@@ -702,7 +258,7 @@ class Module(Node, metaclass=ModuleMeta):
         **Raises:** `ParameterError` if it exists with another shape, or does not exist and this is not the first run;
         `NameCollisionError` if the name is taken.
         """
-        return _parameters.add_parameter(self, name, shape, dtype, initializer, trainable)
+        return add_parameter(self, name, shape, dtype, initializer, trainable)
 
     def update_parameter(self, name: str, value: tp.Any) -> None:
         """Gives the parameter `name` another value of the same shape and dtype."""
@@ -890,12 +446,6 @@ class Module(Node, metaclass=ModuleMeta):
         return render_in_treescope(self, path, subtree_renderer)
 
 
-def _call_of(module: Module) -> tp.Any:
-    """The function that a module runs when it is called."""
-    cls: tp.Any = type(module)
-    return (class_of(module) if cls._elegy_is_local else cls).call
-
-
 def _state_of(module: Module, copying: bool = False) -> tp.Any:
     """What makes up a module, for a pickle or a copy."""
     attributes = {name: portable(value, copying) for name, value in held(module).items()}
@@ -958,4 +508,4 @@ def to_module(function: Callable[Arguments, Outputs]) -> type[FunctionModule[Arg
     return tp.cast(tp.Any, ThisModule)
 
 
-_METHODS = frozenset(name for name in vars(Module) if not name.startswith("_")) - {"name", "dtype"}
+Module._elegy_methods = frozenset(name for name in vars(Module) if not name.startswith("_")) - {"name", "dtype"}

@@ -1,262 +1,32 @@
-"""Creating, reading and writing the arrays of a module."""
+"""Reading and writing the arrays of a module."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
-import operator
 import typing as tp
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from elegy import tracing
 from elegy.captures import check_constants, constants
 from elegy.containers import is_plain_container, thaw
-from elegy.drawn import remember
 from elegy.errors import (
-    HookError,
-    NameCollisionError,
     ParameterError,
     StructureError,
     UninitialisedWarning,
 )
-from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, note_update, path_of, require_same_trace, warn
-from elegy.hooks import rng_context
-from elegy.layout import Slot, meta_of, slots, slots_by_attribute, walk
-from elegy.leaves import Node, is_array, is_foreign, is_inexact, is_node, is_static, set_undrawn
-from elegy.precision import cast
+from elegy.frames import note_update, path_of, require_same_trace, warn
+from elegy.layout import Slot, meta_of, slots_by_attribute, walk
+from elegy.leaves import Node, is_array, is_foreign, is_node, is_static
+from elegy.precision import NUMBERS, PYTHON_NUMBERS, strong
 from elegy.pytree import forget_pending
-from elegy.random import RNG, fold_in_path
 from elegy.state import remove, state, transact, transaction, write, write_meta
 from elegy.transaction import held, lock
-from elegy.typechecking import scopes, switch
-from elegy.typechecking.import_hook import no_type_check
 
 Make = Callable[[], tp.Any]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Creating
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@no_type_check
-def add_parameter(
-    module: Node,
-    name: str,
-    shape: Sequence[tp.SupportsIndex] | None,
-    dtype: tp.Any,
-    initializer: tp.Any,
-    trainable: bool,
-) -> tp.Any:
-    frame = state.frames[-1] if state.frames else None
-    meta = meta_of(module)
-    wanted = None if shape is None else tuple(operator.index(size) for size in shape)
-    asked = None if dtype is None else _as_dtype(dtype)
-    if name in meta.parameters and name in held(module) and name != RNG_ATTRIBUTE:
-        value = held(module)[name]
-        if is_array(value):
-            _require_as_before(module, name, value, wanted, asked)
-        return value
-    constructing = frame is not None and frame.building and frame.module is module
-    _require_creatable(module, name, frame, constructing)
-    dtypes = meta.dtypes if asked is None else {**meta.dtypes, name: asked}
-    if dtype is None:
-        dtype = scopes.infer_dtype(module, name, tp.cast(tp.Any, module).dtype)
-    if wanted is None and callable(initializer) and _positional(initializer):
-        wanted = scopes.infer_shape(module, name)
-    recipe = Recipe(wanted, dtype, asked, initializer)
-    key = _key(module, name, constructing) if recipe.draws else None
-    make, finish = recipe.maker(module, name, key)
-    policy = state.dtype_policy if trainable else None
-    if policy is not None and policy.param_dtype is not None:
-        finish = functools.partial(_finish_in, policy.param_dtype, finish)
-    if state.init_pass is not None:
-        compute_dtype = None if policy is None else policy.compute_dtype
-        value = state.init_pass.create(module, name, make, finish, key, compute_dtype)
-    else:
-        value = finish(make())
-        if key is not None:
-            value = _drawn(module, name, value, recipe)
-        write(module, name, value, created=True)
-    constructed = (*meta.constructed, name) if constructing else meta.constructed
-    meta = dataclasses.replace(
-        meta, parameters={**meta.parameters, name: bool(trainable)}, dtypes=dtypes, constructed=constructed
-    )
-    write_meta(module, meta, created=True)
-    if switch.on:
-        scopes.check_parameter(module, name, value)
-    return value
-
-
-def _finish_in(dtype: tp.Any, finish: Callable[[tp.Any], tp.Any], value: tp.Any) -> tp.Any:
-    return cast(finish(value), dtype)
-
-
-def _require_as_before(module: Node, name: str, value: tp.Any, shape: tuple[int, ...] | None, dtype: tp.Any) -> None:
-    """Refuses to give a parameter to code that asks for another one. A shape or dtype of None asks for nothing."""
-    if shape is not None and tuple(value.shape) != shape:
-        raise ParameterError(
-            f"{path_of(module, name)} has shape {tuple(value.shape)}, but {shape} is asked for now.\n"
-            "  The shape was fixed by the first call; does this input have another size than that one?\n"
-            "  Use another module for it, or module.reset() to start again."
-        )
-    # A module whose arrays were cast to another dtype since the first call goes on asking for the first one.
-    first = meta_of(module).dtypes.get(name, dtype)
-    if dtype is not None and dtype not in (first, value.dtype):
-        raise ParameterError(
-            f"{path_of(module, name)} has dtype {value.dtype}, but {dtype} is asked for now.\n"
-            "  The dtype was fixed by the first call: give the module a dtype, or convert its input."
-        )
-
-
-def _require_creatable(module: Node, name: str, frame: Frame | None, constructing: bool) -> None:
-    """Refuses to create a parameter where none can be created, or under a name that cannot be had."""
-    if frame is None:
-        overridden = getattr(type(module).__call__, "__module__", "") != "elegy.module"
-        hint = f" {type(module).__name__} overrides __call__: define `call` instead." if overridden else ""
-        raise HookError(
-            f"{path_of(module)}: add_parameter({name!r}) was called while no module is running.{hint}\n"
-            "  Call it in __init__, in call, or in a method marked @elegy.compact."
-        )
-    if is_taken(module, name) or name in RESERVED:
-        raise NameCollisionError(
-            f"{path_of(module)}: add_parameter({name!r}) would replace another attribute or a method of "
-            f"{type(module).__name__}.\n  Choose another name."
-        )
-    if not name.isidentifier():
-        raise NameCollisionError(f"{path_of(module)}: the parameter name {name!r} is not a Python identifier.")
-    require_same_trace(module, f"created the parameter {name!r}")
-    if not constructing and (state.init_pass is None or (frame.module is module and not frame.first)):
-        raise ParameterError(
-            f"{path_of(module, name)} does not exist, and parameters are created by the first run of a method only.\n"
-            "  Call add_parameter unconditionally, so that the first run creates every parameter."
-        )
-
-
-def _as_dtype(dtype: tp.Any) -> tp.Any:
-    return dtype if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.dtype(dtype)
-
-
-class Recipe(tp.NamedTuple):
-    """How to make an initial value: what `add_parameter` was given, with the shape and dtype that it made of it.
-
-    - `asked`: the dtype that was asked for, if one was.
-    """
-
-    shape: tuple[int, ...] | None
-    dtype: tp.Any
-    asked: tp.Any
-    initializer: tp.Any
-
-    @property
-    def draws(self) -> bool:
-        """Whether the initializer takes a key, or may draw one."""
-        given = self.initializer
-        return (
-            callable(given) and bool(_positional(given)) and (_takes_key(given) or given not in (jnp.zeros, jnp.ones))
-        )
-
-    def maker(self, module: Node, name: str, key: Make | None) -> tuple[Make, Callable[[tp.Any], tp.Any]]:
-        """The initial value as a function to be called in any trace, and the check of what it gives."""
-        shape, dtype, asked, initializer = self
-        size = () if shape is None else shape
-
-        def make() -> tp.Any:
-            if not callable(initializer):
-                return initializer
-            if not _positional(initializer):
-                return initializer()
-            if key is None:
-                return initializer(size, dtype)
-            if _takes_key(initializer):
-                return initializer(key(), size, dtype)
-            with rng_context(RNG(key())):
-                return initializer(size, dtype)
-
-        def finish(value: tp.Any) -> tp.Any:
-            if jax.tree_util.all_leaves([value]):
-                value = _in_dtype(module, name, value, dtype, asked, callable(initializer))
-                sized = shape is not None or callable(initializer) and bool(_positional(initializer))
-                if sized and value.shape != size:
-                    raise ParameterError(
-                        f"{path_of(module, name)}: the initializer gave shape {value.shape} instead of {size}."
-                    )
-                return value
-            return jax.tree.map(strong, value)
-
-        return make, finish
-
-
-def _in_dtype(module: Node, name: str, value: tp.Any, dtype: tp.Any, asked: tp.Any, computed: bool) -> jax.Array:
-    """An initial value in the dtype that was asked for, here or of the module. Without one it keeps its own."""
-    value = strong(jnp.asarray(value, dtype=None if is_array(value) else dtype))
-    if asked is None and "dtype" in module.__dict__ and is_inexact(value):
-        asked = _as_dtype(module.__dict__["dtype"])
-    if asked is None or value.dtype == jax.dtypes.canonicalize_dtype(asked):
-        return value
-    same_kind = any(jnp.issubdtype(value.dtype, kind) and jnp.issubdtype(asked, kind) for kind in _KINDS)
-    if computed or not same_kind:
-        raise ParameterError(
-            f"{path_of(module, name)}: the dtype {jnp.dtype(asked)} was asked for, and the initializer gave "
-            f"{value.dtype}.\n  Use the dtype that it is given: lambda shape, dtype: jnp.ones(shape, dtype)."
-        )
-    return value.astype(asked)
-
-
-def strong(value: tp.Any) -> tp.Any:
-    """An array without JAX's weak type, which would be another input to a compiled function than its own output."""
-    return jnp.asarray(value, value.dtype) if getattr(value, "weak_type", False) else value
-
-
-def _key(module: Node, name: str, constructing: bool) -> Callable[[], jax.Array]:
-    if state.init_pass is not None:
-        journal = state.init_pass
-        return journal.constructor_key(module, name) if constructing else journal.key_for(module, name)
-    rng = state.rng
-    if rng._born != tracing.current():
-        return lambda: jax.random.key(0)  # for the shape of what cannot be drawn here
-    base = rng.base_key()
-    return lambda: fold_in_path(base(), name)
-
-
-def _drawn(module: Node, name: str, value: tp.Any, recipe: Recipe) -> tp.Any:
-    """A value that a constructor drew. Inside a jax transform, where the random stream is not, it stands for one that
-    waits for `init`."""
-    if state.rng._born != tracing.current():
-        value = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan if is_inexact(array) else 0), value)
-        set_undrawn(module, {**getattr(module, "_elegy_undrawn", {}), name: value})
-    remember(value, recipe)
-    return value
-
-
-_KEY_NAMES = ("key", "rng", "rng_key", "prng_key", "random_key", "k")
-
-
-def _positional(initializer: tp.Any) -> list[inspect.Parameter]:
-    kinds = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.VAR_POSITIONAL,
-    )
-    try:
-        parameters = inspect.signature(initializer).parameters.values()
-    except (TypeError, ValueError):  # some builtins have no signature
-        return [inspect.Parameter("shape", inspect.Parameter.POSITIONAL_ONLY)]
-    return [parameter for parameter in parameters if parameter.kind in kinds]
-
-
-def _takes_key(initializer: tp.Any) -> bool:
-    """Whether the initializer is called as `(key, shape, dtype)`, like those of `jax.nn.initializers`."""
-    parameters = _positional(initializer)
-    required = [p for p in parameters if p.default is inspect.Parameter.empty and p.kind is not p.VAR_POSITIONAL]
-    return bool(parameters) and (parameters[0].name in _KEY_NAMES or len(required) >= 3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -354,15 +124,10 @@ def check_value(path: str | Callable[[], str], old: tp.Any, new: tp.Any) -> tp.A
     return strong(value)
 
 
-# Kinds of number, each of which holds those before.
-_PYTHON_KINDS = (bool, int, float, complex)
-_KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-
-
 def _of_dtype(path: str | Callable[[], str], old: tp.Any, number: bool | int | float | complex) -> jax.Array:
     """A Python number as an array of the dtype of `old`, if that can hold it."""
-    needed = next(i for i, kind in enumerate(_PYTHON_KINDS) if isinstance(number, kind))
-    if any(jnp.issubdtype(old.dtype, kind) for kind in _KINDS[needed:]):
+    needed = next(i for i, kind in enumerate(PYTHON_NUMBERS) if isinstance(number, kind))
+    if any(jnp.issubdtype(old.dtype, kind) for kind in NUMBERS[needed:]):
         try:
             return jnp.asarray(number, old.dtype)
         except OverflowError:
@@ -546,117 +311,3 @@ def _reset(module: Node) -> None:
             remove(node, name)
         meta = dataclasses.replace(meta, parameters=kept, dtypes=dtypes, hooks={}, initialized=False)
         write_meta(node, meta, ties=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Whole trees
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def trainable_mask(tree: tp.Any) -> tp.Any:
-    """A pytree like `tree` with a bool for each array: whether it is trainable.
-
-    Trainable are the trainable parameters of modules that are not frozen, and the inexact arrays of pytrees that are
-    not modules of Elegy. Fits `optax.masked`.
-
-    ```python
-    import elegy
-    import jax.numpy as jnp
-
-    norm = elegy.nn.BatchNormalization().init(jnp.ones([4, 3]))
-    mask = elegy.trainable_mask(norm)
-    assert mask.scale is True and mask.mean is False
-    ```
-    """
-    return jax.tree.map(_mask, tree, is_leaf=is_node)
-
-
-def _mask(node: tp.Any) -> tp.Any:
-    if not isinstance(node, Node):
-        return is_inexact(node)
-    return jax.tree.structure(node).unflatten(leaf_kinds(node))
-
-
-class LeafPlace(tp.NamedTuple):
-    """Where a leaf of a module is: a module, its attribute, and the position in this. And whether it is trainable."""
-
-    owner: Node
-    name: str
-    position: int
-    trainable: bool
-
-
-def leaf_kinds(root: Node) -> list[bool]:
-    """Whether each leaf of a module is trainable, in the order of `jax.tree.leaves`."""
-    return [place.trainable for place in leaf_places(root)]
-
-
-def leaf_places(root: Node) -> list[LeafPlace]:
-    """Where each leaf of a module is, in the order of `jax.tree.leaves`. Does not recurse."""
-    places: list[LeafPlace] = []
-    seen: set[int] = set()
-    stack: list[Node | LeafPlace] = [root]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, LeafPlace):
-            places.append(item)
-            continue
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        below = [
-            value if slot.holds == "module" else LeafPlace(item, slot.name, slot.position, slot.trainable)
-            for slot, value in slots(item)
-        ]
-        stack.extend(reversed(below))
-    return places
-
-
-def partition(tree: tp.Any) -> tuple[tp.Any, tp.Any]:
-    """Splits a pytree of modules into its trainable part and the rest.
-
-    **Returns:** two trees of the same classes. Each array is in one of them, and None stands in the other.
-
-    ```python
-    import elegy
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.ones([4, 3])
-    linear = elegy.nn.Linear(2).init(x)
-    params, rest = elegy.partition(linear)
-    grads = jax.grad(lambda params: elegy.combine(params, rest)(x).sum())(params)
-    assert grads.w.shape == (3, 2)
-    ```
-    """
-    return eqx.partition(tree, trainable_mask(tree))
-
-
-def combine(*trees: tp.Any) -> tp.Any:
-    """Puts together what `partition` split: at each place, the first value that is not None.
-
-    **Arguments:**
-
-    - `trees`: one or more pytrees of one structure, with None where another one has the array.
-
-    **Returns:** a new tree of the structure of the first.
-
-    **Raises:** `ValueError` if the structures differ: modules of other classes, with other static attributes or
-    parameters, or frozen in other parts.
-
-    ```python
-    import elegy
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.ones([4, 3])
-    norm = elegy.nn.BatchNormalization().init(x)
-    parameters, rest = elegy.partition(norm)
-    doubled = elegy.combine(jax.tree.map(lambda value: 2 * value, parameters), rest)
-    assert (doubled.scale == 2).all() and (doubled.var == 1).all()
-
-    other = elegy.nn.BatchNormalization(eps=1e-3).init(x)
-    elegy.combine(parameters, elegy.partition(other)[1])  # raises ValueError: metadata
-    ```
-    """
-    return eqx.combine(*trees)

@@ -8,6 +8,10 @@ import numpy as np
 
 from elegy.leaves import is_array, is_node
 
+# Kinds of number, each of which holds those before.
+PYTHON_NUMBERS = (bool, int, float, complex)
+NUMBERS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+
 
 def at_least_float32(*dtypes: tp.Any) -> tp.Any:
     """The dtype in which to sum values of these dtypes: float32, or float64 if one of them is.
@@ -29,3 +33,8 @@ def cast(tree: tp.Any, dtype: tp.Any) -> tp.Any:
         return jnp.asarray(leaf).astype(dtype)
 
     return jax.tree.map(cast_leaf, tree, is_leaf=is_node)
+
+
+def strong(value: tp.Any) -> tp.Any:
+    """An array without JAX's weak type, which would be another input to a compiled function than its own output."""
+    return jnp.asarray(value, value.dtype) if getattr(value, "weak_type", False) else value

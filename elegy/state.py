@@ -100,6 +100,7 @@ def transaction() -> Iterator[None]:
         try:
             yield
         except BaseException:
+            thread.top = top  # an interrupt may have come between an overlay and its end
             restore(top, outer)
             before.restore()
             raise
@@ -114,6 +115,7 @@ def transaction() -> Iterator[None]:
         if thread.top is None:
             del state.undo[before.undone :]
     except BaseException:
+        thread.top = top
         before.restore()
         raise
 

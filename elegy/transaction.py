@@ -117,7 +117,7 @@ class Overlay:
         self.entries: dict[int, Entry] = {}
         self.saved: dict[int, tuple[Node, Entry] | None] | None = None
         self.changed = False
-        self.views: dict[int, tp.Any] = {}
+        self.views: dict[tp.Any, tp.Any] = {}
 
     def __enter__(self) -> Overlay:
         """Within the block the overlay is on top; afterwards it has no effect."""
@@ -172,7 +172,7 @@ class Attribute:
     """Stands in a class for an attribute that may differ between a module and its shadows.
 
     It is installed under the names of arrays and submodules, when the first module of the class has one. `default` is
-    what stood in the class before.
+    what stands in the class itself.
     """
 
     __slots__ = ("default", "name")
@@ -196,10 +196,11 @@ class Attribute:
                 return instance.__dict__[name]
             except KeyError:
                 pass
-        if self.default is NOTHING:
-            raise AttributeError(name)
-        default = self.default
-        return default.__get__(instance, owner) if hasattr(default, "__get__") else default
+        for cls in owner.__mro__:
+            default = _in_class(cls, name)
+            if default is not NOTHING:
+                return default.__get__(instance, owner) if hasattr(default, "__get__") else default
+        raise AttributeError(name)
 
     def __set__(self, instance: tp.Any, value: tp.Any) -> None:
         instance.__dict__[self.name] = value  # in the constructor, before which nobody knows the module
@@ -218,13 +219,17 @@ def show(cls: type, name: str) -> None:
     """Lets an attribute of the instances of a class be read through overlays."""
     known = inspect.getattr_static(cls, name, NOTHING)
     if not isinstance(known, Attribute) and not hasattr(type(known), "__set__"):
-        type.__setattr__(cls, name, Attribute(name, known))
+        type.__setattr__(cls, name, Attribute(name, cls.__dict__.get(name, NOTHING)))
 
 
 def in_class(cls: type, name: str) -> bool:
     """Whether a class itself has something under a name, apart from what stands there for instances."""
+    return _in_class(cls, name) is not NOTHING
+
+
+def _in_class(cls: type, name: str) -> tp.Any:
     value = cls.__dict__.get(name, NOTHING)
-    return (value.default if isinstance(value, Attribute) else value) is not NOTHING
+    return value.default if isinstance(value, Attribute) else value
 
 
 # ---------------------------------------------------------------------------------------------------------------------

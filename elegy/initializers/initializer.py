@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
-from elegy.hooks import next_rng_key
+from elegy.draws import next_rng_key
 
 Shape = Sequence[int]
 

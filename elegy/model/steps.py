@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from elegy.draws import rng_context
 from elegy.errors import ParameterError, StructureError
 from elegy.frames import name_of, paths_below
-from elegy.hooks import get_losses, get_metrics, hooks_context, rng_context
+from elegy.hooks import get_losses, get_metrics, hooks_context
 from elegy.initialise import run_init_pass
 from elegy.layout import walk
 from elegy.model.data import Data, run_module

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
+from elegy.contexts import is_initializing
 from elegy.devices import sharded_like
 from elegy.errors import ParameterError
 from elegy.frames import path_of
-from elegy.hooks import is_initializing
 from elegy.module import Module
 from elegy.nn.inputs import Flag, boolean, trains
 from elegy.nn.standardise import (

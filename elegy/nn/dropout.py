@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Num
 
-from elegy.hooks import is_initializing, next_rng_key
+from elegy.contexts import is_initializing
+from elegy.draws import next_rng_key
 from elegy.module import Module
 from elegy.nn.axes import axis_numbers, counted
 from elegy.nn.inputs import Flag, floating, trains

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, Integer, Num
 
+from elegy.calls import compact
 from elegy.devices import for_lookup, for_product
 from elegy.frames import path_of
 from elegy.initializers import RandomNormal
-from elegy.module import Module, compact
+from elegy.module import Module
 from elegy.nn.inputs import converted, floating, positive
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from elegy.hooks import next_rng_key
+from elegy.creation import Recipe
+from elegy.draws import next_rng_key
 from elegy.module import Module
-from elegy.parameters import Recipe
 
 
 def drawn_as_matrix(layer: Module, initializer: tp.Any, summed: Sequence[int]) -> tp.Any:

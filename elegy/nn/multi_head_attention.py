@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Inexact, Int, Num, Shaped
 
+from elegy.contexts import is_initializing
 from elegy.devices import sharded_like
 from elegy.frames import path_of
-from elegy.hooks import is_initializing
 from elegy.module import Module
 from elegy.nn.dropout import Dropout
 from elegy.nn.inputs import Flag, boolean, positive, refuse_more, trains

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from jaxtyping import Array
 
+from elegy.contexts import is_initializing
 from elegy.errors import ParameterError
 from elegy.frames import path_of, paths_below
-from elegy.hooks import is_initializing
 from elegy.layout import meta_of, walk
 from elegy.leaves import Node, is_array
 from elegy.module import Module

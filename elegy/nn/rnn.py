@@ -12,8 +12,9 @@ from jaxtyping import Array, ArrayLike, Bool, Integer, Num
 from elegy import tracing
 from elegy.devices import sharded_like
 from elegy.frames import path_of
+from elegy.kept import compiled
 from elegy.layout import change
-from elegy.module import Module, compiled
+from elegy.module import Module
 from elegy.nn.inputs import Flag, boolean, positive, refuse_more
 from elegy.nn.recurrent_cell import runs_by_parts
 from elegy.transaction import held

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from elegy import tracing
 from elegy.errors import StructureError
 from elegy.frames import path_of
+from elegy.kept import compiled
 from elegy.leaves import StaticKey, is_array, is_node
-from elegy.module import compiled
 from elegy.nn.inputs import Flag, boolean
 from elegy.nn.stacked import Stacked
 from elegy.transforms.jit import JitFunction, jit

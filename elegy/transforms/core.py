@@ -19,9 +19,10 @@ import jax
 
 from elegy import tracing
 from elegy.captures import check_constants, constants, placed_for
+from elegy.draws import require_lanes_apart
 from elegy.errors import StructureError
 from elegy.frames import RNG_ATTRIBUTE, note_update, parts_of, path_of, paths_below, require_same_trace
-from elegy.hooks import Collector, Event, require_lanes_apart
+from elegy.hooks import Collector, Event
 from elegy.initialise import Axis, NeedsInitPass, run_init_pass
 from elegy.kept import compiled
 from elegy.layout import Slot, meta_of, nodes_in, slots_by_attribute, walk
@@ -186,14 +187,14 @@ class Threaded:
         top = thread.top
         # What this thread alone sees is not for others.
         is_own = top is not None and is_changed()
-        latest = top.views.get(id(self)) if top is not None and is_own else self.latest
+        latest = top.views.get(self) if top is not None and is_own else self.latest
         if latest is None or latest.version is not structure.version:
             with lock:
                 latest = View(self.modules, self.roots)
             # Equal signatures are one object, so that going back to an earlier structure can be seen by identity.
             latest.signature = self._signatures.setdefault(latest.signature, latest.signature)
             if top is not None and is_own:
-                top.views[id(self)] = latest
+                top.views[self] = latest
             else:
                 self.latest = latest
         return latest

@@ -15,7 +15,6 @@ from elegy.frames import Replay, name_of
 from elegy.kept import HasCall
 from elegy.layout import nodes_in, walk
 from elegy.leaves import Node, is_inexact, is_node
-from elegy.parameters import leaf_places
 from elegy.pytree import copied
 from elegy.selections import arranged, select_trainable
 from elegy.transforms.core import (
@@ -31,6 +30,7 @@ from elegy.transforms.core import (
     with_modules,
     write_back,
 )
+from elegy.trees import leaf_places
 
 Arguments = tp.ParamSpec("Arguments")
 Outputs = tp.TypeVar("Outputs")

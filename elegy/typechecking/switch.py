@@ -52,7 +52,7 @@ class _Switch:
 
 
 def _keep(switches: list[_Switch]) -> None:
-    """Lets switches hold for good. Of all that do, only the newest will ever decide."""
+    """Lets switches hold for good. The last one that was entered decides, so the others are forgotten."""
     with _lock:
         for switch in switches:
             switch.is_for_good = True

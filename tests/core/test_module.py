@@ -987,3 +987,35 @@ def test_init_takes_a_method():
     w = module.affine.w
     module.init(x)
     assert module.affine.w is w and module(x).shape == (6, 3)
+
+
+def test_an_attribute_of_the_class_is_the_default_of_an_array():
+    class Scaled(elegy.Module):
+        scale = 2.0
+
+        def __init__(self, scale=None):
+            if scale is not None:
+                self.scale = scale
+
+        def call(self, x):
+            return x * self.scale
+
+    class Below(Scaled):
+        pass
+
+    x, own, plain, below = jnp.ones([2]), Scaled(jnp.full([2], 3.0)), Scaled(), Below()
+
+    def assert_scales(default):
+        for run in (lambda module: module(x), lambda module: elegy.jit(lambda x: module(x), modules=module)(x)):
+            assert [float(run(module)[0]) for module in (own, plain, below)] == [3.0, default, default]
+        assert Scaled.scale == Below.scale == plain.scale == below.scale == default
+
+    assert_scales(2.0)
+    Scaled.scale = 5.0
+    assert_scales(5.0)
+    del Scaled.scale
+    assert not hasattr(Scaled, "scale") and not hasattr(plain, "scale") and (own(x) == 3).all()
+    with pytest.raises(AttributeError):
+        del Scaled.scale
+    with pytest.raises(AttributeError, match="scale"):
+        plain(x)

@@ -1370,3 +1370,21 @@ def test_remat_takes_static_argnames(names):
 def test_prevent_cse_is_a_bool(value):
     with pytest.raises((TypeError, helpers.TypeCheckError), match="prevent_cse"):
         elegy.remat(lambda x: x, prevent_cse=value)
+
+
+def test_transforms_that_come_and_go_in_a_first_call_know_their_own_modules():
+    """Python gives the address of one that is gone to the next."""
+
+    class Many(elegy.Module):
+        def __init__(self):
+            self.parts = [Affine(size).init(jnp.ones([1, 2])) for size in (1, 2, 3)]
+
+        def call(self, x):
+            shapes = []
+            for part in self.parts * 3:
+                elegy.nn.Linear(1)(x)  # so that the structure differs from that outside
+                grads = elegy.grad(lambda x, part=part: part(x).sum(), modules=part)(x)
+                shapes.append(grads["w"].shape)
+            return shapes
+
+    assert Many()(jnp.ones([1, 2])) == [(2, 1), (2, 2), (2, 3)] * 3
