@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import typing as tp
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from elegy import tracing
 from elegy.errors import TraceError
@@ -93,10 +95,12 @@ class RNG:
     __slots__ = ("__weakref__", "_born", "_count", "_data", "_enter", "_impl", "_root")
 
     def __init__(self, key: KeyLike):
-        key = as_key(key)
-        self._impl = str(jax.random.key_impl(key))
-        # Raw data, since a typed key costs several times as much to pass to a compiled function.
-        self._data = jax.random.key_data(key)
+        # Inside a trace too a seed is a constant, so that initial keys which derive from it can outlive the trace.
+        with contextlib.nullcontext() if isinstance(key, Tracer) else jax.ensure_compile_time_eval():
+            key = as_key(key)
+            self._impl = str(jax.random.key_impl(key))
+            # Raw data, since a typed key costs several times as much to pass to a compiled function.
+            self._data = jax.random.key_data(key)
         # The keys of initialisation come from a stream of their own, so that a first call draws the same dropout masks
         # whether it initialises eagerly or inside a transform. Forks count on together.
         self._root: jax.Array | None = self._data

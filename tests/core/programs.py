@@ -34,8 +34,6 @@ X = np.asarray([0.5, -0.25, 0.75], np.float32)
 # What a module that lives in the function creates (a copy of one without parameters, say) has other values in a
 # compiled function, where other keys are drawn for it.
 VALUES_OF_COPIES = True
-# A first call raises UnexpectedTracerError where a lifted transform in it enters elegy.rng_context.
-SEEDS_IN_TRANSFORMS = True
 # Where a module that exists has parts without parameters, a call that creates those and then fails raises
 # ParameterError in a compiled function.
 FAILURE_WHILE_CREATING = True
@@ -428,7 +426,7 @@ def classes(draw, name: str, others: tuple[Drawn, ...], labels: Iterator[int], t
             case "context":
                 contexts = ["training_context(False)", "training_context(True)"]
                 contexts += ["hooks_context(summaries=True)", "hooks_context()"]
-                contexts += [] if SEEDS_IN_TRANSFORMS else ["rng_context(7)"]
+                contexts += ["rng_context(7)"]
                 context = draw(st.sampled_from(contexts))
                 flags["creates_late"] = True
                 return f"with elegy.{context}:\n    x = {part}(x)"
