@@ -22,7 +22,7 @@ from elegy.errors import (
 )
 from elegy.frames import RESERVED, RNG_ATTRIBUTE, Frame, is_taken, path_of, require_same_trace
 from elegy.layout import meta_of
-from elegy.leaves import Node, is_array, is_inexact, set_undrawn
+from elegy.leaves import Node, is_array, is_inexact, set_undrawn, undrawn_of
 from elegy.precision import NUMBERS, cast, strong
 from elegy.random import RNG, fold_in_path
 from elegy.state import state, write, write_meta
@@ -213,7 +213,7 @@ def _drawn(module: Node, name: str, value: tp.Any, recipe: Recipe) -> tp.Any:
     waits for `init`."""
     if state.rng._born != tracing.current():
         value = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan if is_inexact(array) else 0), value)
-        set_undrawn(module, {**getattr(module, "_elegy_undrawn", {}), name: value})
+        set_undrawn(module, {**undrawn_of(module), name: value})
     remember(value, recipe)
     return value
 

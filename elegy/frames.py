@@ -17,7 +17,7 @@ import numpy as np
 from elegy import tracing
 from elegy.errors import LostUpdateWarning, ModuleOrderError, NameCollisionError, TraceError, ways_out
 from elegy.layout import Record, change, child_parts, meta_of, relayout, walk
-from elegy.leaves import Node, set_class, set_pending, static_key
+from elegy.leaves import Node, pending_of, set_class, set_pending, static_key
 from elegy.state import state, write, write_meta
 from elegy.transaction import belongs, held, in_class, own, visible
 
@@ -444,7 +444,7 @@ def note_update(module: Node, name: str, path: str | None = None) -> None:
     version = visible(module)
     if version._elegy_born == tracing.EAGER or id(module) in state.threaded or state.init_pass is not None:
         return
-    pending = getattr(version, "_elegy_pending", None)
+    pending = pending_of(version)
     if pending is PRIVATE and name != RNG_ATTRIBUTE:
         return
     if not isinstance(pending, list):

@@ -29,7 +29,7 @@ from elegy.errors import IdenticalMembersWarning, ParameterError, TraceError, wa
 from elegy.frames import RNG_ATTRIBUTE, name_of, parts_of, path_of, paths_below, require_same_trace, warn
 from elegy.hooks import Collector
 from elegy.layout import meta_of, nodes_in, slots, walk
-from elegy.leaves import Node, is_array, is_node, set_undrawn
+from elegy.leaves import Node, is_array, is_node, set_undrawn, undrawn_of
 from elegy.precision import cast
 from elegy.random import fold_in_path
 from elegy.state import state, transaction, write, write_meta
@@ -160,7 +160,7 @@ class InitPass:
         for node in walk([root]):
             if meta_of(node).initialized:
                 continue
-            undrawn = getattr(visible(node), "_elegy_undrawn", None) or {}
+            undrawn = undrawn_of(visible(node))
             for name in meta_of(node).constructed:
                 recipe = recipe_of(held(node).get(name, undrawn.get(name)))
                 if recipe is not None:

@@ -88,6 +88,27 @@ set_ties = Node.__dict__["_elegy_ties"].__set__
 set_undrawn = Node.__dict__["_elegy_undrawn"].__set__
 
 
+# Reading of what is set when it is needed. `getattr` would ask `__getattr__`, which looks for more than that.
+_pending = Node.__dict__["_elegy_pending"].__get__
+_undrawn = Node.__dict__["_elegy_undrawn"].__get__
+
+
+def pending_of(version: Node) -> tp.Any:
+    """What was updated inside a jax transform since a module was last looked at."""
+    try:
+        return _pending(version)
+    except AttributeError:
+        return None
+
+
+def undrawn_of(version: Node) -> dict[str, tp.Any]:
+    """The attributes of a module whose `__init__` could draw nothing, with what waits for `init`."""
+    try:
+        return _undrawn(version)
+    except AttributeError:
+        return {}
+
+
 def is_node(value: tp.Any) -> bool:
     return isinstance(value, Node)
 

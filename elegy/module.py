@@ -29,7 +29,7 @@ from elegy.frames import (
 from elegy.initialise import NeedsInitPass
 from elegy.kept import HasCall, compiled
 from elegy.layout import meta_of
-from elegy.leaves import Node
+from elegy.leaves import Node, undrawn_of
 from elegy.pickling import portable
 from elegy.random import RNG, KeyLike
 from elegy.state import state, training as training_mode, training_context, transact
@@ -374,7 +374,7 @@ class Module(Node, metaclass=ModuleMeta):
                 return default_name(type(self))
             if name == "dtype":
                 return jnp.float32
-            if name != "_elegy_undrawn" and name in getattr(visible(self), "_elegy_undrawn", ()):
+            if name != "_elegy_undrawn" and name in undrawn_of(visible(self)):
                 pytree.require_drawn(self)
             if hasattr(type(self), name):
                 return object.__getattribute__(self, name)  # a property raised: it says what is missing

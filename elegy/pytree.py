@@ -16,7 +16,17 @@ from elegy.compounds import as_in_containers, dynamic_part, join
 from elegy.containers import FrozenDict
 from elegy.errors import TraceError, ways_out
 from elegy.layout import Layout, Meta, Tie, interned, nodes_in, relayout, split_attributes, walk
-from elegy.leaves import Node, set_attributes, set_born, set_layout, set_meta, set_ties, set_undrawn
+from elegy.leaves import (
+    Node,
+    pending_of,
+    set_attributes,
+    set_born,
+    set_layout,
+    set_meta,
+    set_ties,
+    set_undrawn,
+    undrawn_of,
+)
 from elegy.pickling import portable
 from elegy.sharing import TIED, cut, find_ties, tie_together
 from elegy.transaction import lock, own, thread, visible
@@ -49,8 +59,8 @@ def layout_of(node: Node) -> Layout:
     if version._elegy_layout is not None:
         return version._elegy_layout
     require_drawn(version)
-    if getattr(version, "_elegy_pending", None):
-        version._elegy_pending.clear()
+    if pending := pending_of(version):
+        pending.clear()
     if version._elegy_ties is None:
         find_ties(node)
         version = visible(node)
@@ -62,7 +72,7 @@ def layout_of(node: Node) -> Layout:
 
 def set_aside_undrawn(node: Node) -> None:
     """Takes the parameters that a constructor could not draw out of the attributes, so that nobody reads them."""
-    blanks = getattr(node, "_elegy_undrawn", None)
+    blanks = undrawn_of(node)
     if blanks:
         set_undrawn(node, {name: blanks.get(name) for name in node.__dict__})
         for name in blanks:
@@ -71,7 +81,7 @@ def set_aside_undrawn(node: Node) -> None:
 
 def require_drawn(node: Node) -> None:
     """Refuses to use a module whose constructor could draw nothing, and that `init` was not called on since."""
-    undrawn = getattr(visible(node), "_elegy_undrawn", {})
+    undrawn = undrawn_of(visible(node))
     waiting = [name for name, blank in undrawn.items() if blank is not None]
     if waiting:
         raise TraceError(
@@ -89,7 +99,7 @@ def forget_pending(root: Node) -> None:
     """Called when the state of a module is read by name: what was updated inside a jax transform is not lost then."""
     if root._elegy_born != tracing.EAGER:
         for node in walk([root]):
-            if pending := getattr(visible(node), "_elegy_pending", None):
+            if pending := pending_of(visible(node)):
                 pending.clear()
 
 

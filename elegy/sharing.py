@@ -14,7 +14,7 @@ import jax
 
 from elegy import tracing
 from elegy.layout import Step, Tie, change, children, meta_of, relayout
-from elegy.leaves import Node, is_node, set_born, set_layout, set_meta, set_pending, set_ties
+from elegy.leaves import Node, is_node, pending_of, set_born, set_layout, set_meta, set_pending, set_ties
 from elegy.transaction import own, visible
 
 
@@ -128,7 +128,7 @@ def shallow_copy(node: Node) -> Node:
 def cut(node: Node, targets: Sequence[tuple[Step, ...]]) -> Node:
     """A copy of the nodes along `targets`, in which a marker stands at the end of each."""
     copy = shallow_copy(node)
-    pending = getattr(visible(node), "_elegy_pending", None)
+    pending = pending_of(visible(node))
     if pending:
         set_pending(copy, pending)  # what becomes of the copy becomes of the node
     groups: dict[Step, list[tuple[Step, ...]]] = {}

@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from elegy import tracing
 from elegy.leaves import (
     Node,
+    pending_of,
     set_attributes,
     set_born,
     set_layout,
@@ -32,6 +33,7 @@ from elegy.leaves import (
     set_pending,
     set_ties,
     set_undrawn,
+    undrawn_of,
 )
 
 # Guards reading or writing the attributes of several modules at once.
@@ -298,9 +300,8 @@ def _take_structure(target: Node, source: Node) -> None:
     set_layout(target, source._elegy_layout)
     set_meta(target, _meta(source))
     set_ties(target, source._elegy_ties if source._elegy_layout is None else source._elegy_layout.ties)
-    for name, setter in (("_elegy_pending", set_pending), ("_elegy_undrawn", set_undrawn)):
-        if hasattr(source, name):
-            setter(target, getattr(source, name))
+    set_pending(target, pending_of(source))
+    set_undrawn(target, undrawn_of(source))
 
 
 def _meta(version: Node) -> tp.Any:
