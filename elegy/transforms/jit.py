@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import typing as tp
 from collections.abc import Callable
@@ -192,22 +193,17 @@ class JitFunction(Transformed[Arguments, Outputs]):
     def _first_call(self, args: tp.Any, kwargs: tp.Any, needs: NeedsInitPass | None = None) -> tp.Any:
         """A call for which the modules must be looked at again, or initialised."""
         replay = Replay()
-
-        def attempts() -> tp.Any:
-            nonlocal needs
+        try:
             while True:
                 try:
-                    view, config = self._prepare(args, kwargs, needs, replay)
-                    with transaction():
-                        out = replay.of(self._run)(view, config, args, kwargs)
+                    # Committed before the program runs: callbacks on the host may look at the modules.
+                    view, config = transact(functools.partial(self._prepare, args, kwargs, needs, replay))
+                    out = replay.of(self._run)(view, config, args, kwargs)
                     self._config(view, replay, config)  # the key may have the position now
                     replay.finish()
                     return out
                 except NeedsInitPass as found:
                     needs = for_us(found, self._threaded.view())
-
-        try:
-            return transact(attempts)
         except Exception as error:
             shorten(error)
             raise
