@@ -173,7 +173,7 @@ def test_all_frames_where_jax_filters_none():
     finally:
         jax.config.update("jax_traceback_filtering", before)
     assert len(ours) > MOST
-    assert ours[-1] == os.path.join(HOME, "parameters.py")
+    assert ours[-1] == os.path.join(HOME, "creation.py")
 
 
 def test_an_error_keeps_its_type_notes_cause_and_context():
