@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import types
 import typing as tp
@@ -12,7 +11,7 @@ import jax
 from jax.core import Tracer
 
 from elegy import leaves, pytree, tracing
-from elegy.captures import note_capture, placed_if_captured
+from elegy.captures import captures, note_capture, placed_if_captured
 from elegy.dtype_policy import computing
 from elegy.errors import ElegyError
 from elegy.frames import Frame, class_of, note_update
@@ -31,44 +30,50 @@ from elegy.typechecking.import_hook import compact_methods
 def run_method(module: Node, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
     """Runs a method of a module in a frame of its own, after an init pass if it never ran; again if another thread
     initialised the module meanwhile."""
-    frames = state.frames
-    outermost = not frames and not state.threaded and state.init_pass is None
+    outermost = not state.frames and not state.threaded and state.init_pass is None
     while True:
         begun = commits.number
         try:
-            with transaction(), placed_if_captured(module) if outermost else contextlib.nullcontext():
-                trace = tracing.current()
-                captured = not belongs(module)
-                run = function if isinstance(function, types.FunctionType) else _bound_first(function)
-                if method not in meta_of(module).hooks:
-                    _initialise(module, method, function, args, kwargs)
-                    run = functools.partial(switch.first_run, run)
-                policy = meta_of(module).dtype_policy
-                if policy is not None:
-                    run = computing(policy, run)
-                frame = Frame(module, method, trace)
-                frames.append(frame)
-                try:
-                    outputs = run(module, *args, **kwargs)
-                    _close(frame, captured, outputs)
-                except Exception as error:
-                    _annotate(error, frame, function, args, kwargs)
-                    raise
-                finally:
-                    frames.pop()
-            return outputs
+            with transaction():
+                if outermost and captures:
+                    with placed_if_captured(module):
+                        return _run_in_frame(module, method, function, args, kwargs)
+                return _run_in_frame(module, method, function, args, kwargs)
         except (Conflict, Exception) as error:
             if not is_to_be_run_again(error, begun):
                 raise
 
 
-def _close(frame: Frame, captured: bool, outputs: tp.Any) -> None:
+def _run_in_frame(module: Node, method: str, function: tp.Any, args: tp.Any, kwargs: tp.Any) -> tp.Any:
+    trace = tracing.current()
+    run = function if isinstance(function, types.FunctionType) else _bound_first(function)
+    meta = meta_of(module)
+    if method not in meta.hooks:
+        _initialise(module, method, function, args, kwargs)
+        run = functools.partial(switch.first_run, run)
+        meta = meta_of(module)
+    if meta.dtype_policy is not None:
+        run = computing(meta.dtype_policy, run)
+    frame = Frame(module, method, trace)
+    state.frames.append(frame)
+    try:
+        outputs = run(module, *args, **kwargs)
+        _close(frame, outputs)
+    except Exception as error:
+        _annotate(error, frame, function, args, kwargs)
+        raise
+    finally:
+        state.frames.pop()
+    return outputs
+
+
+def _close(frame: Frame, outputs: tp.Any) -> None:
     """Ends a method that has returned."""
     frame.close()
     if state.collector is not None and state.collector.wants_summaries:
         add_summary(frame.module, outputs)
     # Else a module around it in this trace will be noted, with all below.
-    if captured and (frame.parent is None or frame.parent.trace != frame.trace):
+    if (frame.parent is None or frame.parent.trace != frame.trace) and not belongs(frame.module):
         note_capture(frame.module)
 
 

@@ -63,7 +63,7 @@ def debug() -> Iterator[None]:
 
 
 def note_capture(module: Node) -> None:
-    """Called where a module of an outer trace, or of none, has run inside another one."""
+    """Writes down the functions that JAX is tracing and that hold the arrays of a module of the code around them."""
     frame: tp.Any = sys._getframe(1)
     while frame is not None:
         function = tracing.traced_function(frame)
@@ -127,7 +127,8 @@ def placed_if_captured(module: Node) -> tp.Any:
 
 
 def check_constants(nodes: Collection[Node]) -> None:
-    """Called where the arrays of modules change, if there are any constants: warns of functions that have old ones."""
+    """Warns of functions that hold the arrays of modules as constants, which are about to change. (Whoever changes some
+    asks first whether there are any `constants`.)"""
     stale: dict[int, tuple[Node, tp.Any]] = {}
     for node in nodes:
         for reference in constants.pop(id(node), ()):

@@ -146,7 +146,7 @@ class Frame:
 
     def position(self) -> tuple[tp.Any, ...]:
         """Where the method is, to `go_back` to."""
-        return self.index, len(self.records), dict(self.names)
+        return self.index, len(self.records), self.names.copy()
 
     def go_back(self, position: tuple[tp.Any, ...]) -> None:
         self.index, count, self.names = position
@@ -202,7 +202,7 @@ class Frame:
         return attribute
 
     def close(self) -> None:
-        """Called when the method has returned: records a first run, and refuses a later one that created fewer."""
+        """Ends a method that has returned: records a first run, and refuses a later one that created fewer modules."""
         if self.first:
             if id(self.module) in state.threaded and state.init_pass is None:
                 return  # an init pass could not reach it: what it does, it does without creating
@@ -256,7 +256,7 @@ class Replay:
         return replayed
 
     def finish(self) -> None:
-        """Called when the transform is done: the method goes on behind what its functions created."""
+        """Ends the transform: the method goes on behind what its functions created."""
         if self._frame is not None:
             self._frame.index = self._end
 

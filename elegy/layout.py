@@ -14,7 +14,7 @@ import dataclasses
 import operator
 import typing as tp
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import jax
 
@@ -144,6 +144,7 @@ class Layout:
         "meta",
         "names",
         "order",
+        "put",
         "read",
         "rows",
         "simple",
@@ -162,7 +163,7 @@ class Layout:
         self.order = order
         self.simple = not compounds and not ties
         self.keys = tuple(_AttributeKey(name) for name in names)
-        self.read = _reader(names)
+        self.read, self.put = _reader(names), _writer(names)
         # The slots of a module that has this layout, once somebody asked.
         self.rows: Sequence[_Row] | None = None
         self._key = key
@@ -217,6 +218,25 @@ def _reader(names: tuple[str, ...]) -> Callable[[dict[str, tp.Any]], tuple[tp.An
         (name,) = names
         return lambda attributes: (attributes[name],)
     return operator.itemgetter(*names)
+
+
+def _writer(names: tuple[str, ...]) -> Callable[[dict[str, tp.Any], Iterable[tp.Any]], None]:
+    """The inverse of `_reader`. Few names are written out, which takes half the time of a loop."""
+    a, b, c = (*names, "", "", "")[:3]
+
+    def put_one(attributes: dict[str, tp.Any], children: Iterable[tp.Any]) -> None:
+        (attributes[a],) = children
+
+    def put_two(attributes: dict[str, tp.Any], children: Iterable[tp.Any]) -> None:
+        attributes[a], attributes[b] = children
+
+    def put_three(attributes: dict[str, tp.Any], children: Iterable[tp.Any]) -> None:
+        attributes[a], attributes[b], attributes[c] = children
+
+    def put(attributes: dict[str, tp.Any], children: Iterable[tp.Any]) -> None:
+        attributes.update(zip(names, children, strict=True))
+
+    return {1: put_one, 2: put_two, 3: put_three}.get(len(names), put)
 
 
 _layouts: weakref.WeakValueDictionary[Hashable, Layout] = weakref.WeakValueDictionary()
@@ -328,6 +348,11 @@ _Row = tuple[str, bool, tuple[Slot | None, ...]]
 
 def slots(node: Node) -> list[tuple[Slot, tp.Any]]:
     """The places of a module where modules and arrays stand, in the order of its leaves, with what stands there."""
+    return [place for places in slots_by_attribute(node).values() for place in places]
+
+
+def slots_by_attribute(node: Node) -> dict[str, list[tuple[Slot, tp.Any]]]:
+    """The same by the attributes to which the places belong."""
     version = visible(node)
     layout = version._elegy_layout
     if layout is not None and layout.rows is not None:
@@ -343,63 +368,67 @@ def slots(node: Node) -> list[tuple[Slot, tp.Any]]:
     return found
 
 
-def slots_by_attribute(node: Node) -> dict[str, list[tuple[Slot, tp.Any]]]:
-    """The slots of a module by the attribute to which they belong."""
-    found: dict[str, list[tuple[Slot, tp.Any]]] = {}
-    for slot, value in slots(node):
-        found.setdefault(slot.name, []).append((slot, value))
-    return found
-
-
-def _read(rows: Sequence[_Row], attributes: dict[str, tp.Any]) -> list[tuple[Slot, tp.Any]] | None:
+def _read(rows: Sequence[_Row], attributes: dict[str, tp.Any]) -> dict[str, list[tuple[Slot, tp.Any]]] | None:
     """What stands in the slots, or None if it is not what the slots are for."""
-    found: list[tuple[Slot, tp.Any]] = []
+    found: dict[str, list[tuple[Slot, tp.Any]]] = {}
     for name, is_direct, row in rows:
         value = attributes[name]
-        leaves = [value] if is_direct else jax.tree.leaves(value, is_leaf=is_node)
+        leaves = (value,) if is_direct else jax.tree.leaves(value, is_leaf=is_node)
         if len(leaves) != len(row):
             return None
-        for slot, leaf in zip(row, leaves, strict=True):
-            holds = "module" if isinstance(leaf, Node) else "array" if is_array(leaf) else "object"
-            if holds != ("object" if slot is None else slot.holds):
+        places: list[tuple[Slot, tp.Any]] = []
+        for slot, leaf in zip(row, leaves):  # noqa: B905  (hot)
+            if slot is None:
+                if isinstance(leaf, Node) or is_array(leaf):
+                    return None
+            elif slot.holds != _holds(leaf):
                 return None
-            if slot is not None:
-                found.append((slot, leaf))
+            else:
+                places.append((slot, leaf))
+        if places:
+            found[name] = places
     return found
 
 
-def _rows(version: Node) -> tuple[_Row, ...]:
+def _holds(leaf: tp.Any) -> tp.Literal["module", "array", "object"]:
+    return "array" if is_array(leaf) else "module" if isinstance(leaf, Node) else "object"
+
+
+def _rows(version: Node) -> list[_Row]:
     meta = meta_of(version)
     rows: list[_Row] = []
     for name, value in list(version.__dict__.items()):  # another thread may commit meanwhile
         is_parameter = name in meta.parameters
-        if isinstance(value, Node) or is_array(value) or value is None or (is_parameter and not _is_tree(value)):
-            rows.append((name, True, tuple(_row(meta, name, value, [(0, None, value)]))))
-        elif is_parameter or not (is_static(value) or is_plain(value)):
+        if is_array(value) or isinstance(value, Node) or value is None or (is_parameter and not _is_tree(value)):
+            rows.append((name, True, (_slot(meta, name, value, 0, 0, None, False),)))
+        elif is_parameter or (not (is_static(value) or is_plain(value)) and _is_tree(value)):
             parts = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda part: part is None or is_node(part))[0]
             places = [(number, keys, leaf) for number, (keys, leaf) in enumerate(parts) if leaf is not None]
-            row = tuple(_row(meta, name, value, places))
+            foreign = frozenset() if is_parameter else _leaves_of_foreign(value)
+            row = tuple(
+                _slot(meta, name, leaf, position, number, keys, position in foreign)
+                for position, (number, keys, leaf) in enumerate(places)
+            )
             if any(row):
                 rows.append((name, False, row))
-    return tuple(rows)
+    return rows
 
 
 def _is_tree(value: tp.Any) -> bool:
     return not jax.tree_util.all_leaves([value])
 
 
-def _row(meta: Meta, name: str, value: tp.Any, places: Sequence[tuple[int, tp.Any, tp.Any]]) -> Iterator[Slot | None]:
-    is_parameter = name in meta.parameters
-    foreign = frozenset[int]() if is_parameter or isinstance(value, Node) else _leaves_of_foreign(value)
-    for position, (number, keys, leaf) in enumerate(places):
-        holds = "module" if isinstance(leaf, Node) else "array" if is_array(leaf) else "object"
-        if holds == "object" and (leaf is None or not is_parameter):
-            yield None
-            continue
-        may_be = meta.parameters[name] if is_parameter else position in foreign
-        declared = may_be and holds == "array" and is_inexact(leaf)
-        trainable = declared and meta.trainable and (name, number) not in meta.frozen
-        yield Slot(name, position, number, keys, holds, declared, trainable)
+def _slot(
+    meta: Meta, name: str, leaf: tp.Any, position: int, number: int, keys: tp.Any, is_foreign: bool
+) -> Slot | None:
+    is_parameter, holds = name in meta.parameters, _holds(leaf)
+    if holds == "object" and (leaf is None or not is_parameter):
+        return None
+    may_be = meta.parameters[name] if is_parameter else is_foreign
+    declared = may_be and holds == "array" and is_inexact(leaf)
+    return Slot(
+        name, position, number, keys, holds, declared, declared and meta.trainable and (name, number) not in meta.frozen
+    )
 
 
 def _leaves_of_foreign(value: tp.Any) -> frozenset[int]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Hashable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from elegy.containers import FrozenDict, FrozenList, contents, is_plain_container, is_sortable
 from elegy.errors import StaticValueError
@@ -113,8 +114,17 @@ def is_node(value: tp.Any) -> bool:
     return isinstance(value, Node)
 
 
+# Classes whose objects are arrays, as far as they were seen. To ask JAX takes three times as long.
+_array_types: set[type] = {np.ndarray, jax.ShapeDtypeStruct}
+
+
 def is_array(value: tp.Any) -> bool:
-    return isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
+    if type(value) in _array_types:
+        return True
+    found = isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
+    if found and not isinstance(value, Tracer):  # of these some are none: they stand for a `jax.Ref`, say
+        _array_types.add(type(value))
+    return found
 
 
 def is_key(value: tp.Any) -> bool:
@@ -124,7 +134,12 @@ def is_key(value: tp.Any) -> bool:
 
 def is_inexact(value: tp.Any) -> bool:
     dtype = getattr(value, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, np.inexact)
+    return dtype is not None and _is_inexact_dtype(dtype)
+
+
+@functools.cache
+def _is_inexact_dtype(dtype: tp.Any) -> bool:
+    return bool(jnp.issubdtype(dtype, np.inexact))
 
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), type, np.dtype, np.generic, range)

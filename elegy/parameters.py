@@ -85,7 +85,7 @@ def get_parameters(module: Node, trainable: bool | None = None) -> dict[str, tp.
 
 
 def _warn_if_it_never_ran(module: Node) -> None:
-    """Called where the trainable parameters of a module were asked for, as for an optimiser, and there are none."""
+    """Warns that a module has no trainable parameters because it never ran, and not because all are frozen."""
     meta = meta_of(module)
     if meta.trainable and not meta.initialized:
         warn(

@@ -29,7 +29,8 @@ from elegy.leaves import (
 )
 from elegy.pickling import portable
 from elegy.sharing import TIED, cut, find_ties, tie_together
-from elegy.transaction import lock, own, thread, visible
+from elegy.tracing import EAGER, running
+from elegy.transaction import lock, opened, own, visible
 
 
 def make_layout(node: Node, ties: tuple[Tie, ...]) -> Layout:
@@ -96,7 +97,7 @@ def require_drawn(node: Node) -> None:
 
 
 def forget_pending(root: Node) -> None:
-    """Called when the state of a module is read by name: what was updated inside a jax transform is not lost then."""
+    """Counts what was updated inside a jax transform as seen: whoever reads the state of a module by name has it."""
     if root._elegy_born != tracing.EAGER:
         for node in walk([root]):
             if pending := pending_of(visible(node)):
@@ -118,7 +119,7 @@ def _children(node: Node, layout: Layout) -> tuple[tp.Any, ...]:
 
 
 def flatten(node: Node) -> tuple[tuple[tp.Any, ...], Layout]:
-    version = node if thread.top is None else visible(node)
+    version = visible(node) if opened else node
     layout = version._elegy_layout
     if layout is None:
         layout = layout_of(node)
@@ -131,13 +132,17 @@ def flatten_with_keys(node: Node):
     return tuple(zip(layout.keys, children, strict=True)), layout
 
 
+_new = object.__new__
+
+
 def unflatten(layout: Layout, children: Iterable[tp.Any]) -> Node:
-    node = object.__new__(layout.cls)
-    attributes = layout.static.copy()
-    attributes.update(zip(layout.names, children))  # noqa: B905  (hot, and JAX checked the length)
-    set_attributes(node, attributes)
+    node = _new(layout.cls)
     set_layout(node, layout)
-    set_born(node, tracing.current())
+    set_born(node, running.value or EAGER)
+    attributes = node.__dict__
+    if layout.static:
+        attributes.update(layout.static)
+    layout.put(attributes, children)
     if not layout.simple:
         for name, compound in layout.compounds.items():
             attributes[name], same = join(compound, attributes[name])

@@ -85,39 +85,82 @@ state = State()
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def transaction() -> Iterator[None]:
+class transaction:  # noqa: N801
     """What happens within is kept if the block ends; if it raises, nothing has happened.
 
     In a call that runs in an overlay of its trace, what happened since is taken back; else an overlay is opened, and
-    committed at the end.
+    committed at the end. What a thread keeps besides modules is noted at the start, to go back to.
 
     **Raises:** `Conflict` if another thread changed the structure of the same modules meanwhile; see `transact`.
     """
-    before, top, trace = _Snapshot(), thread.top, tracing.current()
-    if top is not None and top.trace == trace:
-        outer, top.saved = top.saved, {}
-        try:
-            yield
-        except BaseException:
-            thread.top = top  # an interrupt may have come between an overlay and its end
-            restore(top, outer)
-            before.restore()
-            raise
+
+    __slots__ = (
+        *("collected", "collector", "frame", "journal", "mode", "outer", "overlay", "rng", "saved", "stream", "top"),
+        "undone",
+    )
+
+    def __enter__(self) -> None:
+        self.mode, self.collector, self.rng, self.undone = _mode.value, state.collector, state._rng, len(state.undo)
+        self.stream = None if self.rng is None else self.rng.snapshot()
+        self.collected: list[tuple[Collector, int]] = []
+        collector = self.collector
+        while collector is not None:
+            self.collected.append((collector, len(collector.events)))
+            collector = collector.outer
+        frame = state.frames[-1] if state.frames else None
+        self.frame = None if frame is None else (frame, frame.position())
+        journal = state.init_pass
+        self.journal = None if journal is None else (journal, len(journal.creations), len(journal.modules))
+        self.top = top = thread.top
+        trace = tracing.current()
+        # What takes effect comes last: an interrupt before it leaves nothing behind.
+        if top is not None and top.trace == trace:
+            self.overlay, self.outer, self.saved = None, top.saved, {}
+            top.saved = self.saved
         else:
-            keep(top, outer)
-        return
-    overlay = Overlay(trace)
-    try:
-        with overlay:
-            yield
-        commit(overlay)
-        if thread.top is None:
-            del state.undo[before.undone :]
-    except BaseException:
-        thread.top = top
-        before.restore()
-        raise
+            self.overlay = Overlay(trace)
+            self.overlay.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        top, overlay = self.top, self.overlay
+        if overlay is None:
+            assert top is not None
+            if kind is None:
+                keep(top, self.saved, self.outer)
+            else:
+                thread.top = top  # an interrupt may have come between an overlay and its end
+                restore(top, self.saved, self.outer)
+                self._go_back()
+            return
+        overlay.__exit__()
+        if kind is not None:
+            self._go_back()
+            return
+        try:
+            commit(overlay)
+            if top is None:
+                del state.undo[self.undone :]
+        except BaseException:
+            thread.top = top
+            self._go_back()
+            raise
+
+    def _go_back(self) -> None:
+        state._rng, state.collector = self.rng, self.collector
+        if training() != self.mode:
+            _set_mode(self.mode)
+        if self.rng is not None and self.stream is not None:
+            self.rng.restore(self.stream)
+        for collector, length in self.collected:
+            del collector.events[length:]
+        if self.frame is not None:
+            frame, position = self.frame
+            frame.go_back(position)
+        if self.journal is not None:
+            journal, creations, modules = self.journal
+            del journal.creations[creations:], journal.modules[modules:]
+        while len(state.undo) > self.undone:
+            state.undo.pop()()
 
 
 def transact(function: Callable[[], Result]) -> Result:
@@ -141,43 +184,6 @@ def is_to_be_run_again(error: BaseException, begun: int) -> bool:
         return False  # that is for the outermost one to say
     with lock:
         return isinstance(error, Conflict) or commits.number != begun
-
-
-class _Snapshot:
-    """What a thread keeps besides modules, to go back to."""
-
-    __slots__ = ("collected", "collector", "frame", "journal", "mode", "rng", "stream", "undone")
-
-    def __init__(self) -> None:
-        self.mode, self.collector, self.rng = training(), state.collector, state._rng
-        self.stream = None if self.rng is None else self.rng.snapshot()
-        self.collected: list[tuple[Collector, int]] = []
-        collector = self.collector
-        while collector is not None:
-            self.collected.append((collector, len(collector.events)))
-            collector = collector.outer
-        frame = state.frames[-1] if state.frames else None
-        self.frame = None if frame is None else (frame, frame.position())
-        journal = state.init_pass
-        self.journal = None if journal is None else (journal, len(journal.creations), len(journal.modules))
-        self.undone = len(state.undo)
-
-    def restore(self) -> None:
-        state._rng, state.collector = self.rng, self.collector
-        if training() != self.mode:
-            _set_mode(self.mode)
-        if self.rng is not None and self.stream is not None:
-            self.rng.restore(self.stream)
-        for collector, length in self.collected:
-            del collector.events[length:]
-        if self.frame is not None:
-            frame, position = self.frame
-            frame.go_back(position)
-        if self.journal is not None:
-            journal, creations, modules = self.journal
-            del journal.creations[creations:], journal.modules[modules:]
-        while len(state.undo) > self.undone:
-            state.undo.pop()()
 
 
 def write(module: Node, name: str, value: tp.Any, created: bool = False) -> None:

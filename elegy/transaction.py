@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import threading
 import typing as tp
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -99,6 +98,10 @@ class Entry:
         self.created_flags |= other.created_flags
 
 
+# By the ids of modules, the shadows to go back to; None where there was none.
+Saved = dict[int, tuple[Node, Entry] | None]
+
+
 class Overlay:
     """Shadows of some modules, by the ids of the modules.
 
@@ -117,17 +120,19 @@ class Overlay:
         self.outer = outer
         self.shadows: dict[int, Node] = {}
         self.entries: dict[int, Entry] = {}
-        self.saved: dict[int, tuple[Node, Entry] | None] | None = None
+        self.saved: Saved | None = None
         self.changed = False
         self.views: dict[tp.Any, tp.Any] = {}
 
-    def __enter__(self) -> Overlay:
+    def __enter__(self) -> None:
         """Within the block the overlay is on top; afterwards it has no effect."""
-        self.below, thread.top = thread.top, self
-        return self
+        self.below = thread.top
+        opened.add(id(self))
+        thread.top = self  # comes last: an interrupt before it leaves nothing behind
 
     def __exit__(self, *_: object) -> None:
         thread.top = self.below
+        opened.discard(id(self))
 
     def add(self, node: Node, born: tp.Any) -> Node:
         """A shadow of what is visible of a module, which belongs to a trace."""
@@ -144,6 +149,8 @@ class _Thread(threading.local):
 
 
 thread = _Thread()
+# The ids of the overlays of all threads. Where there are none a module is what it says, which is faster to see here.
+opened: set[int] = set()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,12 +160,13 @@ thread = _Thread()
 
 def visible(node: Node) -> Node:
     """The module as the running code sees it: a shadow, or the module itself. Not to be written to."""
-    overlay = thread.top
-    while overlay is not None:
-        shadow = overlay.shadows.get(id(node))
-        if shadow is not None:
-            return shadow
-        overlay = overlay.below
+    if opened:
+        identity, overlay = id(node), thread.top
+        while overlay is not None:
+            shadow = overlay.shadows.get(identity)
+            if shadow is not None:
+                return shadow
+            overlay = overlay.below
     return node
 
 
@@ -185,17 +193,8 @@ class Attribute:
     def __get__(self, instance: tp.Any, owner: tp.Any = None) -> tp.Any:
         name = self.name
         if instance is not None:
-            overlay = thread.top
-            if overlay is not None:
-                identity = id(instance)
-                while overlay is not None:
-                    shadow = overlay.shadows.get(identity)
-                    if shadow is not None:
-                        instance = shadow
-                        break
-                    overlay = overlay.below
             try:
-                return instance.__dict__[name]
+                return (visible(instance) if opened else instance).__dict__[name]
             except KeyError:
                 pass
         for cls in owner.__mro__:
@@ -219,7 +218,7 @@ class Attribute:
 
 def show(cls: type, name: str) -> None:
     """Lets an attribute of the instances of a class be read through overlays."""
-    known = inspect.getattr_static(cls, name, NOTHING)
+    known = next((base.__dict__[name] for base in cls.__mro__ if name in base.__dict__), NOTHING)
     if not isinstance(known, Attribute) and not hasattr(type(known), "__set__"):
         type.__setattr__(cls, name, Attribute(name, cls.__dict__.get(name, NOTHING)))
 
@@ -314,9 +313,9 @@ def _meta(version: Node) -> tp.Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def restore(overlay: Overlay, outer: dict[int, tp.Any] | None) -> None:
-    """Takes back what happened in an overlay since its `saved` was begun."""
-    for identity, before in (overlay.saved or {}).items():
+def restore(overlay: Overlay, saved: Saved, outer: Saved | None) -> None:
+    """Takes back what happened in an overlay since `saved` was begun; `outer` is what was begun before."""
+    for identity, before in saved.items():
         if before is None:
             del overlay.shadows[identity], overlay.entries[identity]
         else:
@@ -324,10 +323,10 @@ def restore(overlay: Overlay, outer: dict[int, tp.Any] | None) -> None:
     overlay.saved = outer
 
 
-def keep(overlay: Overlay, outer: dict[int, tp.Any] | None) -> None:
-    """Keeps what happened in an overlay since its `saved` was begun, as a part of what happened in `outer`."""
+def keep(overlay: Overlay, saved: Saved, outer: Saved | None) -> None:
+    """Keeps what happened in an overlay since `saved` was begun, as a part of what happened since `outer` was."""
     if outer is not None:
-        for identity, before in (overlay.saved or {}).items():
+        for identity, before in saved.items():
             outer.setdefault(identity, before)
     overlay.saved = outer
 

@@ -46,7 +46,7 @@ class Reparametrised(Module):
     layer: tp.Any
 
     def _wrap(self, layer: tp.Any, names: str | Sequence[str]) -> None:
-        """Called by the constructor. `names` are those of the parameters that are weights."""
+        """Prepares the wrapped layer. `names` are those of the parameters that are weights."""
         wrapper = f"elegy.nn.{type(self).__name__}"
         made = layer if isinstance(layer, (Module, type)) or not callable(layer) else layer()
         if not isinstance(made, Module):

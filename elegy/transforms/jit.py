@@ -102,7 +102,7 @@ class _Body:
         return trace_key(), id(view.signature), (place or _position()) if self.creates else None
 
     def _note_trace(self, described: dict[str, str] | None) -> None:
-        """Runs when JAX has traced: counts, and says what changed where that is wanted."""
+        """Counts a trace, and says what changed since the last one where that is wanted."""
         self.traces += 1
         before, self._described = self._described, described
         if before is None or described is None:
@@ -316,7 +316,7 @@ def _stream(config: Config, leaves: list[tp.Any], traced: bool, args: tp.Any, kw
     if data is None or traced:
         return data
     place = replicated(leaves[0].sharding) if leaves and is_placed(leaves[0]) else config.place
-    if place is None and (not config.looked or is_placed(data)):
+    if place is None and (not config.looked or data.committed):
         config.looked, place = True, place_of([*leaves, *jax.tree.leaves((args, kwargs))])
         config.place = place
     return moved(data, place)

@@ -26,9 +26,10 @@ RATE = 0.01
 
 FLOOR = "`jax.jit` of a list of arrays"
 ELEGY = "`elegy.jit`"
+PURE = "`jax.jit` of an Elegy module"
 EQUINOX = "`equinox.filter_jit`"
 NNX = "`flax.nnx.jit`"
-PAIRS = [(ELEGY, FLOOR), (EQUINOX, FLOOR), (NNX, FLOOR), (ELEGY, EQUINOX), (ELEGY, NNX)]
+PAIRS = [(ELEGY, FLOOR), (PURE, FLOOR), (EQUINOX, FLOOR), (NNX, FLOOR), (ELEGY, EQUINOX), (ELEGY, NNX), (PURE, EQUINOX)]
 
 # The weights and biases of the layers, in turn.
 Arrays = list[jax.Array]
@@ -51,7 +52,7 @@ def make_arms(depth: int) -> dict[str, Arm]:
 
     initial = [part for _ in range(depth) for part in (array(WIDTH, WIDTH), array(WIDTH))]
     x, y = array(BATCH, WIDTH), array(BATCH, WIDTH)
-    makers = {FLOOR: floor_arm, ELEGY: elegy_arm, EQUINOX: equinox_arm}
+    makers = {FLOOR: floor_arm, ELEGY: elegy_arm, PURE: pure_arm, EQUINOX: equinox_arm}
     if importlib.util.find_spec("flax"):
         makers[NNX] = nnx_arm
     return {name: make(initial, x, y) for name, make in makers.items()}
@@ -102,10 +103,15 @@ class MLP(elegy.Module):
         return x
 
 
-def elegy_arm(initial: Arrays, x: jax.Array, y: jax.Array) -> Arm:
+def make_mlp(initial: Arrays, x: jax.Array) -> MLP:
     mlp = MLP(len(initial) // 2).init(x)
     layers = [{"w": w, "b": b} for w, b in zip(initial[::2], initial[1::2], strict=True)]
     mlp.set_parameters(dict(zip(mlp.get_parameters(), layers, strict=True)))
+    return mlp
+
+
+def elegy_arm(initial: Arrays, x: jax.Array, y: jax.Array) -> Arm:
+    mlp = make_mlp(initial, x)
 
     def loss_fn(x, y):
         return mean_squared_error(y, mlp(x))
@@ -118,6 +124,25 @@ def elegy_arm(initial: Arrays, x: jax.Array, y: jax.Array) -> Arm:
 
     update_jit = elegy.jit(update, modules=mlp)
     return lambda: update_jit(x, y)
+
+
+def pure_arm(initial: Arrays, x: jax.Array, y: jax.Array) -> Arm:
+    mlp = make_mlp(initial, x)
+
+    def loss_fn(mlp, x, y):
+        return mean_squared_error(y, mlp(x))
+
+    @jax.jit
+    def update(mlp, x, y):
+        loss, gradients = jax.value_and_grad(loss_fn)(mlp, x, y)
+        return jax.tree.map(lambda p, g: p - RATE * g, mlp, gradients), loss
+
+    def step():
+        nonlocal mlp
+        mlp, loss = update(mlp, x, y)
+        return loss
+
+    return step
 
 
 def equinox_arm(initial: Arrays, x: jax.Array, y: jax.Array) -> Arm:
