@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 import typing as tp
@@ -34,37 +35,33 @@ def run_method(module: Node, method: str, function: Callable[..., tp.Any], args:
     while True:
         begun = commits.number
         try:
-            with transaction():
-                if outermost and captures:
-                    with placed_if_captured(module):
-                        return _run_in_frame(module, method, function, args, kwargs)
-                return _run_in_frame(module, method, function, args, kwargs)
+            with transaction(), placed_if_captured(module) if outermost and captures else _ANYWHERE:
+                trace = tracing.current()
+                run = function if isinstance(function, types.FunctionType) else _bound_first(function)
+                meta = meta_of(module)
+                if method not in meta.hooks:
+                    _initialise(module, method, function, args, kwargs)
+                    run = functools.partial(switch.first_run, run)
+                    meta = meta_of(module)
+                if meta.dtype_policy is not None:
+                    run = computing(meta.dtype_policy, run)
+                frame = Frame(module, method, trace)
+                state.frames.append(frame)
+                try:
+                    outputs = run(module, *args, **kwargs)
+                    _close(frame, outputs)
+                except Exception as error:
+                    _annotate(error, frame, function, args, kwargs)
+                    raise
+                finally:
+                    state.frames.pop()
+            return outputs
         except (Conflict, Exception) as error:
             if not is_to_be_run_again(error, begun):
                 raise
 
 
-def _run_in_frame(module: Node, method: str, function: tp.Any, args: tp.Any, kwargs: tp.Any) -> tp.Any:
-    trace = tracing.current()
-    run = function if isinstance(function, types.FunctionType) else _bound_first(function)
-    meta = meta_of(module)
-    if method not in meta.hooks:
-        _initialise(module, method, function, args, kwargs)
-        run = functools.partial(switch.first_run, run)
-        meta = meta_of(module)
-    if meta.dtype_policy is not None:
-        run = computing(meta.dtype_policy, run)
-    frame = Frame(module, method, trace)
-    state.frames.append(frame)
-    try:
-        outputs = run(module, *args, **kwargs)
-        _close(frame, outputs)
-    except Exception as error:
-        _annotate(error, frame, function, args, kwargs)
-        raise
-    finally:
-        state.frames.pop()
-    return outputs
+_ANYWHERE = contextlib.nullcontext()
 
 
 def _close(frame: Frame, outputs: tp.Any) -> None:

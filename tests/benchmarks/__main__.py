@@ -13,7 +13,17 @@ import sys
 
 import jax
 
-from tests.benchmarks import cold_initialisation, flatten, import_time, layers, lifted, stack, trace_time, training_step
+from tests.benchmarks import (
+    cold_initialisation,
+    eager,
+    flatten,
+    import_time,
+    layers,
+    lifted,
+    stack,
+    trace_time,
+    training_step,
+)
 from tests.benchmarks.timing import Row
 
 LIBRARIES = ("jax", "jaxlib", "elegy", "equinox", "optax", "flax", "dm-haiku", "keras")
@@ -26,7 +36,17 @@ def main() -> None:
     print(f"{versions()}; {jax.default_backend()}.\n")
     print("| Computation | Arm | Relative to | Ratio | Quartiles |")
     print("| --- | --- | --- | --- | --- |")
-    for benchmark in (training_step, flatten, trace_time, stack, lifted, layers, import_time, cold_initialisation):
+    for benchmark in (
+        training_step,
+        flatten,
+        eager,
+        trace_time,
+        stack,
+        lifted,
+        layers,
+        import_time,
+        cold_initialisation,
+    ):
         print(f"running {benchmark.__name__}", file=sys.stderr)
         for row in benchmark.rows(quick):
             print(line(row), flush=True)

@@ -15,10 +15,12 @@ ROOT = Path(__file__).parents[2]
 
 ROWS = [
     ("training step, 2 layers", "`elegy.jit`", "`jax.jit` of a list of arrays"),
+    ("training step, 2 layers", "`jax.jit` of an Elegy module", "`jax.jit` of a list of arrays"),
     ("training step, 2 layers", "`equinox.filter_jit`", "`jax.jit` of a list of arrays"),
     ("training step, 2 layers", "`flax.nnx.jit`", "`jax.jit` of a list of arrays"),
     ("training step, 2 layers", "`elegy.jit`", "`equinox.filter_jit`"),
     ("training step, 2 layers", "`elegy.jit`", "`flax.nnx.jit`"),
+    ("training step, 2 layers", "`jax.jit` of an Elegy module", "`equinox.filter_jit`"),
     ("flatten, 2 arrays, 2 static attributes", "`elegy.Module`", "`equinox.Module`"),
     ("unflatten, 2 arrays, 2 static attributes", "`elegy.Module`", "`equinox.Module`"),
     ("both, 2 arrays, 2 static attributes", "`elegy.Module`", "`equinox.Module`"),
@@ -28,6 +30,11 @@ ROWS = [
     ("flatten, list of 2", "`elegy.Module`", "`equinox.Module`"),
     ("unflatten, list of 2", "`elegy.Module`", "`equinox.Module`"),
     ("both, list of 2", "`elegy.Module`", "`equinox.Module`"),
+    *(
+        (computation, "Elegy", peer)
+        for computation in ("attribute read", "eager call of 2 modules that do nothing", "eager call of a dense layer")
+        for peer in ("Equinox", "Flax NNX")
+    ),
     ("trace of the gradient, 1-block transformer", "Elegy", "dict of arrays"),
     ("trace of the gradient, 1-block transformer", "Haiku", "dict of arrays"),
     ("trace of the gradient, 1-block transformer", "Flax Linen", "dict of arrays"),
