@@ -6,15 +6,16 @@ import contextlib
 import functools
 import types
 import typing as tp
+import weakref
 from collections.abc import Callable
 
 import jax
 from jax.core import Tracer
 
-from elegy import leaves, pytree, tracing
+from elegy import checks, leaves, pytree, tracing
 from elegy.captures import captures, note_capture, placed_if_captured
 from elegy.dtype_policy import computing
-from elegy.errors import ElegyError
+from elegy.errors import ElegyError, show_value
 from elegy.frames import Frame, class_of, note_update
 from elegy.habits import hint_for_call
 from elegy.hooks import add_summary
@@ -24,8 +25,6 @@ from elegy.leaves import Node
 from elegy.state import is_to_be_run_again, state, transaction
 from elegy.tracebacks import shorten
 from elegy.transaction import Conflict, belongs, commits, held
-from elegy.typechecking import axes, scopes, switch
-from elegy.typechecking.import_hook import compact_methods
 
 
 def run_method(module: Node, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
@@ -41,7 +40,7 @@ def run_method(module: Node, method: str, function: Callable[..., tp.Any], args:
                 meta = meta_of(module)
                 if method not in meta.hooks:
                     _initialise(module, method, function, args, kwargs)
-                    run = functools.partial(switch.first_run, run)
+                    run = functools.partial(checks.first_run, run)
                     meta = meta_of(module)
                 if meta.dtype_policy is not None:
                     run = computing(meta.dtype_policy, run)
@@ -120,14 +119,14 @@ def _annotate(error: Exception, frame: Frame, function: tp.Any, args: tuple[tp.A
         error._elegy_noted = True  # type: ignore[attr-defined]
         module, parameters = frame.module, meta_of(frame.module).parameters
         arrays = {name: value for name, value in held(module).items() if name in parameters or leaves.is_array(value)}
-        own = ", ".join(f"{name}: {axes.show_value(value)}" for name, value in arrays.items())
-        named = [f"{name}={axes.show_value(value)}" for name, value in kwargs.items()]
-        given = ", ".join([*map(axes.show_value, args), *named])
+        own = ", ".join(f"{name}: {show_value(value)}" for name, value in arrays.items())
+        named = [f"{name}={show_value(value)}" for name, value in kwargs.items()]
+        given = ", ".join([*map(show_value, args), *named])
         note = (
             f"in {'/'.join(frame.parts)} ({type(module).__name__}.{frame.method_name}); parameters: {own or 'none'}; "
             f"inputs: {given or 'none'}"
         )
-        if not isinstance(error, ElegyError) and (mismatch := scopes.explain(module, function, args, kwargs)):
+        if not isinstance(error, ElegyError) and (mismatch := checks.explain(module, function, args, kwargs)):
             note += f"\n  {mismatch}"
         if any(isinstance(leaf, jax.Array) and _is_deleted(leaf) for leaf in jax.tree.leaves(arrays)):
             note += (
@@ -148,6 +147,9 @@ def _is_deleted(array: jax.Array) -> bool:
 
 
 Method = tp.TypeVar("Method", bound=Callable[..., tp.Any])
+
+# The methods that `compact` made, and how to make another.
+compact_methods: weakref.WeakKeyDictionary[tp.Any, Callable[[tp.Any], tp.Any]] = weakref.WeakKeyDictionary()
 
 
 def compact(method: Method) -> Method:

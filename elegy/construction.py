@@ -14,8 +14,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from elegy import leaves, parameters as _parameters, pytree, tracing
-from elegy.calls import call_of, run_method
+from elegy import checks, leaves, parameters as _parameters, pytree, tracing
+from elegy.calls import call_of, compact_methods, run_method
 from elegy.containers import freeze_containers
 from elegy.errors import ClassDefinitionError, NameCollisionError, ParameterError, StaticValueError
 from elegy.frames import PRIVATE, RNG_ATTRIBUTE, Frame, path_of, plain_arguments
@@ -26,8 +26,6 @@ from elegy.leaves import Node
 from elegy.state import state, transaction
 from elegy.tracebacks import shorten
 from elegy.transaction import NOTHING, Attribute, birthplace, under_construction
-from elegy.typechecking import switch
-from elegy.typechecking.import_hook import compact_methods
 
 # The metaclass of `typing.Protocol` derives from ABCMeta, so that a module may also be of a class of protocols.
 _Meta = abc.ABCMeta if tp.TYPE_CHECKING else type(tp.Protocol)
@@ -64,7 +62,7 @@ class ModuleMeta(_Meta):
         cls._elegy_is_local = "<locals>" in cls.__qualname__
         if bases != (Node,):
             _check_class(cls)
-            switch.adopt(cls)
+            checks.define(cls)
         return cls
 
     def __setattr__(cls, name: str, value: tp.Any) -> None:
@@ -235,13 +233,13 @@ def _construct(cls: tp.Any, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
     concretely = contextlib.nullcontext() if state.init_pass is None else jax.ensure_compile_time_eval()
     try:
         with transaction(), concretely:
-            switch.first_run(cls.__init__, module, *args, **kwargs)
+            checks.first_run(cls.__init__, module, *args, **kwargs)
             if state.init_pass is not None:
                 state.init_pass.modules.append(module)
             _seal(module)
             pytree.set_aside_undrawn(module)
-            if switch.on:
-                switch.check_constructed(module)
+            if checks.on:
+                checks.check_constructed(module)
     except TypeError:
         if (better := better_error(cls, args, kwargs)) is not None:
             raise better from None

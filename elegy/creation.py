@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from elegy import tracing
+from elegy import checks, tracing
+from elegy.checks import no_type_check
 from elegy.drawn import remember
 from elegy.draws import rng_context
 from elegy.errors import (
@@ -27,8 +28,6 @@ from elegy.precision import NUMBERS, cast, strong
 from elegy.random import RNG, fold_in_path
 from elegy.state import state, write, write_meta
 from elegy.transaction import held
-from elegy.typechecking import scopes, switch
-from elegy.typechecking.import_hook import no_type_check
 
 Make = Callable[[], tp.Any]
 
@@ -55,9 +54,9 @@ def add_parameter(
     _require_creatable(module, name, frame, constructing)
     dtypes = meta.dtypes if asked is None else {**meta.dtypes, name: asked}
     if dtype is None:
-        dtype = scopes.infer_dtype(module, name, tp.cast(tp.Any, module).dtype)
+        dtype = checks.infer_dtype(module, name, tp.cast(tp.Any, module).dtype)
     if wanted is None and callable(initializer) and _positional(initializer):
-        wanted = scopes.infer_shape(module, name)
+        wanted = checks.infer_shape(module, name)
     recipe = Recipe(wanted, dtype, asked, initializer)
     key = _key(module, name, constructing) if recipe.draws else None
     make, finish = recipe.maker(module, name, key)
@@ -77,8 +76,8 @@ def add_parameter(
         meta, parameters={**meta.parameters, name: bool(trainable)}, dtypes=dtypes, constructed=constructed
     )
     write_meta(module, meta, created=True)
-    if switch.on:
-        scopes.check_parameter(module, name, value)
+    if checks.on:
+        checks.check_parameter(module, name, value)
     return value
 
 

@@ -1,6 +1,12 @@
 """One class per misuse. Each docstring shows the failing code and the fixed one, and each message links to both."""
 
+import itertools
+import typing as tp
+from collections.abc import Iterator
+
+import jax
 import jaxtyping
+import numpy as np
 
 # Where the section of each class is; the anchor is the name of the class in lower case.
 PAGE = "docs/errors.md"
@@ -43,6 +49,31 @@ class ElegyWarning(UserWarning):
 def ways_out(*ways: str) -> str:
     """The end of a message that offers several ways out, numbered, a line each."""
     return "".join(f"\n  {number}. {way}" for number, way in enumerate(ways, 1))
+
+
+_MOST_SHOWN = 8  # elements of a container
+_LONGEST_STRING = 40
+
+
+def show_value(value: tp.Any) -> str:
+    """A value in an error message: an array by its dtype and shape, of long things the beginning."""
+    if isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
+        numpy = "NumPy " if isinstance(value, np.ndarray) else ""
+        return f"{numpy}{value.dtype}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, (tuple, list)):
+        opening, closing = "()" if isinstance(value, tuple) else "[]"
+        return f"{opening}{', '.join(_first(map(show_value, value), len(value)))}{closing}"
+    if isinstance(value, dict):
+        items = (f"{key}: {show_value(item)}" for key, item in value.items())
+        return f"{{{', '.join(_first(items, len(value)))}}}"
+    if isinstance(value, (bool, int, float, complex, str, type(None))):
+        text = repr(value)
+        return text if len(text) <= _LONGEST_STRING else f"{text[:_LONGEST_STRING]}…"
+    return type(value).__name__
+
+
+def _first(shown: Iterator[str], length: int) -> list[str]:
+    return [*itertools.islice(shown, _MOST_SHOWN), *(["…"] if length > _MOST_SHOWN else [])]
 
 
 class FrozenModuleError(ElegyError, AttributeError):

@@ -310,9 +310,8 @@ def is_taken(module: Node, name: str) -> bool:
 _CORE = {
     f"elegy.{name}"
     for name in (
-        *("calls", "construction", "creation", "draws", "frames", "hooks", "initialise", "module", "parameters"),
-        *("state", "transaction"),
-    )
+        "calls checks construction creation draws frames hooks initialise module parameters state transaction"
+    ).split()
 }
 _CHECKERS = {"beartype", "contextlib", "jaxtyping"}
 _LIBRARIES = {"elegy", "jax", "weakref", *_CHECKERS}

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from elegy import layout, leaves, parameters as _parameters, pytree, tracing
+from elegy import checks, layout, leaves, parameters as _parameters, pytree, tracing
 from elegy.calls import call_of, init_pass_of, run_method
+from elegy.checks import no_type_check
 from elegy.construction import ModuleMeta
 from elegy.creation import add_parameter
 from elegy.draws import rng_context
@@ -41,8 +42,6 @@ from elegy.transaction import (
     under_construction,
     visible,
 )
-from elegy.typechecking import switch
-from elegy.typechecking.import_hook import no_type_check
 
 Self = tp.TypeVar("Self", bound="Module")
 Own = tp.TypeVar("Own")
@@ -499,7 +498,7 @@ def to_module(function: Callable[Arguments, Outputs]) -> type[FunctionModule[Arg
 
         @tp.no_type_check  # a checker's wrapper could not be pickled with the class
         def call(self, *args, **kwargs):
-            return switch.checked_function(function)(*args, **kwargs)
+            return checks.checked_function(function)(*args, **kwargs)
 
     ThisModule.__name__ = "lambda_" if name == "<lambda>" else name
     ThisModule.__qualname__ = getattr(function, "__qualname__", name)

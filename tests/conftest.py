@@ -74,9 +74,9 @@ def small_caches(request: pytest.FixtureRequest) -> Iterator[None]:
     collects garbage, all that there is. So a file sees the classes of its own and of the package, and what outlives it
     is not searched for garbage again.
     """
-    from elegy.typechecking import switch
+    from elegy import checks
 
-    classes, before = switch._classes, set(switch._classes)
+    classes, before = checks.classes, set(checks.classes)
     of_other_files = {cls for cls in before if re.match(r"tests\.(\w+\.)*test_", cls.__module__)}
     of_other_files -= {cls for cls in before if cls.__module__ == request.module.__name__}
     classes.difference_update(of_other_files)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from elegy.calls import run_method
+from elegy.checks import no_type_check
 from elegy.frames import path_of
 from elegy.losses.arguments import On, select
 from elegy.module import Module
 from elegy.state import state
 from elegy.tracebacks import shorten
-from elegy.typechecking.import_hook import no_type_check
 
 Self = tp.TypeVar("Self", bound="Metric")
 

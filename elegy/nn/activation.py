@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing as tp
 from collections.abc import Callable
 
-from elegy.typechecking.axes import show_value
+from elegy.errors import show_value
 
 
 def checked_activation(layer: str, value: tp.Any) -> Callable[..., tp.Any]:

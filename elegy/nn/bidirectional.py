@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Integer, Num
 
+from elegy.errors import show_value
 from elegy.frames import path_of
 from elegy.module import Module
 from elegy.nn.rnn import RNN
-from elegy.typechecking.axes import show_value
 
 
 class Bidirectional(Module):

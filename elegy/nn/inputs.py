@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Shaped
 
+from elegy.errors import show_value
 from elegy.frames import path_of
 from elegy.module import Module
 from elegy.state import state, training as training_mode
-from elegy.typechecking.axes import show_value
 
 Flag = bool | np.bool_
 

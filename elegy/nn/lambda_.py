@@ -3,8 +3,8 @@ from __future__ import annotations
 import typing as tp
 from collections.abc import Callable
 
+from elegy.errors import show_value
 from elegy.module import Module
-from elegy.typechecking.axes import show_value
 
 
 class Lambda(Module):

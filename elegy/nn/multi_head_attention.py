@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Inexact, Int, Num, Shaped
 
 from elegy.contexts import is_initializing
 from elegy.devices import sharded_like
+from elegy.errors import show_value
 from elegy.frames import path_of
 from elegy.module import Module
 from elegy.nn.dropout import Dropout
@@ -20,7 +21,6 @@ from elegy.nn.inputs import Flag, boolean, positive, refuse_more, trains
 from elegy.nn.linear import Linear
 from elegy.nn.rotary_embedding import RotaryEmbedding
 from elegy.precision import at_least_float32
-from elegy.typechecking.axes import show_value
 
 
 class MultiHeadAttention(Module):

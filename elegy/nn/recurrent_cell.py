@@ -13,13 +13,13 @@ from jaxtyping import Array, ArrayLike, Inexact, Num
 from elegy.calls import compact
 from elegy.devices import for_product, for_sum
 from elegy.draws import next_rng_key
+from elegy.errors import show_value
 from elegy.frames import path_of
 from elegy.initializers import VarianceScaling
 from elegy.module import Module
 from elegy.nn.inputs import boolean, converted, positive
 from elegy.precision import at_least_float32
 from elegy.transaction import held
-from elegy.typechecking.axes import show_value
 
 
 class RecurrentCell(Module):

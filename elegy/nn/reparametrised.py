@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Array
 
 from elegy.contexts import is_initializing
-from elegy.errors import ParameterError
+from elegy.errors import ParameterError, show_value
 from elegy.frames import path_of, paths_below
 from elegy.layout import meta_of, walk
 from elegy.leaves import Node, is_array
@@ -16,7 +16,6 @@ from elegy.module import Module
 from elegy.nn.inputs import trains
 from elegy.nn.stacked import Stacked
 from elegy.transaction import held, temporarily
-from elegy.typechecking.axes import show_value
 
 
 class Weight(tp.NamedTuple):

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Integer, Num
 
 from elegy import tracing
 from elegy.devices import sharded_like
+from elegy.errors import show_value
 from elegy.frames import path_of
 from elegy.kept import compiled
 from elegy.layout import change
@@ -20,7 +21,6 @@ from elegy.nn.recurrent_cell import runs_by_parts
 from elegy.transaction import held
 from elegy.transforms.jit import jit
 from elegy.transforms.scan import scan
-from elegy.typechecking.axes import show_value
 
 
 def refuse_sizes(layer: str, units: int, return_sequences: tp.Any, more: tuple[tp.Any, ...]) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from elegy import tracing
-from elegy.errors import StructureError
+from elegy.errors import StructureError, show_value
 from elegy.frames import path_of
 from elegy.kept import compiled
 from elegy.leaves import StaticKey, is_array, is_node
@@ -19,7 +19,6 @@ from elegy.nn.stacked import Stacked
 from elegy.transforms.jit import JitFunction, jit
 from elegy.transforms.remat import remat
 from elegy.transforms.scan import scan
-from elegy.typechecking.axes import show_value
 
 
 class Stack(Stacked):

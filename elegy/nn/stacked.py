@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from elegy.errors import StructureError
+from elegy.errors import StructureError, show_value
 from elegy.frames import name_of
 from elegy.layout import change, walk
 from elegy.leaves import set_born
 from elegy.module import Module
 from elegy.state import state
 from elegy.transaction import held
-from elegy.typechecking.axes import show_value
 
 Self = tp.TypeVar("Self", bound="Stacked")
 

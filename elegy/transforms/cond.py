@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from elegy import tracing
-from elegy.errors import HookError
+from elegy.errors import HookError, show_value
 from elegy.hooks import KINDS
 from elegy.transforms.core import Record, rng_data, write_back
 from elegy.transforms.lift import Lifted, inlined
-from elegy.typechecking.axes import show_value
 
 _ABSENT = object()
 

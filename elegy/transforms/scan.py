@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from elegy import tracing
+from elegy.errors import show_value
 from elegy.transforms.core import View, is_reference, rng_data, write_back
 from elegy.transforms.lift import Lifted, entry, inlined, reduce_events, settled, struct
-from elegy.typechecking.axes import show_value
 
 Carry = tp.TypeVar("Carry")
 Y = tp.TypeVar("Y")

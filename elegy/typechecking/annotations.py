@@ -10,9 +10,10 @@ import types
 import typing as tp
 from collections.abc import Callable, Mapping
 
+from elegy.checks import no_type_check
 from elegy.leaves import Node
 from elegy.typechecking import axes
-from elegy.typechecking.import_hook import Checker, closure, is_exempt, no_type_check
+from elegy.typechecking.import_hook import Checker, closure, is_exempt
 
 # A class of arrays, or None for all, and those that may stand for it.
 StandIns = tuple[tp.Any, ...]

@@ -7,20 +7,11 @@ from __future__ import annotations
 
 import types
 import typing as tp
-import weakref
 from collections.abc import Callable
 
-Function = tp.TypeVar("Function", bound=Callable[..., tp.Any])
+from elegy.calls import compact_methods
+
 Checker = Callable[[tp.Any], tp.Any]
-
-if tp.TYPE_CHECKING:
-
-    def no_type_check(function: Function) -> Function: ...  # static checkers keep the annotations
-else:
-    no_type_check = tp.no_type_check
-
-# The methods that `elegy.compact` made, and how to make another: their insides are what has to be checked.
-compact_methods: weakref.WeakKeyDictionary[tp.Any, Callable[[tp.Any], tp.Any]] = weakref.WeakKeyDictionary()
 
 
 def is_exempt(decorated: tp.Any) -> bool:

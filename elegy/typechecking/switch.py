@@ -10,23 +10,14 @@ import weakref
 
 import jaxtyping
 
+from elegy import checks
+from elegy.calls import compact_methods
+from elegy.checks import Function, no_type_check
 from elegy.leaves import Node
 from elegy.typechecking.annotations import fields, tester
-from elegy.typechecking.import_hook import (
-    Checker,
-    Function,
-    compact_methods,
-    hook_of,
-    inside,
-    is_exempt,
-    is_transform,
-    no_type_check,
-    without_hook,
-)
-from elegy.typechecking.scopes import Scope, arrays_only, constructed, local, run_below
-
-# Whether any class may have to be checked: a checker is on, or jaxtyping's import hook has been at work.
-on = False
+from elegy.typechecking.import_hook import Checker, hook_of, inside, is_exempt, is_transform, without_hook
+from elegy.typechecking.inference import run_below
+from elegy.typechecking.scopes import Scope, arrays_only, constructed, local
 
 _lock = threading.RLock()
 # What `typechecker` switched on and nobody has switched off, the newest last.
@@ -39,8 +30,6 @@ _off = False
 _ORIGINALS = "_elegy_originals"
 # The checker of classes that jaxtyping's import hook has decorated.
 _hooked: weakref.WeakKeyDictionary[type, Checker] = weakref.WeakKeyDictionary()
-# Every class of modules, those of this package included.
-_classes: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 class _Switch:
@@ -144,8 +133,8 @@ def _require_a_checker(checker: tp.Any) -> None:
 
 def _switch() -> None:
     """Makes the newest checker the one that is on. The caller has the lock."""
-    global _active, _off, on
-    for cls in list(_classes):
+    global _active, _off
+    for cls in list(checks.classes):
         for name, (original, replacement) in vars(cls).get(_ORIGINALS, {}).items():
             if vars(cls).get(name) is replacement:
                 setattr(cls, name, original)
@@ -153,9 +142,9 @@ def _switch() -> None:
             delattr(cls, _ORIGINALS)
     _active = _switched[-1].checker if _switched else None
     _off = bool(_switched) and _active is None
-    on = _active is not None or bool(_hooked)
+    checks.on = _active is not None or bool(_hooked)
     if _active is not None:
-        for cls in list(_classes):
+        for cls in list(checks.classes):
             _replace_methods(cls)
 
 
@@ -164,16 +153,15 @@ def _checker_now(hook: Checker | None) -> Checker | None:
     return None if _off or jaxtyping.config.jaxtyping_disable else _active or hook
 
 
-def adopt(cls: type) -> None:
+def define(cls: type) -> None:
     """Lets the methods of a new class be checked."""
-    global on
     with _lock:
-        _classes.add(cls)
+        checks.classes.add(cls)
         for value in list(vars(cls).values()):
             if hook := hook_of(value):
                 _hooked[cls] = hook
-                on = True
-        if on or any(map(_has_transform, vars(cls).values())):
+                checks.on = True
+        if checks.on or any(map(_has_transform, vars(cls).values())):
             _replace_methods(cls)
 
 
@@ -297,14 +285,14 @@ def _run(function, owner, shares, hook, args, kwargs):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What modules call
+# What the core asks
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @no_type_check
 def first_run(function, module, /, *args, **kwargs):
     """Runs a method that may create parameters, whose shapes can be read off their annotations."""
-    if on and function is type(module).__init__:
+    if checks.on and function is type(module).__init__:
         function = _checked_constructor(type(module))
     local.first_runs.append(Scope(module, function, (module, *args), kwargs, arrays_only))
     try:
@@ -316,7 +304,7 @@ def first_run(function, module, /, *args, **kwargs):
 def _checked_constructor(cls: tp.Any) -> tp.Any:
     """The `__init__` of a class, which a decorator such as `dataclass` may have made after the class."""
     owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
-    if owner in _classes:
+    if owner in checks.classes:
         with _lock:
             _replace_method(owner, "__init__")
     return cls.__init__
