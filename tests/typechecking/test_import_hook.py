@@ -8,6 +8,9 @@ import textwrap
 
 import pytest
 
+import elegy
+from tests.helpers import mismatch
+
 PACKAGE = """
 from __future__ import annotations
 
@@ -347,3 +350,8 @@ def test_the_flag_of_pytest(tmp_path):
         tmp_path, "-m", "pytest", "-q", "--jaxtyping-packages=hooked,beartype.beartype", "-p", "no:cacheprovider"
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_layers_of_the_package_are_checked_too():
+    with mismatch("linear (Linear.call): the argument x is 'text', which is not Num["):
+        elegy.nn.Linear(2)("text")  # hooked, as all of the package is in these tests
