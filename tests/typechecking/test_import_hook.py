@@ -8,9 +8,6 @@ import textwrap
 
 import pytest
 
-import elegy
-from tests.helpers import mismatch
-
 PACKAGE = """
 from __future__ import annotations
 
@@ -344,14 +341,14 @@ def test_the_flag_of_pytest(tmp_path):
                 linear(jnp.ones([4, 5]))
             with elegy.typechecker(None), pytest.raises(TypeError, match="dot_general"):
                 linear(jnp.ones([4, 5]))
+
+
+        def test_the_layers_of_the_package_are_checked_too():
+            with pytest.raises(elegy.errors.TypeCheckError, match="the argument x is 'text', which is not Num"):
+                elegy.nn.Linear(2)("text")
         """)
     )
     done = run_python(
-        tmp_path, "-m", "pytest", "-q", "--jaxtyping-packages=hooked,beartype.beartype", "-p", "no:cacheprovider"
+        tmp_path, "-m", "pytest", "-q", "--jaxtyping-packages=elegy,hooked,beartype.beartype", "-p", "no:cacheprovider"
     )
     assert done.returncode == 0, done.stdout
-
-
-def test_the_layers_of_the_package_are_checked_too():
-    with mismatch("linear (Linear.call): the argument x is 'text', which is not Num["):
-        elegy.nn.Linear(2)("text")  # hooked, as all of the package is in these tests
