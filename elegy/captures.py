@@ -24,6 +24,7 @@ from elegy.frames import path_of, warn
 from elegy.layout import walk
 from elegy.leaves import Node
 from elegy.state import placed, state
+from elegy.transaction import shadowed_since
 
 # The functions that were traced with the arrays of a module, by its id.
 captures: dict[int, list[weakref.ref[tp.Any]]] = {}
@@ -64,21 +65,13 @@ def debug() -> Iterator[None]:
 
 def note_capture(module: Node) -> None:
     """Writes down the functions that JAX is tracing and that hold the arrays of a module of the code around them."""
+    outermost = shadowed_since(module)
     frame: tp.Any = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and id(frame) != outermost:
         function = tracing.traced_function(frame)
         if function is not None:
             _add(module, function)
-        elif _threads(frame, module):
-            return
         frame = frame.f_back
-
-
-def _threads(frame: types.FrameType, module: Node) -> bool:
-    """Whether `frame` is where a transform of Elegy threads the module, so that outside of it are other arrays."""
-    if frame.f_code.co_name != "run" or frame.f_globals.get("__name__") != "elegy.transforms.core":
-        return False
-    return id(module) in frame.f_locals["view"].positions
 
 
 def _add(module: Node, function: tp.Any) -> None:

@@ -110,9 +110,11 @@ class Overlay:
     - `saved`: what to go back to if the innermost running call fails and its caller goes on.
     - `changed`: whether the structure of a module changed.
     - `views`: what transforms know of such modules.
+    - `frame`: of a transform, the id of the Python frame that runs its function; outside of it modules have other
+      arrays.
     """
 
-    __slots__ = ("below", "changed", "entries", "outer", "saved", "shadows", "trace", "views")
+    __slots__ = ("below", "changed", "entries", "frame", "outer", "saved", "shadows", "trace", "views")
 
     def __init__(self, trace: tp.Any, outer: tp.Any = None):
         self.below: Overlay | None = None
@@ -122,6 +124,7 @@ class Overlay:
         self.entries: dict[int, Entry] = {}
         self.saved: Saved | None = None
         self.changed = False
+        self.frame: int | None = None
         self.views: dict[tp.Any, tp.Any] = {}
 
     def __enter__(self) -> None:
@@ -454,6 +457,17 @@ def is_changed() -> bool:
             return True
         overlay = overlay.below
     return False
+
+
+def shadowed_since(node: Node) -> int | None:
+    """The id of the Python frame in which the innermost transform that gives a module other arrays runs its function;
+    None outside of such transforms."""
+    overlay = thread.top
+    while overlay is not None:
+        if overlay.frame is not None and id(node) in overlay.shadows:
+            return overlay.frame
+        overlay = overlay.below
+    return None
 
 
 def belongs(node: Node) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
+import sys
 import types
 import typing as tp
 from collections.abc import Callable, Iterator, Sequence
@@ -321,7 +322,8 @@ def run(
     `enter` derives the random stream of the function from `rng_data` when something is drawn.
     """
     outer = state.collector
-    with inside(threaded, view, leaves):
+    with inside(threaded, view, leaves) as overlay:
+        overlay.frame = id(sys._getframe())
         before_rng, version = state._rng, structure.version
         rng = state.rng
         if rng_data is not None:
@@ -365,7 +367,7 @@ def run(
 
 
 @contextlib.contextmanager
-def inside(threaded: Threaded, view: View, leaves: Sequence[tp.Any]) -> Iterator[None]:
+def inside(threaded: Threaded, view: View, leaves: Sequence[tp.Any]) -> Iterator[Overlay]:
     """Within it the modules of the view hold `leaves`, and belong to the running trace. What happens to others of that
     trace is kept."""
     before = state.threaded, state.unreached
@@ -377,7 +379,7 @@ def inside(threaded: Threaded, view: View, leaves: Sequence[tp.Any]) -> Iterator
         state.threaded = {**state.threaded, **{id(node): node for node in view.nodes}}
         state.unreached = state.unreached | threaded.unreached
         try:
-            yield
+            yield overlay
         finally:
             state.threaded, state.unreached = before
     commit(overlay, but=view.positions)
