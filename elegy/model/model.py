@@ -164,8 +164,8 @@ class Model:
         - `validation_data`: `(x, y)` or `(x, y, sample_weight)` to validate on after each epoch.
         - `shuffle`: whether to draw a new order for each epoch.
         - `sample_weight`: an array with a weight for each sample, or for each value. Losses of Elegy divide by the
-          number of samples, not by the sum of weights. A metric that takes no `sample_weight` counts all samples
-          alike.
+          number of samples, not by the sum of weights; metrics, functions among them, give weighted means. A
+          metric object that takes no `sample_weight` counts all samples alike.
         - `initial_epoch`: how many epochs were made before. Of a model that has not trained yet these are taken to be
           epochs of another process, on the same number of samples with the same `batch_size`: it goes on with the
           order of samples and the random numbers that come next.

@@ -24,7 +24,16 @@ from elegy.metrics.adapted import is_mergeable, maker_of
 from elegy.module import Module
 from elegy.state import transaction
 
-Scalars = dict[str, Float[Array, ""]]
+
+class Weighted(tp.NamedTuple):
+    """A weighted mean of the values of a batch, and the sum of the weights: by that it counts in the mean of all."""
+
+    mean: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+# What is logged of a batch, by name. A value that is not `Weighted` counts by the number of samples.
+Scalars = dict[str, tp.Any]
 
 # What a loss or a metric may ask for, by the names of its parameters: those of Keras and scikit-learn, and of Optax.
 INPUTS = {
@@ -50,7 +59,7 @@ class Losses(Module):
     def call(self, **inputs: tp.Any) -> Scalars:
         values: Scalars = {}
         for name, function in zip(self.names, self.functions, strict=True):
-            add_values(values, name, _evaluate(name, function, inputs))
+            add_values(values, name, _evaluate(name, function, inputs, _mean_of_weighted))
         return values
 
 
@@ -73,7 +82,7 @@ class Metrics(Module):
         so_far: Scalars = {}
         for name, function in zip(self.names, self.functions, strict=True):
             values = so_far if isinstance(function, Metric) else of_batch
-            add_values(values, name, _evaluate(name, function, inputs))
+            add_values(values, name, _evaluate(name, function, inputs, _weighted_mean))
         return of_batch, so_far
 
 
@@ -111,8 +120,11 @@ def _as_loss(name: str) -> str:
     return name if name.endswith("loss") else f"{name}_loss"
 
 
-def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
-    """A loss or metric of a batch: scalars, in a dict if the function gives one."""
+def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: Callable[..., tp.Any]) -> tp.Any:
+    """A loss or metric of a batch: scalars, in a dict if the function gives one.
+
+    `weighted(values, weights)` is what becomes of the values of a function that takes no `sample_weight` itself.
+    """
     weight = inputs["sample_weight"]
     taken = accepted(function)
     if inputs["y_true"] is None and _needs_targets(taken):
@@ -129,7 +141,7 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> tp.Any:
     value = function(**arguments) if isinstance(function, Loss) else _sample_by_sample(name, function, arguments)
     if weight is None or "sample_weight" in taken or not _OF_SAMPLES & taken.keys():
         return jax.tree.map(lambda value: jnp.mean(jnp.asarray(value, dtype=jnp.result_type(float))), value)
-    return jax.tree.map(lambda value: _weighted(name, jnp.asarray(value), weight), value)
+    return jax.tree.map(lambda value: weighted(*_with_weights(name, jnp.asarray(value), weight)), value)
 
 
 def _needs_targets(taken: dict[str, inspect.Parameter]) -> bool:
@@ -222,22 +234,32 @@ def accepted(function: tp.Any) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _weighted(name: str, values: Array, weight: Array) -> Float[Array, ""]:
-    """The mean of the values, each times its weight."""
+def _mean_of_weighted(values: Float[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """The mean of the values, each times its weight: that of a loss."""
+    return jnp.mean(values * weights)
+
+
+def _weighted_mean(values: Float[Array, "*shape"], weights: Float[Array, "*shape"]) -> Weighted:
+    """The weighted mean of the values, and 0 where all weights are 0: that of a metric."""
+    weight = jnp.sum(weights)
+    return Weighted(jnp.sum(values * weights) / jnp.where(weight == 0, jnp.ones_like(weight), weight), weight)
+
+
+def _with_weights(name: str, values: Array, weight: Array) -> tuple[Array, Array]:
     if values.ndim == 0:
         raise ValueError(
             f"{name}: there is a sample_weight, but the function takes none and returned a scalar.\n"
             "  Return one value for each example, or take a parameter `sample_weight`."
         )
     values = values.astype(jnp.result_type(float))
-    return jnp.mean(values * weights_for(name, values, weight))
+    return values, weights_for(name, values, weight)
 
 
 def add_values(values: Scalars, name: str, value: tp.Any, taken: Iterable[str] = ()) -> None:
     """Adds a scalar, or each entry of a nested dict of scalars, under a name that is not taken."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
-        leaf = jnp.asarray(leaf, dtype=jnp.result_type(float))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda part: isinstance(part, Weighted))[0]:
+        leaf = leaf if isinstance(leaf, Weighted) else jnp.asarray(leaf, dtype=jnp.result_type(float))
         full = "/".join([name, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
-        if leaf.shape != ():
+        if not isinstance(leaf, Weighted) and leaf.shape != ():
             raise ValueError(f"{full}: what is logged must be a scalar, got shape {leaf.shape}. Reduce it.")
         values[numbered(full, {*values, *taken})[0]] = leaf

@@ -21,7 +21,7 @@ from elegy.hooks import get_losses, get_metrics, hooks_context
 from elegy.initialise import run_init_pass
 from elegy.layout import walk
 from elegy.model.data import Data, run_module
-from elegy.model.objectives import Losses, Metrics, Scalars, accepted, add_values
+from elegy.model.objectives import Losses, Metrics, Scalars, Weighted, accepted, add_values
 from elegy.model.optimizer import trainable_parameters
 from elegy.module import Module
 from elegy.pytree import layout_of
@@ -63,11 +63,12 @@ class State(tp.NamedTuple):
 class Totals:
     """What an epoch has added up, in two vectors: a handful of scalars makes a small step on a CPU half as long again.
 
-    - `sums`: the number of samples, and for each of `names` the sum over samples.
+    - `sums`: for each of `names` the sum over samples, and then for each the number of samples, or the sum of their
+      weights.
     - `so_far`: for each of `names_so_far` a metric that adds up by itself.
     """
 
-    # Float[Array, "1+names"] and Float[Array, "names_so_far"], not said as types: JAX also puts shapes in their places.
+    # Float[Array, "2*names"] and Float[Array, "names_so_far"], not said as types: JAX also puts shapes in their places.
     sums: tp.Any
     so_far: tp.Any
     names: tuple[str, ...]
@@ -76,8 +77,13 @@ class Totals:
     @classmethod
     def of_batch(cls, size: int, means: Scalars, so_far: Scalars) -> Totals:
         dtype = jnp.result_type(float)
-        sums = size * jnp.stack([jnp.ones([], dtype), *means.values()])
-        return cls(sums, jnp.stack([*so_far.values()]) if so_far else jnp.zeros([0], dtype), (*means,), (*so_far,))
+        values = [value.mean if isinstance(value, Weighted) else value for value in means.values()]
+        counts = [
+            value.weight if isinstance(value, Weighted) else jnp.full([], size, dtype) for value in means.values()
+        ]
+        sums = [value * count for value, count in zip(values, counts, strict=True)]
+        stacked = lambda parts: jnp.stack(parts) if parts else jnp.zeros([0], dtype)  # noqa: E731
+        return cls(stacked(sums + counts), stacked([*so_far.values()]), (*means,), (*so_far,))
 
     def after(self, before: Totals | None) -> Totals:
         """The totals of this batch and of those before."""
@@ -94,8 +100,9 @@ class Totals:
 
     def logs(self) -> dict[str, float]:
         """The means, as floats: this waits for the device. `"loss"` comes first, and what it is the sum of last."""
-        (samples, *sums), so_far = (vector.tolist() for vector in jax.device_get((self.sums, self.so_far)))
-        values = {name: value / samples for name, value in zip(self.names, sums, strict=True)}
+        sums, so_far = (vector.tolist() for vector in jax.device_get((self.sums, self.so_far)))
+        pairs = zip(sums[: len(self.names)], sums[len(self.names) :], strict=True)
+        values = {name: value / (count or 1) for name, (value, count) in zip(self.names, pairs, strict=True)}
         values.update(zip(self.names_so_far, so_far, strict=True))
         return {name: values[name] for name in sorted(values, key=lambda name: (name != "loss", "loss" in name))}
 

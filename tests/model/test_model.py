@@ -417,6 +417,32 @@ def test_sample_weights():
         make_model(module, loss=mse).evaluate(x, y, sample_weight=weight)
 
 
+def test_a_function_as_a_metric_is_a_weighted_mean_over_all_samples():
+    """As scikit-learn has it, whatever the batches, of which the last is short and another has no weight at all."""
+    x, y = data(20)
+    weight = np.linspace(0, 1, 20, dtype=np.float32) * (np.arange(20) >= 8)
+    module = mlp().init(x)
+
+    def square(y_true, y_pred):
+        return (y_true - y_pred) ** 2
+
+    def both(y_true, y_pred):
+        return {"square": square(y_true, y_pred), "absolute": jnp.abs(y_true - y_pred)}
+
+    wanted = sklearn.metrics.mean_squared_error(y, module(x), sample_weight=weight)
+    absolute = sklearn.metrics.mean_absolute_error(y, module(x), sample_weight=weight)
+    for batch_size in (8, 20):
+        model = elegy.Model(module, loss=square, metrics=[square, both])
+        logs = model.evaluate(x, y, sample_weight=weight, batch_size=batch_size)
+        np.testing.assert_allclose(logs["square"], wanted, rtol=1e-5)
+        np.testing.assert_allclose(logs["both/square"], wanted, rtol=1e-5)
+        np.testing.assert_allclose(logs["both/absolute"], absolute, rtol=1e-5)
+        np.testing.assert_allclose(logs["loss"], wanted * weight.mean(), rtol=1e-5)
+    assert model.evaluate(x, y, sample_weight=0 * weight)["square"] == 0
+    unweighted = sklearn.metrics.mean_squared_error(y, module(x))
+    np.testing.assert_allclose(model.evaluate(x, y, batch_size=8)["square"], unweighted, rtol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Inputs and outputs
 # ---------------------------------------------------------------------------------------------------------------------
