@@ -35,6 +35,7 @@ from collections.abc import Iterator
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -86,6 +87,18 @@ def small_caches(request: pytest.FixtureRequest) -> Iterator[None]:
     classes.update(of_other_files)
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Leaves the annotations of the package unchecked, as for a user without a type checker.
+
+    Some tests ask for it to see the errors of the library itself, and others because the checks are a fifth of what
+    they cost: families that run the same code once more, whose annotations other tests see with such arguments.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -22,16 +21,15 @@ import pytest
 import elegy
 from elegy.errors import LostUpdateWarning
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 @pytest.fixture(autouse=True)
 def plain_calls() -> Iterator[None]:
-    """Other tests check the annotations of the package and what its tracebacks show. Here both would be most of the
-    cost."""
+    """Other tests check what the tracebacks of the package show. Here that would be most of the cost."""
     before = jax.config.jax_traceback_filtering
     jax.config.update("jax_traceback_filtering", "off")
-    jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
     jax.config.update("jax_traceback_filtering", before)
 
 

@@ -16,7 +16,6 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -44,12 +43,9 @@ X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 
 
 @pytest.fixture(autouse=True)
-def unchecked(tmp_path, monkeypatch) -> tp.Iterator[None]:
+def as_for_a_user(tmp_path, monkeypatch, unchecked) -> None:
     """No type checker stands between the user and the messages, and files go into a folder of the test."""
     monkeypatch.chdir(tmp_path)
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 class Misuse(tp.NamedTuple):

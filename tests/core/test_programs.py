@@ -24,6 +24,7 @@ HUNT = int(os.environ.get("ELEGY_PROGRAMS", "0"))
 
 # Modules that never ran are asked for their trainable parameters all the same.
 pytestmark = [
+    pytest.mark.usefixtures("unchecked"),
     pytest.mark.filterwarnings("ignore::elegy.errors.UninitialisedWarning"),
     pytest.mark.filterwarnings("ignore::elegy.errors.LostUpdateWarning"),
 ]

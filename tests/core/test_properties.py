@@ -23,7 +23,10 @@ from tests.strategies import X, bits, build, occurrences, picture, recipes, shar
 settings.register_profile("modules", parent=settings.get_profile("elegy"), suppress_health_check=list(HealthCheck))
 
 # Some of the modules never ran, and are asked for their trainable parameters all the same.
-pytestmark = pytest.mark.filterwarnings("ignore::elegy.errors.UninitialisedWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unchecked"),
+    pytest.mark.filterwarnings("ignore::elegy.errors.UninitialisedWarning"),
+]
 
 
 def some(examples: int):

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import keras
 import numpy as np
 import optax
@@ -19,14 +18,6 @@ pytestmark = pytest.mark.slow
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(4, 3)).astype(np.float32)
 X = RNG.normal(size=(6, 3)).astype(np.float32)
-
-
-@pytest.fixture
-def unchecked() -> Any:
-    """As for a user without a type checker, who sees the errors of the library itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def mlp() -> elegy.Module:

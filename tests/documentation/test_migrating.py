@@ -26,7 +26,7 @@ import elegy
 from elegy import nn
 
 pytestmark = [
-    pytest.mark.usefixtures("default_promotion"),
+    pytest.mark.usefixtures("default_promotion", "unchecked"),
     pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning"),  # by metrics of Keras
     pytest.mark.filterwarnings("ignore:.*unspecified it defaults to 'ema'.*"),
 ]

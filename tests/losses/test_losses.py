@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -23,14 +22,6 @@ LOGITS = RNG.normal(size=(6, 4)).astype(np.float32)
 PROBABILITIES = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
 LABELS = RNG.integers(0, 4, size=6)
 WEIGHTS = np.array([1.0, 0.0, 2.0, 0.5, 0.0, 1.0], np.float32)
-
-
-@pytest.fixture
-def unchecked() -> Any:
-    """As for a user without a type checker, who sees the errors of the library itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_mean_squared_error() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import elegy
 
-pytestmark = pytest.mark.usefixtures("default_promotion")
+pytestmark = pytest.mark.usefixtures("default_promotion", "unchecked")
 
 losses, theirs = elegy.losses, keras.losses
 RNG = np.random.default_rng(0)

@@ -8,7 +8,6 @@ import clu.metrics
 import flax.struct
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import sklearn.metrics as sk
@@ -51,14 +50,6 @@ RNG = np.random.default_rng(0)
 SCORES = RNG.normal(size=(3, 5, 4)).astype(np.float32)
 LABELS = RNG.integers(0, 4, size=(3, 5))
 WEIGHTS = RNG.uniform(size=(3, 5)).astype(np.float32)
-
-
-@pytest.fixture
-def unchecked() -> Any:
-    """As for a user without a type checker, who sees the errors of the library itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])

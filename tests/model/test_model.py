@@ -44,14 +44,6 @@ def make_model(module=None, **kwargs):
     return elegy.Model(mlp() if module is None else module, **kwargs)
 
 
-@pytest.fixture
-def unchecked():
-    """Annotations are not checked, so that an argument of a wrong type comes to the check of the library."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 def parameters_of(module):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(module.get_parameters())]
 

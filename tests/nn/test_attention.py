@@ -8,7 +8,6 @@ import equinox as eqx
 import flax.nnx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -17,14 +16,6 @@ from elegy.nn import MultiHeadAttention, PositionEmbedding, RotaryEmbedding, Sin
 from tests.helpers import assert_close, assert_same
 
 NORMAL = elegy.initializers.RandomNormal()
-
-
-@pytest.fixture
-def unchecked() -> Any:
-    """As for a user without a type checker, who sees the errors of the library itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def floats(*shape: int, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,6 @@ import flax.linen
 import flax.nnx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import keras
 import numpy as np
 import pytest
@@ -42,14 +41,6 @@ TRANSPOSED: tuple[Any, ...] = (Conv1DTranspose, Conv2DTranspose, Conv3DTranspose
 LEADING = [(2,), (2, 3), (0,), (), (1, 1, 2)]
 LETTERS = {1: "W", 2: "HW", 3: "DHW"}
 random_bias = elegy.initializers.RandomNormal()
-
-
-@pytest.fixture
-def unchecked() -> Any:
-    """As for a user without a type checker, who sees the errors of the library itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def floats(*shape: int, seed: int = 0) -> np.ndarray:

@@ -11,7 +11,6 @@ import equinox
 import flax.linen
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import keras
 import numpy as np
 import pytest
@@ -43,14 +42,6 @@ from tests.helpers import assert_close, assert_same
 pytestmark = pytest.mark.slow
 
 NORMAL = elegy.initializers.RandomNormal()
-
-
-@pytest.fixture
-def unchecked() -> Any:
-    """As for a user without a type checker, who sees the errors of the library itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def floats(*shape: int, seed: int = 0) -> np.ndarray:

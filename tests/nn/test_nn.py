@@ -29,14 +29,6 @@ from elegy.nn import (
 from tests.helpers import assert_close, assert_same
 
 
-@pytest.fixture
-def unchecked() -> Any:
-    """As for a user without a type checker, who sees the errors of the library itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 def floats(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 

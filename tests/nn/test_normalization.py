@@ -10,7 +10,6 @@ import equinox as eqx
 import flax.linen
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import keras
 import numpy as np
 import optax
@@ -39,14 +38,6 @@ from elegy.nn import (
 from tests.helpers import assert_close, assert_same, concrete
 
 NORMAL = elegy.initializers.RandomNormal(0.5, 1.5)
-
-
-@pytest.fixture
-def unchecked() -> Any:
-    """As for a user without a type checker, who sees the errors of the library itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def floats(*shape: int, seed: int = 0) -> np.ndarray:

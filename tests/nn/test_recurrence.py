@@ -8,7 +8,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import keras
 import numpy as np
 import pytest
@@ -41,14 +40,6 @@ def floats(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 X = floats(4, 6, 3)
-
-
-@pytest.fixture
-def unchecked() -> Any:
-    """As for a user without a type checker, who sees the errors of the library itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def weights(cell: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any, cast
 import flax.nnx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -24,14 +23,6 @@ from tests.helpers import assert_close, assert_same, case_name
 pytestmark = pytest.mark.slow
 
 NORMAL = elegy.initializers.RandomNormal()
-
-
-@pytest.fixture
-def unchecked() -> Any:
-    """As for a user without a type checker, who sees the errors of the library itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def floats(*shape: int, seed: int = 0) -> np.ndarray:
