@@ -74,6 +74,7 @@ def flax_kernels(module: MultiHeadAttention, heads: int, kv_heads: int) -> dict[
     return kernels
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_promotion")
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "batch", "lengths", "masked", "causal"),
@@ -120,6 +121,7 @@ def test_values_and_gradients_equal_those_of_flax(
             np.testing.assert_allclose(found[name][ours], gradient, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_promotion")
 @pytest.mark.parametrize("rotary", [False, True])
 def test_values_equal_those_of_equinox(rotary: bool) -> None:
@@ -152,6 +154,7 @@ def test_values_equal_those_of_equinox(rotary: bool) -> None:
     np.testing.assert_allclose(run(module, query, key, value, mask=mask), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_promotion")
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_values_equal_those_of_keras(kv_heads: int) -> None:
@@ -649,6 +652,7 @@ def test_gradients_through_decoding() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [10000.0, 100])
 def test_rotary_equals_that_of_equinox(base: float) -> None:
     x = floats(2, 7, 3, 6)

@@ -198,6 +198,7 @@ def test_output_shape_by_axis() -> None:
     assert Conv2DTranspose(2, 3, stride=2, output_shape=5, data_format="NCHW")(x[:, :3]).shape == (2, 2, 5, 5)
 
 
+@pytest.mark.slow
 def test_layers_of_nnx() -> None:
     x = floats(2, 4, 5, 3)
     pairs: list[tuple[Any, Any]] = [
@@ -209,6 +210,7 @@ def test_layers_of_nnx() -> None:
         assert_close(ours(x), theirs(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_transposed_convolution_with_the_weights_of_keras(padding: str) -> None:
     x = floats(2, 4, 5, 3)
@@ -410,6 +412,7 @@ def test_channels_first(layer: Any, options: dict[str, Any]) -> None:
         assert_close(jnp.moveaxis(y, 1, -1), expected)
 
 
+@pytest.mark.slow
 def test_the_default_average_is_that_of_keras() -> None:
     x = floats(2, 5, 4, 3)
     theirs = keras.layers.AveragePooling2D(3, strides=2, padding="same")
@@ -472,6 +475,7 @@ def test_adaptive_average(size: int, wanted: int) -> None:
     assert_agrees(AdaptiveAvgPool(wanted).init(x), reference, x)
 
 
+@pytest.mark.slow
 def test_adaptive_average_of_equal_parts_is_that_of_equinox() -> None:
     x = floats(3, 6, 8)
     theirs = equinox.nn.AdaptiveAvgPool2d([3, 2])

@@ -152,6 +152,7 @@ def test_parameters_have_the_order_of_the_input() -> None:
     np.testing.assert_allclose(layer(x), in_double(x, (1, 2), 1e-5) * np.asarray(layer.scale), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layer_normalization_of_equinox() -> None:
     def peer(params: dict[str, Any], x: Any) -> Any:
         norm: Any = eqx.nn.LayerNorm((3, 4), eps=1e-2)
@@ -180,6 +181,7 @@ def test_rms_normalization_over_other_axes(axis: Any) -> None:
     compare(RMSNormalization(axis=axis, eps=1e-3, scale_init=NORMAL), x, keras_layer(theirs, x, ("scale",)))
 
 
+@pytest.mark.slow
 def test_rms_normalization_of_equinox() -> None:
     def peer(params: dict[str, Any], x: Any) -> Any:
         norm: Any = eqx.nn.RMSNorm(4, eps=1e-3, use_bias=False)
@@ -220,6 +222,7 @@ def test_group_normalization(seed: int) -> None:
     compare(layer, 3 + 2 * floats(*shape, seed=seed), peer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_group_normalization_of_keras(data_format: str) -> None:
     x = 2 + floats(2, 4, 3, 8)
@@ -229,6 +232,7 @@ def test_group_normalization_of_keras(data_format: str) -> None:
     compare(layer, x, keras_layer(theirs, x, ("scale", "offset")))
 
 
+@pytest.mark.slow
 def test_group_normalization_of_equinox() -> None:
     def peer(params: dict[str, Any], x: Any) -> Any:
         norm: Any = eqx.nn.GroupNorm(2, 6, eps=1e-3)
@@ -515,6 +519,7 @@ def test_it_finds_the_largest_singular_value(make: Any) -> None:
     np.testing.assert_allclose(abs(np.vdot(right[0], layer.u)), 1, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "iterations"), [("dense", 1), ("conv", 2)])
 def test_spectral_normalization_of_linen(kind: str, iterations: int) -> None:
     """Values, gradients and states over several steps. (The layer of NNX overwrites its kernel by the quotient.)"""
@@ -545,6 +550,7 @@ def test_spectral_normalization_of_linen(kind: str, iterations: int) -> None:
         np.testing.assert_allclose(ours.sigma, stats["SpectralNorm_0"]["inner/kernel/sigma"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_spectral_normalization_of_nnx() -> None:
     x = floats(4, 3)
     ours = SpectralNormalization(Linear(5), iterations=2).init(x)
@@ -559,6 +565,7 @@ def test_spectral_normalization_of_nnx() -> None:
     compare(ours, x, peer)
 
 
+@pytest.mark.slow
 def test_spectral_normalization_of_keras() -> None:
     x = floats(2, 4, 4, 3)
     ours = SpectralNormalization(Conv2D(5, 2), iterations=2).init(x)
@@ -573,6 +580,7 @@ def test_spectral_normalization_of_keras() -> None:
     compare(ours, x, peer)
 
 
+@pytest.mark.slow
 def test_spectral_normalization_of_equinox() -> None:
     """In training; outside of it Equinox takes the vectors of the last step, and iterates no more."""
 
@@ -624,6 +632,7 @@ def test_eps_is_the_least_length() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("create_scale", [True, False])
 @pytest.mark.parametrize("axis", [-1, 0, (0, 1), (-1, 1), None])
 def test_weight_normalization_of_linen(axis: Any, create_scale: bool) -> None:
@@ -646,6 +655,7 @@ def test_weight_normalization_of_linen(axis: Any, create_scale: bool) -> None:
     assert sorted(ours.get_parameters()) == ["layer", "scale"][: 1 + create_scale]
 
 
+@pytest.mark.slow
 def test_weight_normalization_of_nnx() -> None:
     x = floats(4, 3)
     ours = WeightNormalization(Linear(5), scale_init=NORMAL)
@@ -659,6 +669,7 @@ def test_weight_normalization_of_nnx() -> None:
     compare(ours, x, peer)
 
 
+@pytest.mark.slow
 def test_weight_normalization_of_equinox() -> None:
     x = floats(4, 3)
     ours = WeightNormalization(Linear(5), scale_init=NORMAL)

@@ -124,6 +124,7 @@ def our_layer(kind: str, **options: Any) -> Any:
     return layer
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_promotion")
 @pytest.mark.parametrize(
     ("kind", "lengths", "reverse"),
@@ -154,6 +155,7 @@ def test_layers_of_flax(kind: str, lengths: Any, reverse: bool) -> None:
     assert_alike(ours, theirs, values, X, start)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_promotion")
 def test_bidirectional_of_flax() -> None:
     layer = Bidirectional(our_layer("gru"), our_layer("gru", reverse=True))
@@ -193,6 +195,7 @@ def keras_weights(kind: str, values: dict[str, Any]) -> list[Any]:
 MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]], bool)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_promotion")
 @pytest.mark.parametrize(
     ("kind", "options", "masked"),
@@ -231,6 +234,7 @@ def test_layers_of_keras(kind: str, options: dict[str, Any], masked: bool) -> No
     assert_alike(ours, theirs, weights(layer.cell), X)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_promotion")
 @pytest.mark.parametrize(
     ("shape", "kernel_shape", "options", "theirs_options"),
@@ -275,6 +279,7 @@ def test_convolutional_cells_of_keras(shape: Any, kernel_shape: Any, options: An
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_cells_of_equinox(kind: str) -> None:
     x = X[:, 0]
