@@ -41,6 +41,13 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Nearly half of the programs that tests compile were compiled before, by functions that are gone or before the caches
+# were dropped. Each process of a run has a folder of its own, since JAX does not lock what it writes.
+compiled_programs = tempfile.TemporaryDirectory(prefix="elegy-tests-")
+jax.config.update("jax_compilation_cache_dir", compiled_programs.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 # A first call compiles, so that no deadline is right; the same examples are tried on each run.
 # Shrinking a failure compiles hundreds of programs, for which a run of all checks has no time.
 phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
@@ -131,3 +138,7 @@ def pytest_collection_finish() -> None:
     """Takes what was imported out of what is searched for garbage: many tests collect it, to see a module die."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    compiled_programs.cleanup()
