@@ -4,9 +4,8 @@ JAX traces a function once, keeps the arrays in its closure as constants, and fi
 the function, for as long as that lives. A function that is made anew for each use, as a lambda in a method is, sees the
 arrays of today; one that lives on would go on with those of its first use, without a word. So it is written down here
 which functions were traced with the arrays of which modules. Where a transform of Elegy gives these modules other
-arrays, or such a module is called outside of any trace, JAX is kept from finding the function again. Where they change
-otherwise there is a warning for those who ask for it, by `debug`: whether such a function will ever run again cannot be
-known.
+arrays, or such a module is called outside of any trace, JAX is kept from finding the trace again. Where they change
+otherwise, `debug` turns on a warning: whether such a function will ever run again cannot be known.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from elegy.transaction import shadowed_since
 
 # The functions that were traced with the arrays of a module, by its id.
 captures: dict[int, list[weakref.ref[tp.Any]]] = {}
-# Those among them whose arrays belonged to no trace, that were traced within `debug`, and of which nobody was warned.
-# (Of arrays of an earlier trace JAX itself complains.)
+# Those among them to warn of when the arrays change: traced within `debug`, with arrays of no trace. (For arrays of an
+# earlier trace JAX itself raises an error.)
 constants: dict[int, list[weakref.ref[tp.Any]]] = {}
 
 
@@ -64,7 +63,7 @@ def debug() -> Iterator[None]:
 
 
 def note_capture(module: Node) -> None:
-    """Writes down the functions that JAX is tracing and that hold the arrays of a module of the code around them."""
+    """Notes the functions that JAX is tracing, out to where a transform threads the module: they hold its arrays."""
     outermost = shadowed_since(module)
     frame: tp.Any = sys._getframe(1)
     while frame is not None and id(frame) != outermost:
@@ -76,7 +75,7 @@ def note_capture(module: Node) -> None:
 
 def _add(module: Node, function: tp.Any) -> None:
     if isinstance(function, types.FunctionType) and (function.__module__ or "").startswith("elegy."):
-        return  # made anew for each use
+        return  # the functions of Elegy itself are made anew for each use
     if any(known() is function for known in captures.get(id(module), ())):
         return
     try:
@@ -97,7 +96,7 @@ def _forget(identity: int) -> None:
 
 
 def is_captured(nodes: Mapping[int, tp.Any]) -> bool:
-    """Whether JAX could find a function again that it traced with arrays of these modules, given by their ids."""
+    """Whether a function lives that JAX traced with arrays of one of these modules, given by their ids."""
     found = False
     for identity in captures.keys() & nodes.keys():
         captures[identity] = [function for function in captures[identity] if function() is not None]
@@ -106,22 +105,22 @@ def is_captured(nodes: Mapping[int, tp.Any]) -> bool:
 
 
 def placed_for(nodes: Mapping[int, tp.Any]) -> tp.Any:
-    """Within it functions run that see other arrays in these modules than code outside does."""
+    """A context for code that sees other arrays in these modules than code outside: JAX uses no trace from there."""
     if captures and is_captured(nodes):
         return placed(object())
     return placed("transform" if state.init_pass is None else "init pass")
 
 
 def placed_if_captured(module: Node) -> tp.Any:
-    """Within it the functions that a module gives to stock JAX see its arrays of now."""
+    """A context for running a module: JAX uses no trace that holds earlier arrays of it."""
     if captures and is_captured({id(node): node for node in walk([module])}):
         return placed(object())
     return contextlib.nullcontext()
 
 
 def check_constants(nodes: Collection[Node]) -> None:
-    """Warns of functions that hold the arrays of modules as constants, which are about to change. (Whoever changes some
-    asks first whether there are any `constants`.)"""
+    """Warns of functions that hold the arrays of modules as constants, which are about to change. (Callers look first
+    whether there are any `constants`.)"""
     stale: dict[int, tuple[Node, tp.Any]] = {}
     for node in nodes:
         for reference in constants.pop(id(node), ()):

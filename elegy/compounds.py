@@ -33,8 +33,8 @@ class Mixed(tp.NamedTuple):
 
 
 class Branch(tp.NamedTuple):
-    """The entries of a container that hold something dynamic: their keys, and below each another branch, or the number
-    of a part."""
+    """The entries of a container that hold something dynamic: their keys, and for each another branch, or the number of
+    the part that stands there."""
 
     keys: tuple[tp.Any, ...]
     below: tuple[Branch | int, ...]
@@ -43,8 +43,8 @@ class Branch(tp.NamedTuple):
 class Compound(tp.NamedTuple):
     """How to split the value of an attribute, a container or foreign pytree, into its dynamic and its static part.
 
-    - `treedef`: that of the value, where foreign pytrees, None and what is wholly dynamic are leaves, the *parts*.
-    - `static`: the static parts, and None for the others.
+    - `treedef`: the structure down to the *parts*: foreign pytrees, None, wholly dynamic values and other leaves.
+    - `static`: the static parts, and None in the places of the others.
     - `mixed`: how to split those parts that are foreign pytrees with static leaves, by their number.
     - `entries`: which parts are dynamic, and where they are.
     """
@@ -67,18 +67,18 @@ def split(value: tp.Any) -> tuple[Compound | None, bool]:
     places, treedef = jax.tree_util.tree_flatten_with_path(value, is_leaf=_is_part)
     static: list[tp.Any] = []
     mixed: dict[int, Mixed] = {}
-    moving: list[tuple[tuple[tp.Any, ...], int]] = []
+    dynamic: list[tuple[tuple[tp.Any, ...], int]] = []
     for number, (path, part) in enumerate(places):
-        moves = part is None or _is_wholly_dynamic(part)
-        if not moves and is_foreign(part):
-            mixed[number], moves = _mixed(part), True
-        static.append(None if moves else part)
-        if moves:
-            moving.append((path, number))
-    moves = any(places[number][1] is not None for _, number in moving)
-    if len(moving) == len(places) and not mixed:
-        return None, moves
-    return Compound(treedef, tuple(static), mixed, _entries(moving, 0)), moves
+        is_static = part is not None and not _is_wholly_dynamic(part)
+        if is_static and is_foreign(part):
+            mixed[number], is_static = _mixed(part), False
+        static.append(part if is_static else None)
+        if not is_static:
+            dynamic.append((path, number))
+    has_dynamic = any(places[number][1] is not None for _, number in dynamic)
+    if len(dynamic) == len(places) and not mixed:
+        return None, has_dynamic
+    return Compound(treedef, tuple(static), mixed, _entries(dynamic, 0)), has_dynamic
 
 
 def _is_part(value: tp.Any) -> bool:
@@ -88,7 +88,7 @@ def _is_part(value: tp.Any) -> bool:
 def _mixed(part: tp.Any) -> Mixed:
     leaves, treedef = jax.tree.flatten(part, is_leaf=_is_wholly_dynamic)
     dynamic = tuple(map(_is_wholly_dynamic, leaves))
-    static = tuple(None if moves else leaf for moves, leaf in zip(dynamic, leaves, strict=True))
+    static = tuple(None if varies else leaf for varies, leaf in zip(dynamic, leaves, strict=True))
     return Mixed(treedef, dynamic, static)
 
 
@@ -111,15 +111,15 @@ def _is_wholly_dynamic(value: tp.Any) -> bool:
 
 
 class IndexKey(DictKey):
-    """The key of one of those entries of a list that are nodes, where not all are. It is no `SequenceKey`, since
-    whoever builds a list from such keys, as Orbax does, expects one of each number."""
+    """The key of an entry of a list from which static entries were left out. It is no `SequenceKey`, since code that
+    builds a list from such keys, as Orbax does, expects every number to be there."""
 
     def __reduce__(self):
         return IndexKey, (self.key,)
 
 
 def as_in_containers(keys: tuple[tp.Any, ...]) -> tuple[tp.Any, ...]:
-    """The keys of a path through modules, as JAX gives those of the lists that the modules hold."""
+    """A key path with an `IndexKey` replaced by the `SequenceKey` that JAX has for the list which the module holds."""
     return tuple(SequenceKey(key.key) if isinstance(key, IndexKey) else key for key in keys)
 
 
@@ -129,8 +129,8 @@ def as_in_containers(keys: tuple[tp.Any, ...]) -> tuple[tp.Any, ...]:
 
 
 class Entries:
-    """The dynamic entries of a container, while its module is flattened. The static ones are a part of the layout, so
-    that no empty node stands for them: what maps a tree and stops at such nodes would change them."""
+    """The dynamic entries of a container, while its module is flattened. No node without leaves stands for the static
+    ones: code that maps a tree and takes such nodes for leaves would change them."""
 
     __slots__ = ("items", "keys")
 
@@ -179,7 +179,8 @@ def dynamic_part(node: Node, name: str, compound: Compound) -> tp.Any:
             leaves = mixed.treedef.flatten_up_to(parts[number])
             fixed = _fixed_leaves(node, (name, number), mixed)
             parts[number] = mixed.treedef.unflatten(
-                leaf if moves else still for moves, leaf, still in zip(mixed.dynamic, leaves, fixed, strict=True)
+                leaf if varies else stand_in
+                for varies, leaf, stand_in in zip(mixed.dynamic, leaves, fixed, strict=True)
             )
     except (TypeError, ValueError) as error:
         raise FrozenModuleError(
@@ -200,7 +201,7 @@ def _scatter(entries: Branch | int, child: tp.Any, parts: list[tp.Any]) -> None:
         parts[entries] = child
         return
     if not entries.keys:
-        return  # nothing of it is dynamic
+        return  # nothing in the value is dynamic
     if not isinstance(child, Entries) or child.keys != entries.keys:
         raise ValueError
     for below, item in zip(entries.below, child.items, strict=True):
@@ -215,12 +216,12 @@ def join(compound: Compound, child: tp.Any) -> tuple[tp.Any, bool]:
         _scatter(compound.entries, child, parts)
         for number, mixed in compound.mixed.items():
             leaves = mixed.treedef.flatten_up_to(parts[number])
-            for index, (leaf, moves) in enumerate(zip(leaves, mixed.dynamic, strict=True)):
+            for index, (leaf, varies) in enumerate(zip(leaves, mixed.dynamic, strict=True)):
                 if isinstance(leaf, Fixed):
                     leaves[index] = leaf.value
                     same = same and leaf.value is mixed.static[index]
                 else:
-                    same = same and moves  # else equinox.tree_at has replaced a static leaf
+                    same = same and varies  # else equinox.tree_at has replaced a static leaf
             parts[number] = mixed.treedef.unflatten(leaves)
     except (TypeError, ValueError):
         return child, False  # an object that a caller of tree_unflatten put in the place of the whole container

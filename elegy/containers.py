@@ -24,6 +24,7 @@ def _refuse(self: tp.Any, *args: tp.Any, **kwargs: tp.Any) -> tp.NoReturn:
 class FrozenList(list):
     """A list that belongs to a constructed module: it reads as any list and refuses to change."""
 
+    # Two answers of `elegy.leaves`, which keeps them here, and the name of the attribute for the error message.
     __slots__ = ("plain", "static_key", "where")
     append = extend = insert = remove = pop = clear = sort = reverse = _refuse
     __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
@@ -57,8 +58,8 @@ def is_sortable(mapping: dict[tp.Any, tp.Any]) -> bool:
     return True
 
 
-# Unlike JAX does with a plain dict, in the order of insertion: a module that runs the values one after the other does
-# the same when it has been flattened and put together again.
+# JAX sorts the keys of a plain dict. Here they keep their order, so that a module that runs the values one after the
+# other does the same when it has been flattened and put together again.
 
 
 def _flatten_dict(mapping: FrozenDict):
@@ -102,7 +103,7 @@ def freeze_containers(value: tp.Any, where: str = "") -> tp.Any:
     items = contents(value)
     if items is None:
         return value
-    flat = _CONTAINERS.isdisjoint(map(type, items))  # as a large table is, which is then copied at once
+    flat = _CONTAINERS.isdisjoint(map(type, items))  # then one copy is enough, which is fast for large tables
     if kind is tuple:
         return value if flat else tuple(freeze_containers(item, f"{where}[{i}]") for i, item in enumerate(value))
     if kind in _LISTS:

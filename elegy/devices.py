@@ -21,7 +21,7 @@ def is_placed(array: tp.Any) -> bool:
 
 
 def replicated(sharding: Sharding) -> Sharding | None:
-    """A whole copy on each of the devices of a sharding; None where it says nothing of a mesh or of one device."""
+    """The sharding with a whole copy on each device of `sharding`; None where that is no known sharding of a whole."""
     if isinstance(sharding, NamedSharding):
         return _whole(sharding.mesh)
     return sharding if sharding.is_fully_replicated else None
@@ -33,13 +33,13 @@ def _whole(mesh: tp.Any) -> NamedSharding:
 
 
 def home_of(arrays: Iterable[tp.Any]) -> Sharding | None:
-    """The devices of the first array that was put on some, for something whole; None if there is no such array."""
+    """`replicated` for the first array that was put on devices on purpose; None if there is no such array."""
     return next((replicated(array.sharding) for array in arrays if is_placed(array)), None)
 
 
 def place_of(arrays: Iterable[tp.Any]) -> Sharding | None:
-    """Where something new goes that is used together with arrays: whole on all devices on which they lie, or else on
-    those of `jax.set_mesh`, or else nowhere in particular."""
+    """The sharding of something new that is used together with arrays: a copy on each of their devices, or else on each
+    of those of `jax.set_mesh`; None if it may lie anywhere."""
     place = home_of(arrays)
     if place is not None:
         return place
@@ -50,8 +50,8 @@ def place_of(arrays: Iterable[tp.Any]) -> Sharding | None:
 def moved(data: jax.Array, place: Sharding | None) -> jax.Array:
     """The state of a random stream, on the devices where it is needed.
 
-    It is carried from function to function, and these may compute in different places. Moving it is asynchronous, but
-    for the way from some devices to none in particular, where JAX has none that does not wait.
+    Functions that compute in different places share the stream. Moving is asynchronous, except from chosen devices to
+    none in particular (`place` is None): JAX has no way to do this without waiting.
     """
     if place is None:
         return jnp.asarray(np.asarray(data)) if is_placed(data) else data
@@ -60,7 +60,7 @@ def moved(data: jax.Array, place: Sharding | None) -> jax.Array:
 
 
 def _is_whole_on(sharding: Sharding, place: Sharding) -> bool:
-    """Whether the two differ in their spelling only."""
+    """Whether a sharding is a whole copy on each device of the mesh of `place`, however it is written."""
     if not (isinstance(sharding, NamedSharding) and isinstance(place, NamedSharding)):
         return False
     return sharding.is_fully_replicated and sharding.mesh == place.mesh
@@ -69,7 +69,7 @@ def _is_whole_on(sharding: Sharding, place: Sharding) -> bool:
 def sharded_like(value: jax.Array, like: jax.Array) -> jax.Array:
     """`value` with the sharding of `like`, where shardings are a part of the type: on an explicit mesh.
 
-    State that comes back sharded otherwise than it went in would be another type to the next step.
+    State that comes back sharded otherwise than it went in would have another type in the next step.
     """
     sharding = jax.typeof(like).sharding
     if sharding.mesh.empty or jax.typeof(value).sharding == sharding:
@@ -114,7 +114,7 @@ def _explicit(array: jax.Array) -> tuple[tp.Any, list[tuple[str, ...]]] | None:
 
 
 def _over(axes: list[tuple[str, ...]], *arrays: jax.Array) -> NamedSharding:
-    """A sharding on the mesh of arrays: in a trace the mesh without its devices, else that with them."""
+    """A sharding over axes of the mesh of some arrays. In a trace that mesh has no devices, else it has."""
     array = next((array for array in arrays if isinstance(array, Tracer)), arrays[0])
     sharding: tp.Any = jax.typeof(array).sharding if isinstance(array, Tracer) else array.sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*(part or None for part in axes)))

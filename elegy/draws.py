@@ -135,8 +135,7 @@ def _own_key(module: Node) -> jax.Array:
     if data is None:
         raise TraceError(
             f"{path_of(module)}: next_rng_key() was called inside a jax transform, and the module has no key of "
-            "its own, "
-            "since it drew none when it was initialised.\n"
+            "its own, since it drew none when it was initialised.\n"
             "  Pass a key as an argument of the transformed function: m.apply(x, rng=key), or elegy.rng_context(key)."
         )
     require_lanes_apart(module)

@@ -65,7 +65,7 @@ class DtypePolicy:
 
 
 def set_dtype_policy(module: Node, policy: DtypePolicy | None) -> None:
-    """Gives a module a policy, or takes it from it, and casts the parameters that it is to hold."""
+    """Gives a module a policy, or none, and casts the parameters that it holds to the `param_dtype` of the policy."""
     if policy is not None and not isinstance(policy, DtypePolicy):
         raise TypeError(f"{path_of(module)}: dtype_policy must be an elegy.DtypePolicy or None, got {policy!r}.")
     transact(lambda: _set_dtype_policy(module, policy))
@@ -89,7 +89,7 @@ def _set_dtype_policy(module: Node, policy: DtypePolicy | None) -> None:
 
 
 def computing(policy: tp.Any, run: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
-    """`run(module, *args, **kwargs)` as a policy wants it: on the module and the inputs after their cast."""
+    """`run(module, *args, **kwargs)` with parameters, inputs and outputs cast as a policy says."""
 
     def compute(module: Node, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         args, kwargs = cast((args, kwargs), policy.compute_dtype)
@@ -101,7 +101,7 @@ def computing(policy: tp.Any, run: Callable[..., tp.Any]) -> Callable[..., tp.An
                 outputs = run(module, *args, **kwargs)
         finally:
             state.dtype_policy = before
-            if journal is not None:  # who comes next in the pass, an optimiser perhaps, is to see what is kept
+            if journal is not None:  # later code of the pass, such as an optimiser, sees the dtypes that are kept
                 journal.show_as_kept(start)
         return cast(outputs, policy.output_dtype)
 
@@ -112,7 +112,7 @@ def _cast_for_a_while(module: Node, dtype: tp.Any) -> tp.Any:
     if dtype is None:
         return contextlib.nullcontext()
     values = [(node, name, _cast_parameters(node, name, value, dtype)) for node, name, value in _parameters_of(module)]
-    # What the call itself sets is kept in the dtype that it had.
+    # What the call itself sets is kept in the dtype that the attribute had.
     return temporarily(values, lambda new, old: jax.tree.map(_in_dtype_of, new, old, is_leaf=is_node))
 
 

@@ -19,7 +19,7 @@ from elegy.errors import LostUpdateWarning, ModuleOrderError, NameCollisionError
 from elegy.layout import Record, change, child_parts, meta_of, relayout, walk
 from elegy.leaves import Node, pending_of, set_class, set_pending, static_key
 from elegy.state import state, write, write_meta
-from elegy.transaction import belongs, held, in_class, own, visible
+from elegy.transaction import belongs, held, in_class, visible, writable
 
 # The attribute in which a module that draws random numbers keeps a key of its own.
 RNG_ATTRIBUTE = "rng_key"
@@ -41,8 +41,8 @@ def name_of(module: Node) -> str:
 
 
 def class_of(module: Node) -> tp.Any:
-    """The class whose code a module runs: its own, or where its class is made anew on each run of a method, the one of
-    the run that is going on, or of the last eager one."""
+    """The class whose code a module runs. Where a method defines the class, and so makes it anew on each run, that is
+    the class of the present run, or else of the last run outside of any trace."""
     for frame in reversed(state.frames):
         if id(module) in frame.classes:
             return frame.classes[id(module)]
@@ -141,8 +141,8 @@ class Frame:
             if frame.module is not self.module and not frame.building:
                 version = visible(frame.module)
                 if version._elegy_layout is None and version._elegy_ties is None:
-                    break
-                change(own(frame.module))
+                    break  # it is marked already, and so are those above it
+                change(writable(frame.module))
 
     def position(self) -> tuple[tp.Any, ...]:
         """Where the method is, to `go_back` to."""
@@ -306,7 +306,7 @@ def is_taken(module: Node, name: str) -> bool:
 # Places in the code, and paths
 # ---------------------------------------------------------------------------------------------------------------------
 
-# What stands between a caller and the core: its layers count as callers, its machinery does not.
+# The files that are passed over in the search for the caller of the core. Layers are not among them: they are callers.
 _CORE = {
     f"elegy.{name}"
     for name in (
@@ -437,8 +437,8 @@ def note_update(module: Node, name: str, path: str | None = None) -> None:
     """Inside a jax transform: remembers an update until the module is flattened or its state is read, and warns if the
     module dies before.
 
-    The state of a module that the transformed function made itself, by `copy` or `apply` or anew, is its own affair;
-    but a lost key would give the same random numbers in every call.
+    A module that the transformed function made itself, anew or by `copy` or `apply`, may lose its state without a
+    warning, but not its random key: it would draw the same numbers in every call.
     """
     version = visible(module)
     if version._elegy_born == tracing.EAGER or id(module) in state.threaded or state.init_pass is not None:
@@ -454,7 +454,7 @@ def note_update(module: Node, name: str, path: str | None = None) -> None:
         finalizer.atexit = False
     pending.append((name, user_site()))
     state.undo.append(lambda: pending.pop() if pending else None)
-    relayout(own(module))
+    relayout(writable(module))
 
 
 # Stands for the pending updates of a module that was made inside a transform.
@@ -462,7 +462,7 @@ PRIVATE = ()
 
 
 def _warn_if_lost(pending: list[tuple[str, str]], path: str, trace: tp.Any) -> None:
-    # A module that outlives its trace was in the traceback of an exception, or was stored somewhere.
+    # A module that dies in another trace was in the traceback of an exception, or stored somewhere: nothing is wrong.
     if pending and trace == tracing.current():
         names = sorted({name for name, _ in pending})
         without = (

@@ -1,5 +1,5 @@
 """What users of other libraries write, and what to write instead: for the errors of names and arguments that are not
-here. Looked at only where such an error is raised."""
+here. Used only where such an error is raised."""
 
 from __future__ import annotations
 

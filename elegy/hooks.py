@@ -22,13 +22,13 @@ def _scoped(name: str) -> str:
 
 
 class Kind(tp.NamedTuple):
-    """How the values of one kind of hook are combined. All that collects or carries them reads it here.
+    """How the values of one kind of hook are combined. Collectors and transforms read it.
 
-    - `full_name`: the name of what was declared under a name.
+    - `full_name`: the name under which a value is collected, from the one under which it was declared.
     - `repeated`: what becomes of two values of one name: they are added up, or the later one gets a number.
     - `lanes`: what becomes of the values of the lanes of a mapped function.
-    - `steps`: what becomes of the values of the steps of a scan or a loop. A loop has no place for a stack.
-    - `absent`: the value where of several branches another one ran, if the dtype has it; else 0.
+    - `steps`: what becomes of the values of the steps of a scan or a loop. A loop, of any length, cannot stack.
+    - `absent`: the value that a branch gives for what only another branch declares; 0 if the dtype does not have it.
     - `is_scalar`: whether the values must be scalars.
     """
 
@@ -61,7 +61,7 @@ KINDS: dict[str, Kind] = {
 class Event(tp.NamedTuple):
     """One call of add_loss, add_metric or add_summary, before repeated names are resolved.
 
-    - `module`: that of a summary which was given for a module, if it is one that the caller knows.
+    - `module`: the module for which a summary was given; None if it lives in a transform only.
     - `is_of_module`: whether the summary was given for a module. Then its name is a path, and may be repeated.
     """
 
@@ -167,7 +167,7 @@ def hooks_context(summaries: bool = False) -> Iterator[None]:
 
 
 def trace_key() -> Hashable:
-    """What hooks answer while a function is traced, apart from its arguments: for another key it is traced again."""
+    """What a traced function depends on besides its arguments and modules: for another key it is traced again."""
     collector = state.collector
     collects = None if collector is None else (collector.wants_summaries, *scope())
     return training(), collects, (state._rng or state.rng)._impl
@@ -352,13 +352,3 @@ def name_context(name: str) -> Iterator[None]:
         yield
     finally:
         state.name_levels.pop()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Position and randomness
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The whole context at once
-# ---------------------------------------------------------------------------------------------------------------------

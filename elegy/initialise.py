@@ -5,8 +5,8 @@ concretely by its initializer, from a key derived from its path, and journalled;
 function made is taken back, and the journalled values are put in place. An initial value that was made from arrays of
 the call is computed afterwards, by the part of the trace on which it depends.
 
-A function that fails after it has created something runs again, since it may have asked for parameters before they
-were there; so what it raises counts when it has created nothing.
+A function that fails after it has created something is run again, since it may have failed for want of a parameter
+that it has created later. What it raises in a run that creates nothing is raised.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from elegy.leaves import Node, is_array, is_node, set_undrawn, undrawn_of
 from elegy.precision import cast
 from elegy.random import fold_in_path
 from elegy.state import state, transaction, write, write_meta
-from elegy.transaction import Overlay, held, keep_created, own, visible
+from elegy.transaction import Overlay, held, keep_created, visible, writable
 
 Make = Callable[[], tp.Any]
 
@@ -66,7 +66,7 @@ class Creation:
 
 
 class Lane:
-    """Which of the stacked copies of a module an initial value is computed for: a part of their paths."""
+    """The number of the stacked copy for which an initial value is computed: a part of its path, and so of its key."""
 
     __slots__ = ("index",)
 
@@ -78,7 +78,7 @@ class Lane:
 
 
 class InitPass:
-    """What a running init pass has created so far."""
+    """The journal of a running init pass: what it has created so far."""
 
     def __init__(self) -> None:
         self.outer = state.init_pass
@@ -154,8 +154,8 @@ class InitPass:
                 creation.show()
 
     def draw_anew(self, root: Node) -> None:
-        """Draws what the constructors of a module, and of those below it that never ran, have drawn, from the keys of
-        this pass."""
+        """Draws again, with keys of this pass, what constructors have drawn: in those modules at or below `root` that
+        never ran."""
         paths = paths_below(root)
         for node in walk([root]):
             if meta_of(node).initialized:
@@ -168,14 +168,14 @@ class InitPass:
                     self.create(node, name, *recipe.maker(node, name, key), key)
             if undrawn:
                 write_meta(node, ties=True, created=True)
-                version = own(node)
+                version = writable(node)
                 set_undrawn(version, {})
                 attributes = {name: version.__dict__[name] for name in (*undrawn, *version.__dict__)}
                 version.__dict__.clear()  # the order of the attributes is that of the leaves
                 version.__dict__.update(attributes)
 
     def create_rng_key(self, module: Node) -> None:
-        """Gives a module that draws random numbers the key that it uses where the thread's stream cannot follow."""
+        """Gives a module that draws random numbers its own key, for use in the transforms of JAX itself."""
         if state.in_initializer or RNG_ATTRIBUTE in held(module):
             return
         require_same_trace(module, "created its random key")
@@ -283,7 +283,7 @@ def run_init_pass(
     - `args`, `kwargs`: arrays among them may be `jax.ShapeDtypeStruct`s.
     - `roots`: the modules that the function may initialise.
     - `axis`: a mapped axis to which the function may refer by its name, as in `jax.lax.pmean`.
-    - `anew`: a module of which also those parameters are drawn that constructors have drawn before.
+    - `anew`: a module in which the parameters that constructors have drawn are drawn again.
 
     **Returns:** whether anything was created.
     """
@@ -323,11 +323,11 @@ def _trace(body: Callable[[tp.Any], None], arrays: Sequence[tp.Any], journal: In
         _compute(closed, shapes, arrays, abstract, missing)
 
 
-_ABSTRACT = object()
+_ABSTRACT = object()  # stands for a value that is not computed yet
 
 
 def _compute(closed: tp.Any, shapes: tp.Any, arrays: tp.Any, creations: Sequence[Creation], wanted: list[int]) -> None:
-    """Gives those creations that are wanted the values that the outputs of a trace have for them."""
+    """Computes the values of the wanted creations, which are outputs of a trace."""
     sizes = [len(jax.tree.leaves(shape)) for shape in shapes]
     ends = np.cumsum(sizes)
     outputs = [range(end - size, end) for end, size in zip(ends.tolist(), sizes, strict=True)]
@@ -385,7 +385,7 @@ def _attempt(function, args, kwargs, roots, axis, anew) -> tuple[bool, Exception
             try:
                 function(*args, **kwargs)
             except Exception as error:
-                # What the function makes for itself is made anew by each pass.
+                # Only what was created in a module that outlasts the pass can let the next pass get further.
                 lasting = {id(node) for node in walk([*roots, *nodes_in((args, kwargs))])}
                 if not any(id(creation.module) in lasting for creation in journal.creations[drawn:]):
                     raise

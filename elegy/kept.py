@@ -1,4 +1,4 @@
-"""What transforms and modules both need of a module: that it can be called, and what is kept for its object."""
+"""What is kept for one module object and is no part of its value; and the protocol of objects that have a `call`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HasCall(tp.Protocol[Arguments, Outputs_co, Own_co]):
 
 
 def compiled(module: Node, name: tp.Any, compute: Callable[[], tp.Any]) -> tp.Any:
-    """What `compute` gave when it was first asked for under this name, for this very object; copies ask anew."""
+    """What `compute` gives, kept under a name for this very object: copies of the module compute anew."""
     known = getattr(module, "_elegy_compiled", None)
     if known is None:
         set_compiled(module, known := {})

@@ -4,8 +4,8 @@ A module's attributes are split once, when its structure is fixed, into *dynamic
 or foreign pytrees that hold some) and *static* ones. The result is a `Layout`, interned so that modules of equal
 structure share one object and JAX compares structures by identity.
 
-A *slot* is one place for a module or an array: an attribute, or one of the leaves of its value. Whatever goes through a
-module reads its slots.
+A *slot* is one place for a module or an array: an attribute, or one of the leaves of its value. Code that goes
+through a module reads its slots.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from elegy.leaves import (
     set_ties,
     static_key,
 )
-from elegy.transaction import show, structure, visible
+from elegy.transaction import install_attribute, structure, visible
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Bookkeeping
@@ -114,11 +114,11 @@ def change(version: Node, meta: Meta | None = None, *, ties: bool = True) -> Non
         set_ties(version, layout.ties)
     set_layout(version, None)
     if layout is not None:
-        structure.version = object()  # else nobody has looked at the module since its last change
+        structure.version = object()  # without a layout, nobody has looked at the module since its last change
 
 
 def relayout(version: Node) -> None:
-    """Sends the next flatten of a version of a module through `layout_of`, its structure being what it was."""
+    """Drops the layout of a version of a module, so that `layout_of` makes it again. The bookkeeping and ties stay."""
     layout = version._elegy_layout
     if layout is not None:
         set_meta(version, layout.meta)
@@ -159,7 +159,7 @@ class Layout:
         self.static = static
         self.compounds = compounds
         self.ties = ties
-        # The order of the attributes, where a tied one is among them: it decides by which path a shared module goes.
+        # The order of the attributes if there are ties, else empty: the first path to a shared module depends on it.
         self.order = order
         self.simple = not compounds and not ties
         self.keys = tuple(_AttributeKey(name) for name in names)
@@ -193,7 +193,7 @@ class Layout:
 
 
 def _named(one: Layout, other: Layout, error: Incomparable) -> StaticValueError:
-    """What is wrong with the static value that cannot be compared, with the name of its attribute."""
+    """The error that names the attribute whose static value cannot be compared."""
     pairs = [(name, value, other.static.get(name)) for name, value in one.static.items()]
     for name, compound in one.compounds.items():
         pairs.append((name, compound.static, other.compounds[name].static if name in other.compounds else None))
@@ -249,14 +249,14 @@ def split_attributes(attributes: dict[str, tp.Any], parameters: Mapping[str, boo
     compounds: dict[str, Compound] = {}
     for name, value in attributes.items():
         if value is None or isinstance(value, Node) or is_array(value):
-            names.append(name)  # None is a tree without leaves, for which equinox.tree_at can put something
+            names.append(name)  # None is a place to which equinox.tree_at may put an array
         elif name in parameters and jax.tree_util.all_leaves([value]):
             names.append(name)
         elif (is_static(value) or is_plain(value)) and name not in parameters:
             static[name] = value
         else:
-            compound, moves = split(value)
-            if moves or name in parameters:
+            compound, has_dynamic = split(value)
+            if has_dynamic or name in parameters:
                 names.append(name)
                 if compound is not None:
                     compounds[name] = compound
@@ -267,7 +267,7 @@ def split_attributes(attributes: dict[str, tp.Any], parameters: Mapping[str, boo
 
 def interned(cls, meta, names, static, compounds, ties, order) -> Layout:
     for name in names:
-        show(cls, name)
+        install_attribute(cls, name)
     key = (
         cls,
         meta.key(),
@@ -279,7 +279,7 @@ def interned(cls, meta, names, static, compounds, ties, order) -> Layout:
     )
     try:
         layout = _layouts.get(key)
-    except TypeError:  # an unhashable static value: such layouts are compared by value
+    except TypeError:  # an unhashable static value: the layout is not interned, but compared by value
         return Layout(cls, meta, names, static, compounds, ties, order, key)
     except Incomparable as error:
         raise _culprit(Layout(cls, meta, names, static, compounds, ties, order, key), error) from None
@@ -290,7 +290,7 @@ def interned(cls, meta, names, static, compounds, ties, order) -> Layout:
 
 
 def _culprit(made: Layout, error: Incomparable) -> StaticValueError:
-    """Which static value was at fault when a layout was looked up among all others."""
+    """The error that names the static value at fault when the comparison of a layout with known ones has failed."""
     for layout in list(_layouts.values()):
         if layout.cls is made.cls:
             try:
@@ -310,12 +310,12 @@ class Slot(tp.NamedTuple):
 
     - `name`: the attribute.
     - `position`: the number among the leaves of the attribute's value, modules counting as leaves.
-    - `number`: the same, where None counts too. By these arrays are frozen one by one: in a part of a module, where
-      None stands for the others, they are the same.
+    - `number`: the same, where None counts as a leaf too. A single frozen array is noted by it, since it is the same in
+      each part of a module that `elegy.partition` gives, where None stands for other arrays.
     - `keys`: the way from the attribute's value to the place, None if the value itself stands there.
     - `holds`: what stands there.
-    - `declared`: whether it is trainable unless it is frozen. So is a parameter that was declared trainable, and so are
-      the inexact arrays of a pytree of another library.
+    - `declared`: whether it is trainable unless it is frozen: an inexact array of a parameter that was declared
+      trainable, or of a pytree of another library.
     - `trainable`: whether it is trainable.
     """
 
@@ -352,14 +352,14 @@ def slots(node: Node) -> list[tuple[Slot, tp.Any]]:
 
 
 def slots_by_attribute(node: Node) -> dict[str, list[tuple[Slot, tp.Any]]]:
-    """The same by the attributes to which the places belong."""
+    """What `slots` gives, for each attribute that has any."""
     version = visible(node)
     layout = version._elegy_layout
     if layout is not None and layout.rows is not None:
         known = _read(layout.rows, version.__dict__)
         if known is not None:
             return known
-    # The structure is not fixed yet, or whoever put the module together replaced something by another kind of object.
+    # There is no layout yet, or no slots of it, or the module was put together from objects of other kinds.
     rows = _rows(version)
     if layout is not None:
         layout.rows = rows

@@ -23,22 +23,21 @@ if tp.TYPE_CHECKING:
 
 
 class Node:
-    """What the pytree machinery needs of a module: attributes in `__dict__`, and slots beside it, named so that they
-    leave the names of attributes alone.
+    """The base class of modules. Attributes are in `__dict__`; what Elegy notes of a module is in `__slots__`.
 
-    - `_elegy_layout`: the interned structure, or None after a structural change.
-    - `_elegy_meta`: the bookkeeping from which the layout is made.
-    - `_elegy_ties`: submodules reachable by two paths that part at this node; None when nobody has looked.
+    - `_elegy_layout`: the layout, or None if the structure changed since it was made.
+    - `_elegy_meta`: the bookkeeping, while there is no layout; else the layout has it.
+    - `_elegy_ties`: likewise the ties noted at this module; None if nobody has looked for them since a change.
     - `_elegy_born`: the trace to which the object belongs.
 
     Set when they are needed:
 
-    - `_elegy_pending`: what was updated inside a jax transform since the module was last looked at.
+    - `_elegy_pending`: the updates inside a jax transform that nobody has read yet; see `elegy.frames.note_update`.
     - `_elegy_fixed`: what stands for the static leaves of foreign pytrees while the module is flattened.
     - `_elegy_compiled`: functions compiled for this very object, and values of its cached properties.
-    - `_elegy_undrawn`: the attributes, in order, of a module whose `__init__` could draw nothing, since it ran in a
-      trace without the random stream: a value of the same shape for each that waits for `init`, None for the others.
-    - `_elegy_class`: where the class is made anew on each run of a method, that of the last eager one.
+    - `_elegy_undrawn`: of a module whose `__init__` ran in a trace without the random stream: its attributes in order,
+      each with a blank of the same shape if it waits for `init` to draw it, else with None.
+    - `_elegy_class`: of a module whose class a method makes anew on each run: that of the last run without a trace.
     """
 
     __slots__ = (
@@ -60,7 +59,7 @@ class Node:
 
     # The names of the methods of every module.
     _elegy_methods: tp.ClassVar[frozenset[str]] = frozenset()
-    # The attribute in which a module, which then stands for a list, holds the elements stacked.
+    # Of a module that stands for a list: the attribute with the one module that holds the elements, stacked.
     _elegy_items: tp.ClassVar[str] = ""
     # Whether the class was made inside a function, perhaps anew on each run, with other values in its closures.
     _elegy_is_local: tp.ClassVar[bool] = False
@@ -89,13 +88,13 @@ set_ties = Node.__dict__["_elegy_ties"].__set__
 set_undrawn = Node.__dict__["_elegy_undrawn"].__set__
 
 
-# Reading of what is set when it is needed. `getattr` would ask `__getattr__`, which looks for more than that.
+# These read what may not be set. `getattr` would then run the `__getattr__` of modules, which is slow.
 _pending = Node.__dict__["_elegy_pending"].__get__
 _undrawn = Node.__dict__["_elegy_undrawn"].__get__
 
 
 def pending_of(version: Node) -> tp.Any:
-    """What was updated inside a jax transform since a module was last looked at."""
+    """The `_elegy_pending` of a version of a module; None if it is not set."""
     try:
         return _pending(version)
     except AttributeError:
@@ -103,7 +102,7 @@ def pending_of(version: Node) -> tp.Any:
 
 
 def undrawn_of(version: Node) -> dict[str, tp.Any]:
-    """The attributes of a module whose `__init__` could draw nothing, with what waits for `init`."""
+    """The `_elegy_undrawn` of a version of a module; empty if it is not set."""
     try:
         return _undrawn(version)
     except AttributeError:
@@ -114,7 +113,7 @@ def is_node(value: tp.Any) -> bool:
     return isinstance(value, Node)
 
 
-# Classes whose objects are arrays, as far as they were seen. To ask JAX takes three times as long.
+# Classes whose objects are arrays, among those seen so far. `isinstance` takes three times as long.
 _array_types: set[type] = {np.ndarray, jax.ShapeDtypeStruct}
 
 
@@ -122,7 +121,7 @@ def is_array(value: tp.Any) -> bool:
     if type(value) in _array_types:
         return True
     found = isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
-    if found and not isinstance(value, Tracer):  # of these some are none: they stand for a `jax.Ref`, say
+    if found and not isinstance(value, Tracer):  # some tracers are no arrays: they stand for a `jax.Ref`, say
         _array_types.add(type(value))
     return found
 
@@ -253,7 +252,7 @@ _MAPPINGS = (dict, types.MappingProxyType)
 def _hidden(value: tp.Any) -> tp.Any:
     """A module or an array in a container, dataclass, namespace or partial function that is no pytree; or None.
 
-    What another object keeps is its own affair: it may refer back to a module, and be as large as it likes.
+    Objects of other kinds are not searched: they may refer back to a module, and be of any size.
     """
     seen: set[int] = set()
     stack = [value]
@@ -297,8 +296,8 @@ def _has_own_equality(value: tp.Any) -> bool:
 
 
 def _check_comparable(where: str, value: tp.Any) -> None:
-    """Refuses an object whose `==` cannot work. At construction this is tried only where it is likely, on an object
-    that compares itself and holds an array; elsewhere it comes to light when two objects are compared."""
+    """Refuses an object whose `==` gives no bool. Only an object that holds an array and whose `__eq__` a user wrote is
+    tried here; others are found out when two of them are compared."""
     if not _has_own_equality(value) or not any(map(is_array, _attributes(value))):
         return
     try:
@@ -335,8 +334,8 @@ def incomparable(where: str, value: tp.Any, what: Incomparable) -> StaticValueEr
     )
 
 
-class _Own:
-    """A value that compares itself, by a method that a user wrote: called late, and its answer is checked."""
+class _SelfCompared:
+    """The key of a value whose `__eq__` a user wrote. That runs when two keys are compared, and must give a bool."""
 
     __slots__ = ("value",)
 
@@ -344,7 +343,7 @@ class _Own:
         self.value = value
 
     def __eq__(self, other: tp.Any) -> bool:
-        if not isinstance(other, _Own):
+        if not isinstance(other, _SelfCompared):
             return False
         return self.value is other.value or _equal(self.value, other.value)
 
@@ -355,13 +354,13 @@ class _Own:
         return repr(self.value)
 
 
-# Whose `==` tells apart all that differs.
+# Types two values of which are equal only if they are the same in every way.
 _EXACT = frozenset((bool, int, str, bytes, type, type(None), types.FunctionType, types.BuiltinFunctionType))
 
 
 def static_key(value: tp.Any) -> Hashable:
     """A key that tells apart what `==` does not: 1, 1.0 and True, 0.0 and -0.0, a list and a tuple; also as parts of
-    tuples, sets and dataclasses. What compares itself by a method of its own is taken at its word."""
+    tuples, sets and dataclasses. A value whose `__eq__` a user wrote is compared by that."""
     kind = type(value)
     if kind in _EXACT:
         return (kind, value)
@@ -376,12 +375,12 @@ def static_key(value: tp.Any) -> Hashable:
         return known
     if kind in (tuple, list, dict):
         return _container_key(value)
-    if kind is functools.partial:  # which by itself is equal to itself only
+    if kind is functools.partial:  # Python compares these by identity
         return (kind, static_key(value.func), static_key(value.args), static_key(value.keywords))
     parts = _compared_parts(kind, value)
     if parts is not None:
-        return (kind, _InParts(value, parts))
-    return (kind, _Own(value) if _has_own_equality(value) else value)
+        return (kind, _ByParts(value, parts))
+    return (kind, _SelfCompared(value) if _has_own_equality(value) else value)
 
 
 class _Hashed:
@@ -400,7 +399,7 @@ class _Hashed:
         return self.hash
 
     def __reduce__(self) -> tp.Any:
-        return _Hashed, (self.key,)  # in another process the hash is another one
+        return _Hashed, (self.key,)  # hashes differ between processes
 
     def __repr__(self) -> str:
         return repr(self.key)
@@ -418,8 +417,8 @@ def _container_key(value: tp.Any) -> Hashable:
 
 
 def _sequence_key(items: Sequence[tp.Any]) -> tuple[bool, Hashable]:
-    """A key of several values in their order, and whether it can never change. Large tables take no step of Python for
-    each item."""
+    """Whether the key of several values in their order can never change, and the key. For large tables of one simple
+    type no Python code runs for each item."""
     kinds = set(map(type, items))
     if kinds <= _EXACT:
         return True, (tuple(map(type, items)) if len(kinds) > 1 else tuple(kinds), tuple(items))
@@ -434,7 +433,7 @@ def _sequence_key(items: Sequence[tp.Any]) -> tuple[bool, Hashable]:
 
 
 def _compared_parts(kind: type, value: tp.Any) -> tp.Any:
-    """The keys of what the `==` of a value compares, if that is one of Python's or NumPy's own; else None."""
+    """The keys of the parts that the `==` of a value compares, if it was written by Python or NumPy; else None."""
     equal = kind.__eq__
     if equal is complex.__eq__:
         return (static_key(value.real), static_key(value.imag))
@@ -448,13 +447,13 @@ def _compared_parts(kind: type, value: tp.Any) -> tp.Any:
     if isinstance(value, np.generic):
         return (value.dtype, value.tobytes())
     if getattr(getattr(equal, "__code__", None), "co_filename", "") == "<string>" and dataclasses.is_dataclass(kind):
-        compared = (field.name for field in dataclasses.fields(kind) if field.compare)  # as in what `dataclass` wrote
+        compared = (field.name for field in dataclasses.fields(kind) if field.compare)  # as its `__eq__` does
         return tuple(static_key(getattr(value, name)) for name in compared)
     return None
 
 
-class _InParts:
-    """A value that is compared by keys of its parts. It cannot be hashed if the value cannot, since that may change."""
+class _ByParts:
+    """A value that is compared by keys of its parts. It has no hash if the value, which may then change, has none."""
 
     __slots__ = ("parts", "value")
 
@@ -463,7 +462,7 @@ class _InParts:
         self.parts = parts
 
     def __eq__(self, other: tp.Any) -> bool:
-        return isinstance(other, _InParts) and self.parts == other.parts
+        return isinstance(other, _ByParts) and self.parts == other.parts
 
     def __hash__(self) -> int:
         hash(self.value)
@@ -474,7 +473,7 @@ class _InParts:
 
 
 class StaticKey:
-    """A static value that is compared as `static_key` tells."""
+    """A static value that is compared by its `static_key`."""
 
     __slots__ = ("value",)
 
@@ -492,7 +491,8 @@ class StaticKey:
 
 
 def check_keys(where: str, value: tp.Any) -> None:
-    """Refuses a dict that holds arrays or modules under keys without a common order: JAX could not flatten it."""
+    """Refuses a dict that holds arrays or modules under keys without a common order. JAX could not flatten
+    the plain dict that `get_parameters` makes of it."""
     if is_plain(value):
         return
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()

@@ -26,9 +26,6 @@ from elegy.pytree import forget_pending
 from elegy.state import remove, state, transact, transaction, write, write_meta
 from elegy.transaction import held, lock
 
-Make = Callable[[], tp.Any]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,7 +100,7 @@ def _warn_if_it_never_ran(module: Node) -> None:
 
 
 def check_value(path: str | Callable[[], str], old: tp.Any, new: tp.Any) -> tp.Any:
-    """`new` as a replacement of the array `old`; a path that costs something is given as a function."""
+    """`new` as a replacement of the array `old`. A function gives the path where that is costly."""
     value: tp.Any = new
     if isinstance(new, (bool, int, float, complex)):
         value = _of_dtype(path, old, new)
@@ -119,7 +116,7 @@ def check_value(path: str | Callable[[], str], old: tp.Any, new: tp.Any) -> tp.A
             "  Give a value of the same shape and dtype (reshape it, or use .astype)."
         )
     if isinstance(value, np.ndarray) and isinstance(old, jax.Array) and not isinstance(old, Tracer):
-        # What annotations call an Array. A copy, since that of NumPy may be written to.
+        # An array of JAX, as annotations demand. It is a copy, since the array of NumPy may be written to later.
         value = jax.device_put(np.array(value), old.sharding) if old.committed else jnp.array(value)
     return strong(value)
 

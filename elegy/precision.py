@@ -8,7 +8,7 @@ import numpy as np
 
 from elegy.leaves import is_array, is_node
 
-# Kinds of number, each of which holds those before.
+# Kinds of number, each of which can hold the values of those before it.
 PYTHON_NUMBERS = (bool, int, float, complex)
 NUMBERS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
@@ -16,7 +16,7 @@ NUMBERS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 def at_least_float32(*dtypes: tp.Any) -> tp.Any:
     """The dtype in which to sum values of these dtypes: float32, or float64 if one of them is.
 
-    Unlike `jnp.promote_types` it does not ask how strict JAX was told to be.
+    Unlike `jnp.promote_types` it works under strict dtype promotion too.
     """
     return jnp.float64 if any(jnp.dtype(dtype) == jnp.float64 for dtype in dtypes) else jnp.float32
 
@@ -36,5 +36,5 @@ def cast(tree: tp.Any, dtype: tp.Any) -> tp.Any:
 
 
 def strong(value: tp.Any) -> tp.Any:
-    """An array without JAX's weak type, which would be another input to a compiled function than its own output."""
+    """An array without JAX's weak type, with which a compiled function would be traced again for its own output."""
     return jnp.asarray(value, value.dtype) if getattr(value, "weak_type", False) else value

@@ -30,7 +30,7 @@ from elegy.leaves import (
 from elegy.pickling import portable
 from elegy.sharing import TIED, cut, find_ties, tie_together
 from elegy.tracing import EAGER, running
-from elegy.transaction import lock, opened, own, visible
+from elegy.transaction import lock, opened, visible, writable
 
 
 def make_layout(node: Node, ties: tuple[Tie, ...]) -> Layout:
@@ -49,7 +49,7 @@ copyreg.pickle(Layout, _reduced)  # type: ignore[arg-type]
 
 
 def _remade(cls, meta, names, static, compounds, ties, order) -> Layout:
-    """A layout from a pickle, which is the one that is here already if there is an equal one."""
+    """A layout from a pickle, or the equal one that is interned already."""
     register(cls)
     return interned(cls, meta, names, dict(static), compounds, ties, order)
 
@@ -67,7 +67,7 @@ def layout_of(node: Node) -> Layout:
         version = visible(node)
     ties = version._elegy_ties or ()
     layout = make_layout(cut(version, [tie.target for tie in ties]) if ties else version, ties)
-    set_layout(own(node), layout)
+    set_layout(writable(node), layout)
     return layout
 
 
@@ -81,7 +81,7 @@ def set_aside_undrawn(node: Node) -> None:
 
 
 def require_drawn(node: Node) -> None:
-    """Refuses to use a module whose constructor could draw nothing, and that `init` was not called on since."""
+    """Refuses to use a module whose constructor could draw nothing, and on which `init` was not called since."""
     undrawn = undrawn_of(visible(node))
     waiting = [name for name, blank in undrawn.items() if blank is not None]
     if waiting:
@@ -97,7 +97,7 @@ def require_drawn(node: Node) -> None:
 
 
 def forget_pending(root: Node) -> None:
-    """Counts what was updated inside a jax transform as seen: whoever reads the state of a module by name has it."""
+    """Counts the updates inside a jax transform as read, since the caller is given the state of the module itself."""
     if root._elegy_born != tracing.EAGER:
         for node in walk([root]):
             if pending := pending_of(visible(node)):
@@ -166,14 +166,14 @@ def register(cls: type[Node]) -> None:
         jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
         for base in cls.__mro__:
             if issubclass(base, Node) and dataclasses.is_dataclass(base):
-                _be_a_module(base)
+                _drop_generated_methods(base)
         _registered.add(cls)
 
 
-def _be_a_module(cls: type) -> None:
-    """Takes from a dataclass what `dataclasses` wrote. Comparing field by field has no meaning for arrays: a module is
-    equal to itself. And it is shown and frozen in its own way."""
-    if _is_generated(cls.__eq__):  # its own, or that of a dataclass which is no module
+def _drop_generated_methods(cls: type) -> None:
+    """Takes from a dataclass the methods that `dataclasses` wrote. Arrays cannot be compared field by field: a module
+    is equal to itself only. `Module` says how it is shown and frozen."""
+    if _is_generated(cls.__eq__):  # written for this class, or for a base that is no module
         cls.__eq__ = object.__eq__  # type: ignore[method-assign]
         if cls.__hash__ is None or _is_generated(cls.__hash__):
             cls.__hash__ = object.__hash__  # type: ignore[method-assign]

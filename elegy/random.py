@@ -101,8 +101,8 @@ class RNG:
             self._impl = str(jax.random.key_impl(key))
             # Raw data, since a typed key costs several times as much to pass to a compiled function.
             self._data = jax.random.key_data(key)
-        # The keys of initialisation come from a stream of their own, so that a first call draws the same dropout masks
-        # whether it initialises eagerly or inside a transform. Forks count on together.
+        # The keys of initialisation derive from the root and a count, so that a first call draws the same dropout masks
+        # whether it initialises eagerly or inside a transform. Forks share the count. None in a threaded stream.
         self._root: jax.Array | None = self._data
         # Derives the stream of one lane from that of all, the first time that the lane draws.
         self._enter: Callable[[jax.Array], jax.Array] | None = None
@@ -154,7 +154,7 @@ class RNG:
         return fork
 
     def threaded(self, data: jax.Array, enter: Callable[[jax.Array], jax.Array] | None = None) -> RNG:
-        """The stream as an argument of a compiled function: initialisations draw from it like anything else."""
+        """A stream whose state, `data`, is an argument of a compiled function. Initialisations draw from it as well."""
         rng = _restore(self._impl, (data, None, 0))
         rng._enter = enter
         return rng

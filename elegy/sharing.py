@@ -15,7 +15,7 @@ import jax
 from elegy import tracing
 from elegy.layout import Step, Tie, change, children, meta_of, relayout
 from elegy.leaves import Node, is_node, pending_of, set_born, set_layout, set_meta, set_pending, set_ties
-from elegy.transaction import own, visible
+from elegy.transaction import visible, writable
 
 
 class _Tied:
@@ -29,7 +29,7 @@ TIED = _Tied()
 
 
 def find_ties(root: Node) -> None:
-    """Looks for modules reachable by two paths; every module below `root` learns what it must know to flatten."""
+    """Looks for modules that are reachable by two paths, and notes the ties at the modules where the paths part."""
     seen = {id(root)}
     order = [root]
     shared = False
@@ -40,20 +40,20 @@ def find_ties(root: Node) -> None:
             else:
                 seen.add(id(child))
                 order.append(child)
-    ties = _part_points(root) if shared else {}
+    ties = _ties_by_module(root) if shared else {}
     for node in order:
         found = tuple(sorted(ties.get(id(node), ()), key=repr))
         version = visible(node)
         layout = version._elegy_layout
         if (version._elegy_ties if layout is None else layout.ties) != found:
-            version = own(node)
+            version = writable(node)
             if layout is not None:
                 change(version)
             set_ties(version, found)
 
 
-def _part_points(root: Node) -> dict[int, list[Tie]]:
-    """For each module, by id, the pairs of occurrences that part there."""
+def _ties_by_module(root: Node) -> dict[int, list[Tie]]:
+    """The ties between paths that part at a module, by the id of the module."""
     first: dict[int, tuple[Step, ...]] = {}
     repeats: dict[int, list[tuple[Step, ...]]] = {}
     stack: list[tuple[Node, tuple[Step, ...]]] = [(root, ())]
@@ -80,7 +80,7 @@ def _part_points(root: Node) -> dict[int, list[Tie]]:
 
 
 class _Contents:
-    """The leaves of the containers that some modules hold, each flattened once, and what is to be put among them."""
+    """Reads and replaces submodules by their step. Each container is flattened once, and put together by `write`."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, str], tuple[Node, list[tp.Any], tp.Any]] = {}
@@ -112,7 +112,7 @@ class _Contents:
 
 
 def shallow_copy(node: Node) -> Node:
-    """A new object with the same attributes, in which the same modules are found by two paths."""
+    """A new object with the same attributes and ties."""
     if visible(node)._elegy_layout is None and visible(node)._elegy_ties is None:
         find_ties(node)
     node = visible(node)
@@ -126,11 +126,11 @@ def shallow_copy(node: Node) -> Node:
 
 
 def cut(node: Node, targets: Sequence[tuple[Step, ...]]) -> Node:
-    """A copy of the nodes along `targets`, in which a marker stands at the end of each."""
+    """A copy of a module, and of those on the way to the `targets`, with the marker `TIED` at the end of each way."""
     copy = shallow_copy(node)
     pending = pending_of(visible(node))
     if pending:
-        set_pending(copy, pending)  # what becomes of the copy becomes of the node
+        set_pending(copy, pending)  # one list for both: what is read of the copy is read of the module
     groups: dict[Step, list[tuple[Step, ...]]] = {}
     for target in targets:
         groups.setdefault(target[0], []).append(target[1:])
@@ -166,7 +166,7 @@ def tie_together(node: Node, ties: Sequence[Tie]) -> None:
                 set_ties(parent, None)
             contents.place(parent, tie.target[-1], source)
         except (AttributeError, IndexError, KeyError):
-            continue  # objects without structure stand where the modules were
+            continue  # the tree was put together with other objects in the places of modules
     contents.write()
     for parent, order in orders.values():
         attributes = parent.__dict__

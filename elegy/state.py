@@ -14,7 +14,19 @@ from elegy.errors import TraceError
 from elegy.layout import Meta, change, meta_of
 from elegy.leaves import Node
 from elegy.random import RNG
-from elegy.transaction import Conflict, Overlay, commit, commits, entry_of, keep, lock, own, restore, show, thread
+from elegy.transaction import (
+    Conflict,
+    Overlay,
+    commit,
+    commits,
+    entry_of,
+    install_attribute,
+    keep,
+    lock,
+    restore,
+    thread,
+    writable,
+)
 
 if tp.TYPE_CHECKING:
     from elegy.frames import Frame
@@ -27,12 +39,12 @@ Result = tp.TypeVar("Result")
 DEFAULT_SEED = 42
 
 
-# What hooks answer is fixed while a function is compiled, also by stock jax.jit: these are parts of its cache key. They
-# belong to a thread.
+# The mode of a thread, and whether its collector wants summaries. They are parts of JAX's cache keys, so that for other
+# values stock jax.jit too compiles a function again.
 _mode = jax.make_user_context(True)
 _collecting = jax.make_user_context(None)
-# Where code runs. JAX finds a function that it has traced by its identity, together with the arrays in its closure, but
-# never in another context than the one in which it traced it.
+# Where code runs. JAX finds the trace of a function again by the function's identity, with the arrays that were in its
+# closure then; but not where this has another value than when it was traced.
 _place = jax.make_user_context(None)
 
 
@@ -46,17 +58,17 @@ class State(threading.local):
         self.init_pass: InitPass | None = None
         # Whether an initializer runs in an init pass: what it draws comes from the key of its parameter.
         self.in_initializer: bool = False
-        # How to take back what is not kept in overlays.
+        # Functions that take back what was done outside of overlays, the newest last.
         self.undo: list[Callable[[], object]] = []
         # The modules that a transform of elegy carries in and out of the running trace, by id.
         self.threaded: Mapping[int, Node] = {}
-        # Those among them that an init pass did not reach, with the method.
+        # The ids of those among them that an init pass did not reach, each with the method: it may create nothing.
         self.unreached: frozenset[tuple[int, str]] = frozenset()
         # How many modules were constructed so far.
         self.constructed: int = 0
         # Whether the code runs within `elegy.debug`.
         self.debugging: bool = False
-        # How many functions that elegy.vmap maps are running in each other.
+        # How many calls of elegy.vmap are running, each inside the one before.
         self.maps: int = 0
         # The dtypes in which the innermost module with a policy runs.
         self.dtype_policy: tp.Any = None
@@ -88,8 +100,8 @@ state = State()
 class transaction:  # noqa: N801
     """What happens within is kept if the block ends; if it raises, nothing has happened.
 
-    In a call that runs in an overlay of its trace, what happened since is taken back; else an overlay is opened, and
-    committed at the end. What a thread keeps besides modules is noted at the start, to go back to.
+    If the top overlay is of the running trace, changes go into it, and are taken back on failure; else an overlay is
+    opened, and committed at the end. What a thread keeps besides modules is noted at the start, to go back to.
 
     **Raises:** `Conflict` if another thread changed the structure of the same modules meanwhile; see `transact`.
     """
@@ -128,7 +140,7 @@ class transaction:  # noqa: N801
             if kind is None:
                 keep(top, self.saved, self.outer)
             else:
-                thread.top = top  # an interrupt may have come between an overlay and its end
+                thread.top = top  # an interrupt may have left another overlay on top
                 restore(top, self.saved, self.outer)
                 self._go_back()
             return
@@ -176,20 +188,20 @@ def transact(function: Callable[[], Result]) -> Result:
 
 
 def is_to_be_run_again(error: BaseException, begun: int) -> bool:
-    """Whether a transaction failed since another thread changed modules meanwhile, or may have.
+    """Whether a transaction failed, or may have failed, because another thread changed modules meanwhile.
 
     - `begun`: the number of commits when it began.
     """
     if thread.top is not None:
-        return False  # that is for the outermost one to say
+        return False  # only the outermost transaction is run again
     with lock:
         return isinstance(error, Conflict) or commits.number != begun
 
 
 def write(module: Node, name: str, value: tp.Any, created: bool = False) -> None:
     """Sets an attribute of a module."""
-    show(type(module), name)
-    version = own(module)
+    install_attribute(type(module), name)
+    version = writable(module)
     version.__dict__[name] = value
     if version is not module and (entry := entry_of(module)) is not None:
         entry.written.add(name)
@@ -199,15 +211,15 @@ def write(module: Node, name: str, value: tp.Any, created: bool = False) -> None
 
 def remove(module: Node, name: str) -> None:
     """Takes an attribute from a module, if it has it."""
-    version = own(module)
+    version = writable(module)
     if version.__dict__.pop(name, None) is not None and version is not module:
         if (entry := entry_of(module)) is not None:
             entry.written.add(name)
 
 
 def write_meta(module: Node, meta: Meta | None = None, ties: bool = False, created: bool = False) -> None:
-    """Replaces a module's bookkeeping; with `ties`, submodules are others too."""
-    version = own(module)
+    """Replaces the bookkeeping, if given, and marks the structure as changed; with `ties` the submodules too."""
+    version = writable(module)
     before = meta_of(version)
     change(version, meta, ties=ties)
     top = thread.top
@@ -296,10 +308,10 @@ def training_context(training: bool) -> Iterator[None]:
 
 
 def placed(place: Hashable) -> tp.Any:
-    """Within it JAX finds nothing again that it traced in another place."""
+    """A context in which JAX uses no trace that it made with another `place`."""
     return _place(place)
 
 
 def collecting(collector: Collector | None) -> tp.Any:
-    """Within it compiled functions are those that declare what a collector collects."""
+    """A context in which compiled functions declare what a collector collects."""
     return _collecting(None if collector is None else collector.wants_summaries)

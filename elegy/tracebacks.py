@@ -23,8 +23,8 @@ _SHOWN = tuple(os.path.join(_HOME, room, "") for room in ("nn", "losses", "metri
 def shorten(error: BaseException) -> None:
     """Takes the frames of this package out of the traceback of an error, from the frame that caught it on.
 
-    To be called where an error leaves the package, followed by a bare `raise`: the non-raising path is not touched.
-    Inside the call of a module nothing is done, since the outermost one will see the whole.
+    To be called where an error leaves the package, followed by a bare `raise`. Inside the call of a module it does
+    nothing, since the outermost call will do it for the whole traceback.
     """
     if state.frames or tp.cast(tp.Any, jax.config).jax_traceback_filtering == "off":
         return
@@ -45,7 +45,7 @@ def _filtered(error: BaseException) -> types.TracebackType | None:
     while entry is not None:
         entries.append(entry)
         entry = entry.tb_next
-    # Of an error that is none of ours, the place where it was raised says what is wrong.
+    # The last frame stays unless the error is one of Elegy: the place where it was raised says what is wrong.
     last = len(entries) if isinstance(error, ElegyError) else len(entries) - 1
     kept = [entry for number, entry in enumerate(entries) if number == last or _is_shown(entry.tb_frame.f_code)]
     if len(kept) == len(entries):

@@ -10,7 +10,8 @@ is read through the stack and written to its top, so:
   ever holds the tracers of somebody else's trace, so no other thread sees one;
 - an init pass runs in an overlay that is dropped, but for what it created.
 
-Without an overlay a module is what it says. All that is done under `lock` is to read or to write attributes.
+Where no overlay is open, code sees the modules themselves. Under `lock` attributes are read or
+written, and no code of users runs.
 """
 
 from __future__ import annotations
@@ -53,9 +54,8 @@ commits = Commits()
 
 
 class Structure:
-    """Another object after each structural change of a module, so that a cached view of one knows when to look again.
-
-    An object and not a number, since two threads that count at once might lose a change.
+    """`version` is another object after each structural change of any module, so that a cached view knows when to look
+    again. It is no number, since two threads that count at once might lose a change.
     """
 
     version = object()
@@ -72,7 +72,7 @@ class Entry:
     - `written`: the attributes that were written.
     - `created`: those among them that were created, in order, with their first values; an init pass keeps them.
     - `changed`: whether the structure changed.
-    - `created_meta`, `created_flags`: whether a creation changed the bookkeeping, and in it what is trainable.
+    - `created_meta`, `created_flags`: whether a creation changed the bookkeeping, and in it a flag, as `trainable`.
     """
 
     __slots__ = ("changed", "created", "created_flags", "created_meta", "node", "origin", "written")
@@ -98,7 +98,7 @@ class Entry:
         self.created_flags |= other.created_flags
 
 
-# By the ids of modules, the shadows to go back to; None where there was none.
+# The shadows to go back to, with their entries, by the ids of the modules; None where there was none.
 Saved = dict[int, tuple[Node, Entry] | None]
 
 
@@ -106,10 +106,10 @@ class Overlay:
     """Shadows of some modules, by the ids of the modules.
 
     - `trace`: that of the code which runs in it.
-    - `outer`: of an init pass, the trace around it, whose modules it may change as that code itself could.
+    - `outer`: of an init pass, the trace around it; the pass may change the modules of that trace too.
     - `saved`: what to go back to if the innermost running call fails and its caller goes on.
     - `changed`: whether the structure of a module changed.
-    - `views`: what transforms know of such modules.
+    - `views`: the views of transforms that contain such a change, and so are of no use to other threads.
     - `frame`: of a transform, the id of the Python frame that runs its function; outside of it modules have other
       arrays.
     """
@@ -138,7 +138,7 @@ class Overlay:
         opened.discard(id(self))
 
     def add(self, node: Node, born: tp.Any) -> Node:
-        """A shadow of what is visible of a module, which belongs to a trace."""
+        """Makes a shadow of a module as it is visible now. The shadow belongs to the trace `born`."""
         with lock:
             below = visible(node)
             shadow = self.shadows[id(node)] = _copy(below)
@@ -152,7 +152,7 @@ class _Thread(threading.local):
 
 
 thread = _Thread()
-# The ids of the overlays of all threads. Where there are none a module is what it says, which is faster to see here.
+# The ids of the open overlays of all threads. While there are none, no look-up needs to search for a shadow.
 opened: set[int] = set()
 
 
@@ -207,7 +207,7 @@ class Attribute:
         raise AttributeError(name)
 
     def __set__(self, instance: tp.Any, value: tp.Any) -> None:
-        instance.__dict__[self.name] = value  # in the constructor, before which nobody knows the module
+        instance.__dict__[self.name] = value  # only a constructor comes here, when nobody else knows the module
 
     def __delete__(self, instance: tp.Any) -> None:
         try:
@@ -219,15 +219,15 @@ class Attribute:
         return Attribute, ((self.name,) if self.default is NOTHING else (self.name, self.default))
 
 
-def show(cls: type, name: str) -> None:
-    """Lets an attribute of the instances of a class be read through overlays."""
+def install_attribute(cls: type, name: str) -> None:
+    """Puts an `Attribute` into a class, so that the name is read through overlays in its instances."""
     known = next((base.__dict__[name] for base in cls.__mro__ if name in base.__dict__), NOTHING)
     if not isinstance(known, Attribute) and not hasattr(type(known), "__set__"):
         type.__setattr__(cls, name, Attribute(name, cls.__dict__.get(name, NOTHING)))
 
 
 def in_class(cls: type, name: str) -> bool:
-    """Whether a class itself has something under a name, apart from what stands there for instances."""
+    """Whether a class itself defines a name; an `Attribute` that was put there does not count."""
     return _in_class(cls, name) is not NOTHING
 
 
@@ -240,27 +240,27 @@ def _in_class(cls: type, name: str) -> tp.Any:
 # Writing
 # ---------------------------------------------------------------------------------------------------------------------
 
-# The ids of the objects whose __init__ is running: nobody else knows them, and they are changed themselves.
+# The ids of the objects whose __init__ is running: nobody else knows them, so they are written to directly.
 under_construction: set[int] = set()
 
 
-def own(node: Node) -> Node:
-    """The version of a module that the running code may write to, which is undone where that code fails."""
+def writable(node: Node) -> Node:
+    """The version of a module to write to: a shadow in the top overlay, or itself if nothing need be undone."""
     top = thread.top
-    if top is None or id(node) in under_construction or _is_inside(node, top):
+    if top is None or id(node) in under_construction or _is_of_inner_trace(node, top):
         return node
-    return _in(top, node)
+    return _shadow_in(top, node)
 
 
 def entry_of(node: Node) -> Entry | None:
-    """What the top overlay knows of its shadow of a module, after `own`; None where the module itself is written to."""
+    """What the top overlay knows of its shadow of a module, after `writable`; None if it has none."""
     top = thread.top
     return None if top is None else top.entries.get(id(node))
 
 
-def _is_inside(node: Node, top: Overlay) -> bool:
-    """Whether a module was made in a trace in which no overlay is open: it ends with the trace, and nobody outside
-    knows it."""
+def _is_of_inner_trace(node: Node, top: Overlay) -> bool:
+    """Whether a module was made in a trace in which no overlay is open: nobody outside of that trace knows it, and it
+    ends with the trace."""
     born = node._elegy_born
     if born == tracing.EAGER:
         return False
@@ -272,9 +272,9 @@ def _is_inside(node: Node, top: Overlay) -> bool:
     return True
 
 
-def _in(overlay: Overlay, node: Node, origin: tp.Any = None) -> Node:
-    """The shadow in an overlay, copied from below if it is not there yet. `origin` is then the bookkeeping from which a
-    shadow above began, if there was one: what another thread has committed since is a conflict."""
+def _shadow_in(overlay: Overlay, node: Node, origin: tp.Any = None) -> Node:
+    """The shadow of a module in an overlay, copied from below if it is not there yet. `origin` is the bookkeeping from
+    which a shadow above began that is to be merged into it: what was committed since then is a conflict."""
     identity, saved = id(node), overlay.saved
     shadow = overlay.shadows.get(identity)
     if saved is not None and identity not in saved:
@@ -317,7 +317,7 @@ def _meta(version: Node) -> tp.Any:
 
 
 def restore(overlay: Overlay, saved: Saved, outer: Saved | None) -> None:
-    """Takes back what happened in an overlay since `saved` was begun; `outer` is what was begun before."""
+    """Takes back what happened in an overlay since `saved` was begun; `outer` is that of the call around."""
     for identity, before in saved.items():
         if before is None:
             del overlay.shadows[identity], overlay.entries[identity]
@@ -335,7 +335,7 @@ def keep(overlay: Overlay, saved: Saved, outer: Saved | None) -> None:
 
 
 def commit(overlay: Overlay, but: Collection[int] = ()) -> None:
-    """Gives what happened in an overlay to what lies below, which is on top again.
+    """Gives what happened in an overlay, which is off the stack again, to the overlay below or to the modules.
 
     **Arguments:**
 
@@ -365,7 +365,7 @@ def commit(overlay: Overlay, but: Collection[int] = ()) -> None:
         try:
             for entry, shadow in finished:
                 _apply(entry, shadow)
-        except BaseException:  # KeyboardInterrupt, say, which may come anywhere
+        except BaseException:  # an interrupt may come anywhere: all is written nevertheless
             for entry, shadow in finished:
                 _apply(entry, shadow)
             raise
@@ -392,7 +392,7 @@ def _apply(entry: Entry, shadow: Node) -> None:
 
 
 def _merge(below: Overlay, entry: Entry, shadow: Node) -> None:
-    target = _in(below, entry.node, entry.origin)
+    target = _shadow_in(below, entry.node, entry.origin)
     attributes, new = target.__dict__, shadow.__dict__
     attributes.clear()
     attributes.update(new)
@@ -402,13 +402,13 @@ def _merge(below: Overlay, entry: Entry, shadow: Node) -> None:
 
 
 def keep_created(overlay: Overlay) -> None:
-    """Gives what was created in the overlay of an init pass to what lies below, which is on top again."""
+    """Gives what was created in the overlay of an init pass, which is off the stack again, to the overlay below."""
     below = thread.top
     assert below is not None
     for identity, entry in overlay.entries.items():
         if not entry.created and not entry.created_meta:
             continue
-        shadow, target = overlay.shadows[identity], _in(below, entry.node, entry.origin)
+        shadow, target = overlay.shadows[identity], _shadow_in(below, entry.node, entry.origin)
         known = below.entries[identity]
         target.__dict__.update(entry.created)
         known.written.update(entry.created)
@@ -434,13 +434,13 @@ def keep_created(overlay: Overlay) -> None:
 def temporarily(
     values: Sequence[tuple[Node, str, tp.Any]], kept: Callable[[tp.Any, tp.Any], tp.Any] = lambda new, old: new
 ) -> Iterator[None]:
-    """Within the block attributes have other values. What the block itself sets them to is kept, as `kept` makes it
-    from that and the value of before."""
+    """Within the block attributes have other values. If the block itself sets one, it is `kept(new, old)` afterwards,
+    where `old` is the value from before the block."""
     overlay = Overlay(tracing.current())
     with overlay:
         for node, name, value in values:
-            show(type(node), name)
-            _in(overlay, node).__dict__[name] = value
+            install_attribute(type(node), name)
+            _shadow_in(overlay, node).__dict__[name] = value
         yield
     for node, name, value in values:
         attributes = overlay.shadows[id(node)].__dict__

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import typing as tp
-from collections.abc import Callable
 
 import equinox as eqx
 import jax
 
 from elegy.layout import slots
 from elegy.leaves import Node, is_inexact, is_node
-
-Make = Callable[[], tp.Any]
 
 
 def trainable_mask(tree: tp.Any) -> tp.Any:
@@ -39,7 +36,7 @@ def _mask(node: tp.Any) -> tp.Any:
 
 
 class LeafPlace(tp.NamedTuple):
-    """Where a leaf of a module is: a module, its attribute, and the position in this. And whether it is trainable."""
+    """Where a leaf is: the module that holds it, the attribute, and the position in it; and whether it is trainable."""
 
     owner: Node
     name: str

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from elegy import tracing
 from elegy.errors import HookError, show_value
 from elegy.hooks import KINDS
-from elegy.transforms.core import Record, rng_data, write_back
+from elegy.transforms.core import EffectsRecord, rng_data, write_back
 from elegy.transforms.lift import Lifted, inlined
 
 _ABSENT = object()
@@ -130,15 +130,15 @@ def _branch(transform, functions, choose, operands, modules):
             return branch
 
         out, values, advanced, events = choose([complete(step) for step in steps])
-        record = Record(indices, [event for event, _ in declared], has_references)
+        record = EffectsRecord(indices, [event for event, _ in declared], has_references)
         return write_back(view, out, (values, advanced, events, record), traced)
 
     return lifted.call(lambda functions, *operands: [f(*operands) for f in functions], attempt, operands)
 
 
 def _keyed(events, values):
-    """What one branch declares, each with a key: the declaration, and how many like it came before. Values that are
-    added up are one."""
+    """What one branch declares, each with a key: the declaration, and how many like it came before. Values that
+    are added up share a key."""
     counts: collections.Counter[tp.Any] = collections.Counter()
     found: dict[tp.Any, tp.Any] = {}
     for event, value in zip(events, values, strict=True):

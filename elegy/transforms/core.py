@@ -44,15 +44,15 @@ class Group(tp.NamedTuple):
     name: str
     positions: tuple[int, ...]
     start: int
-    # What stops at modules, if there are any: JAX calls it for every leaf.
+    # `is_node` if there are modules among the leaves; else None, since JAX calls it for every leaf.
     is_leaf: Callable[[tp.Any], bool] | None
 
 
 class Targets:
     """Where values go: some of the places of a view.
 
-    - `places`: for the first values, the attributes that are arrays, and the modules whose they are.
-    - `groups`: for the others, in which containers they go, at which positions there, and where they begin.
+    - `places`, `owners`: of the first values, which are attributes, the `__dict__` or the module, and the name.
+    - `groups`: of the others, the container, the positions in it, and the number of the first value.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class View:
                     self._add(node, arrays[0].name, position)
         self.signature = tuple(layout_of(node) for node in self.nodes)
         self._paths: dict[int, tuple[str, ...]] | None = None
-        self._targets: dict[Record, Targets] = {}
+        self._targets: dict[EffectsRecord, Targets] = {}
 
     def _add(self, node: Node, name: str, position: int) -> None:
         self.index[id(node), name, position] = len(self.owners)
@@ -140,7 +140,7 @@ class View:
         direct = indices[:simple]
         return Targets([self.places[index] for index in direct], [self.owners[index] for index in direct], groups)
 
-    def targets_of(self, record: Record) -> Targets:
+    def targets_of(self, record: EffectsRecord) -> Targets:
         """Where the arrays go that a function changed."""
         found = self._targets.get(record)
         if found is None:
@@ -186,7 +186,7 @@ class Threaded:
     def view(self) -> View:
         """Walks the modules again if any structure changed since the last time."""
         top = thread.top
-        # What this thread alone sees is not for others.
+        # A view of structures that this thread alone sees is kept in its overlay.
         is_own = top is not None and is_changed()
         latest = top.views.get(self) if top is not None and is_own else self.latest
         if latest is None or latest.version is not structure.version:
@@ -201,7 +201,7 @@ class Threaded:
         return latest
 
     def uninitialised(self) -> bool:
-        """Whether a module never ran. One that a transform around threads is initialised outside, when it runs."""
+        """Whether a module never ran. Modules that an enclosing transform threads are left to that transform."""
         return any(not meta_of(root).initialized for root in self.roots if id(root) not in state.threaded)
 
     def initialise(
@@ -227,7 +227,7 @@ class Declaration(tp.NamedTuple):
     position: int | None
 
 
-class Record:
+class EffectsRecord:
     """The static part of effects. It becomes a part of what JAX caches, so it holds no module.
 
     - `indices`: which arrays of the view changed.
@@ -243,11 +243,11 @@ class Record:
         self.has_references = has_references
 
 
-jax.tree_util.register_pytree_node(Record, lambda record: ((), record), lambda record, _: record)
+jax.tree_util.register_pytree_node(EffectsRecord, lambda record: ((), record), lambda record, _: record)
 
 # What a function did besides returning, as outputs that can leave any transform: the arrays that changed, the state of
 # the random stream if it advanced, the values that hooks declared, and their static part.
-Effects = tuple[list[tp.Any], tp.Any, list[tp.Any], Record]
+Effects = tuple[list[tp.Any], tp.Any, list[tp.Any], EffectsRecord]
 
 
 class Reference:
@@ -297,11 +297,11 @@ class Opaque:
 jax.tree_util.register_pytree_node(Opaque, lambda opaque: ((), opaque.value), lambda value, _: Opaque(value))
 
 
-def _seal_value(value: tp.Any) -> tp.Any:
+def _wrap_static(value: tp.Any) -> tp.Any:
     return jax.tree.map(lambda leaf: leaf if is_array(leaf) or isinstance(leaf, (int, float)) else Opaque(leaf), value)
 
 
-def _open_value(value: tp.Any) -> tp.Any:
+def _unwrap_static(value: tp.Any) -> tp.Any:
     is_opaque = lambda leaf: isinstance(leaf, Opaque)  # noqa: E731
     return jax.tree.map(lambda leaf: leaf.value if is_opaque(leaf) else leaf, value, is_leaf=is_opaque)
 
@@ -361,15 +361,15 @@ def run(
     return out, (
         values,
         advanced,
-        [_seal_value(event.value) for event in events],
-        Record(indices, declared, has_references),
+        [_wrap_static(event.value) for event in events],
+        EffectsRecord(indices, declared, has_references),
     )
 
 
 @contextlib.contextmanager
 def inside(threaded: Threaded, view: View, leaves: Sequence[tp.Any]) -> Iterator[Overlay]:
-    """Within it the modules of the view hold `leaves`, and belong to the running trace. What happens to others of that
-    trace is kept."""
+    """Within the block the modules of the view hold `leaves`, and belong to the running trace. What happens to other
+    modules of that trace is kept."""
     before = state.threaded, state.unreached
     overlay = Overlay(tracing.current())
     for node in view.nodes:
@@ -422,7 +422,7 @@ def write_back(view: View, out: tp.Any, effects: Effects, traced: bool) -> tp.An
     if events and state.collector is not None:
         for declared, value in zip(record.events, events, strict=True):
             module = None if declared.position is None else view.nodes[declared.position]
-            event = Event(declared.kind, declared.name, module, _open_value(value), declared.is_of_module)
+            event = Event(declared.kind, declared.name, module, _unwrap_static(value), declared.is_of_module)
             state.collector.add(event)
     if record.has_references:
         resolve = lambda part: view.nodes[part.position] if is_reference(part) else part  # noqa: E731
@@ -430,7 +430,7 @@ def write_back(view: View, out: tp.Any, effects: Effects, traced: bool) -> tp.An
     return out
 
 
-def _check_trace(view: View, record: Record) -> None:
+def _check_trace(view: View, record: EffectsRecord) -> None:
     for root in view.roots:
         require_same_trace(root, "was updated by a transform of elegy")
     for index in record.indices:
@@ -460,7 +460,7 @@ def with_modules(
                 with transaction():
                     return attempt(threaded.view())
             except NeedsInitPass as found:
-                needs = for_us(found, threaded.view())
+                needs = require_threaded_here(found, threaded.view())
 
     try:
         return transact(attempts)
@@ -469,8 +469,8 @@ def with_modules(
         raise
 
 
-def for_us(needs: NeedsInitPass, view: View) -> NeedsInitPass:
-    """Hands on what asks for an init pass of a module that is not in the view, or that a transform around threads."""
+def require_threaded_here(needs: NeedsInitPass, view: View) -> NeedsInitPass:
+    """Raises a request for an init pass again if its module is not in the view, or a transform around threads it."""
     if id(needs.module) not in view.positions or id(needs.module) in state.threaded:
         raise needs
     return needs
@@ -485,8 +485,8 @@ Rest = tp.ParamSpec("Rest")
 class Transformed(tp.Generic[Arguments, Outputs]):
     """A transformed function. In the body of a class it is a method, and threads the module to which it belongs.
 
-    Holds no reference to itself, also through closures: what it threads, perhaps the arrays of a trace, would live on
-    until the garbage collector comes.
+    It must not hold a reference to itself, not even through a closure: what it threads, perhaps the arrays of a trace,
+    would live on until the garbage collector runs.
 
     **Attributes:**
 

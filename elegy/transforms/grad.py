@@ -73,7 +73,7 @@ class GradFunction(Transformed[..., tp.Any]):
             return (out, grads) if self._with_value else grads
         if not args or not nodes_in(args[0]):
             return self._without_modules(args, kwargs)
-        # The pure form is the shim over a copy.
+        # Without modules= nothing of the caller changes: a copy of the modules is threaded, and returned.
         tree, *rest = copied(args)
         first = FirstArgument(tree)
         function = functools.partial(_with_arrays, self.function, first)
@@ -193,7 +193,7 @@ class GradFunction(Transformed[..., tp.Any]):
 
 
 class FirstArgument:
-    """What the pure form is differentiated with respect to: modules, and perhaps arrays beside them.
+    """The first argument of a function without `modules=`: modules, and perhaps arrays beside them.
 
     The modules are threaded. The floating-point arrays, those of a layer of another library included, go along as an
     argument.
@@ -265,7 +265,7 @@ def _positions(argnums: int | Sequence[int] | None, args: Sequence[tp.Any]) -> l
 
 
 def _require_returned(view: View, record: tp.Any, first: tp.Any) -> None:
-    """In the pure form, what changed must be in the modules that are returned."""
+    """Refuses changes of modules that are not in the first argument, which alone is returned without `modules=`."""
     returned = {id(node) for node in walk(nodes_in(first))}
     for node, name in (view.owners[index] for index in record.indices):
         if id(node) not in returned:

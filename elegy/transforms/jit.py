@@ -31,8 +31,8 @@ from elegy.transforms.core import (
     View,
     check_function,
     check_modules,
-    for_us,
     modules_of,
+    require_threaded_here,
     rng_data,
     run,
     with_modules,
@@ -47,11 +47,11 @@ WARN_AT = 10
 
 
 class Config:
-    """What is static in one compiled version: compared by identity.
+    """What is known of one compiled version. It is a static argument of it, and compared by identity.
 
-    - `end`: where the running method goes on, if the function creates modules that belong to it.
-    - `place`: where the random stream goes if the first array of the modules does not say, and whether that was
-      `looked` up among the other arrays of the call.
+    - `end`: the position at which the running method goes on, if the function creates modules that belong to it.
+    - `place`, `looked`: where the random stream goes if the first array of the modules was not put on devices, and
+      whether the other arrays of the call were searched for that.
     """
 
     __slots__ = ("end", "looked", "place")
@@ -98,7 +98,7 @@ class _Body:
         return result
 
     def key(self, view: View, place: tp.Any = None) -> tp.Any:
-        """What is static besides the arguments. `place` is where in a method the code runs, if it is not here."""
+        """What is static besides the arguments. `place` is the position in a method, if not the present one."""
         return trace_key(), id(view.signature), (place or _position()) if self.creates else None
 
     def _note_trace(self, described: dict[str, str] | None) -> None:
@@ -123,7 +123,7 @@ class _Body:
 
 
 def _position() -> tp.Any:
-    """Where in a method the code is that runs."""
+    """The running method, and how many modules it has created so far."""
     frame = state.frames[-1] if state.frames else None
     return None if frame is None else (id(frame.module), frame.method, frame.index)
 
@@ -139,8 +139,8 @@ class JitFunction(Transformed[Arguments, Outputs]):
         self._donate = donate_modules
         self._threaded = self._body.threaded
         self._configs: dict[tp.Any, Config] = {}
-        # Whether a trace took arrays from the closure of the function, which would not see them change. Looked at only
-        # where somebody sets it to False before.
+        # Whether a trace holds arrays from the closure of the function, which then does not see them change. It is only
+        # found out after somebody has set it to False.
         self.has_constants: bool | None = None
         # The structures for which an init pass was made, each with the place in a method.
         self._initialised: set[tp.Any] = set()
@@ -174,7 +174,7 @@ class JitFunction(Transformed[Arguments, Outputs]):
         try:
             return self._run(view, config, args, kwargs)
         except NeedsInitPass as needs:
-            return self._first_call(args, kwargs, for_us(needs, view))
+            return self._first_call(args, kwargs, require_threaded_here(needs, view))
         except Exception as error:
             shorten(error)
             raise
@@ -199,11 +199,11 @@ class JitFunction(Transformed[Arguments, Outputs]):
                     # Committed before the program runs: callbacks on the host may look at the modules.
                     view, config = transact(functools.partial(self._prepare, args, kwargs, needs, replay))
                     out = replay.of(self._run)(view, config, args, kwargs)
-                    self._config(view, replay, config)  # the key may have the position now
+                    self._config(view, replay, config)  # a trace that created modules added the position to the key
                     replay.finish()
                     return out
                 except NeedsInitPass as found:
-                    needs = for_us(found, self._threaded.view())
+                    needs = require_threaded_here(found, self._threaded.view())
         except Exception as error:
             shorten(error)
             raise
@@ -230,7 +230,7 @@ class JitFunction(Transformed[Arguments, Outputs]):
         return view, config
 
     def _config(self, view: View, replay: Replay, config: Config | None = None) -> Config:
-        """The one for the position at which the function began. Threads that come at once get the same."""
+        """The config for the position at which the function began. Threads that ask at the same time get one object."""
         return replay.of(lambda: self._configs.setdefault(self._body.key(view), config or Config()))()
 
     def trace(self, /, *args: tp.Any, **kwargs: tp.Any) -> Traced:
@@ -273,7 +273,7 @@ class JitFunction(Transformed[Arguments, Outputs]):
         key = self._body.key(view, place)
         return Program(self, view, config, traced, key, self._describe(view, leaves, stream)), traced
 
-    # What a program that was compiled ahead of time asks.
+    # What follows is for `elegy.transforms.stages`.
 
     def _key(self, view: View) -> tp.Any:
         return self._body.key(view)
@@ -293,7 +293,7 @@ class _Undone(Exception):
 
 
 def _place_created(view: View, known: list[tp.Any], arguments: tp.Any) -> None:
-    """Puts the arrays that an init pass created on the mesh of the others, from where they come back when they change:
+    """Puts the arrays that an init pass created on the mesh of the others. The compiled function returns them there, so
     else the second call would be traced for another sharding."""
     if tracing.is_traced():
         return
@@ -396,7 +396,7 @@ def _as_tuple(value: tp.Any) -> tuple[tp.Any, ...]:
 
 
 def numbers_and_names(function: tp.Any, numbers: tuple[int, ...], names: tuple[str, ...]):
-    """Completes each by the other from the signature, as `jax.jit` does: an argument may be given either way."""
+    """Adds names of numbered arguments and numbers of named ones: they may be passed either way, as in `jax.jit`."""
     try:
         called = getattr(function, "call") if isinstance(function, Node) else function  # noqa: B009
         parameters = list(inspect.signature(called).parameters.values())

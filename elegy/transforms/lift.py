@@ -1,4 +1,4 @@
-"""What the lifted transforms share: the modules of one use, shared or stacked, and how hooks leave it."""
+"""What vmap, scan, loops, branches and remat share: their modules, shared or stacked, and how values of hooks leave."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Lifted:
     ) -> tp.Any:
         """`attempt(view, *functions)`, after an init pass over `once(functions, *args, **kwargs)` where one is due.
 
-        `axis` is the one around the functions, if it has a name.
+        `axis` is the one over which the functions are mapped, if it has a name.
         """
         replay = Replay()
         functions = [replay.of(function, number) for number, function in enumerate(self._functions)]
@@ -173,8 +173,8 @@ def inlined(function: Callable[..., tp.Any], lifted: Lifted, view: View) -> Call
 
 
 def settled(step: tp.Any, leaves: list[tp.Any], rng: tp.Any, args: tp.Any, entry_of: Callable[[int, tp.Any], tp.Any]):
-    """What a step that is repeated gives, as `jax.eval_shape(step, ...)` does, and the `leaves` and the state of the
-    random stream to begin with: those that come back varying over the shards of a `jax.shard_map` vary from the start.
+    """The shapes of what a repeated step gives, as `jax.eval_shape` has them, and the `leaves` and the random state to
+    begin with. Those that a step makes vary over the shards of a `jax.shard_map` are marked as varying from the start.
 
     `entry_of` gives what one step sees of an array, by its number.
     """

@@ -97,8 +97,8 @@ _PLURALS = {"summary": "summaries"}
 
 
 def _without_summaries(function: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
-    """The outputs of modules cannot be recorded where the number of iterations is not known; who asks for a summary by
-    name is told."""
+    """A function that records no outputs of modules, which cannot be stacked for an unknown number of iterations. It
+    refuses a summary that is declared by name."""
 
     def quiet(value: tp.Any) -> tp.Any:
         out = function(value)

@@ -128,7 +128,7 @@ def _with_pair(function: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
 
 
 def _require_like(init: tp.Any, carry: tp.Any) -> None:
-    """Refuses a carry that is not like the one before; JAX would speak of the carry that elegy makes of it."""
+    """Refuses a carry that is not like the one before; JAX would show one with arrays of modules added."""
     if any(map(is_reference, jax.tree.leaves(carry, is_leaf=is_reference))):
         raise TypeError(
             f"the function of elegy.scan returned a carry with a module that is listed in modules=: {show_value(init)} "

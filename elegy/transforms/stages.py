@@ -22,7 +22,7 @@ class Program:
 
     - `jit`: the `JitFunction`.
     - `config`: its static part, as for a call.
-    - `key`, `described`: what is static, to be compared, and to be told.
+    - `key`, `described`: what is static, to be compared, and in words for an error.
     """
 
     def __init__(self, jit: tp.Any, view: View, config: tp.Any, traced: tp.Any, key: tp.Any, described: dict[str, str]):
@@ -55,7 +55,7 @@ class Program:
         try:
             out, effects = compiled(leaves, stream, *args, **kwargs)
         except (TypeError, ValueError):
-            # JAX refuses before it runs anything. The stream was moved to the modules, so they are looked at first.
+            # JAX refuses before it runs anything. The stream follows the arrays, so these are looked at first.
             changes = self._changes(view, leaves, stream)
             before = leaves
             if all(change.startswith("random stream") for change in changes):
@@ -89,8 +89,8 @@ class Program:
         return getattr(self.jit.function, "__qualname__", type(self.jit.function).__name__)
 
     def _moved(self, compiled: tp.Any, view: View, leaves: list[tp.Any]) -> list[tp.Any]:
-        """The arrays with the shardings for which the program was compiled. What XLA gives back may be sharded
-        otherwise, and must go in again; arrays on other devices are refused."""
+        """The arrays with the shardings for which the program was compiled. XLA may give an array back with
+        another sharding, and must be given it again; arrays on other devices are refused."""
         wanted = compiled.input_shardings[0][0]
         moved = list(leaves)
         for index, (leaf, sharding) in enumerate(zip(leaves, wanted, strict=True)):
