@@ -2,9 +2,9 @@
 
 JAX traces a function once, keeps the arrays in its closure as constants, and finds the trace again by the identity of
 the function, for as long as that lives. A function that is made anew for each use, as a lambda in a method is, sees the
-arrays of today; one that lives on would go on with those of its first use, without a word. So it is written down here
-which functions were traced with the arrays of which modules. Where a transform of Elegy gives these modules other
-arrays, or such a module is called outside of any trace, JAX is kept from finding the trace again. Where they change
+present arrays; one that lives on would go on with those of its first use, without an error. So this file notes which
+functions were traced with the arrays of which modules. Where a transform of Elegy gives these modules other arrays, or
+such a module is called outside of any trace, JAX is kept from finding the trace again. Where the arrays change
 otherwise, `debug` turns on a warning: whether such a function will ever run again cannot be known.
 """
 

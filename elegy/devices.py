@@ -21,7 +21,7 @@ def is_placed(array: tp.Any) -> bool:
 
 
 def replicated(sharding: Sharding) -> Sharding | None:
-    """The sharding with a whole copy on each device of `sharding`; None where that is no known sharding of a whole."""
+    """A sharding with a whole copy on each device of `sharding`; None if that is neither on a mesh nor whole itself."""
     if isinstance(sharding, NamedSharding):
         return _whole(sharding.mesh)
     return sharding if sharding.is_fully_replicated else None

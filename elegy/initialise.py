@@ -6,7 +6,7 @@ function made is taken back, and the journalled values are put in place. An init
 the call is computed afterwards, by the part of the trace on which it depends.
 
 A function that fails after it has created something is run again, since it may have failed for want of a parameter
-that it has created later. What it raises in a run that creates nothing is raised.
+that it has created later. Only what it raises in a run that creates nothing reaches the caller.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class InitPass:
 
     def __init__(self) -> None:
         self.outer = state.init_pass
-        # The trace around the pass, and its own.
+        # The trace around the pass, and its own as soon as it runs.
         self.trace = self.inner = tracing.current()
         self.creations: list[Creation] = []
         self.modules: list[Node] = []

@@ -43,7 +43,7 @@ What = tp.Union[str, type, Callable[[str, tp.Any], tp.Any], Node, "Selection[tp.
 class Place:
     """Where an array is: an attribute of a module, and a position in the leaves of that attribute."""
 
-    # The path of JAX; several where two modules of a list share a module, since JAX sees its arrays in both.
+    # The key paths of JAX: several where two modules of a list share a module, since JAX sees its arrays in both.
     keys: list[KeyPath]
     # None, "" and 0 for an array that no module holds.
     owner: Node | None

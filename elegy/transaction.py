@@ -1,8 +1,8 @@
 """The one mechanism of change: what happens is written beside the modules, and kept or dropped as a whole.
 
 Each thread has a stack of *overlays*. An overlay holds, for some modules, a *shadow*: an object of the same class with
-the attributes and the structure that the running code sees, while the module itself keeps those of before. Everything
-is read through the stack and written to its top, so:
+the attributes and the structure that the running code sees, while the module itself stays as it was. Everything is
+read through the stack and written to its top, so:
 
 - a call runs in an overlay that is committed when it has returned; if it raises, the overlay is dropped, and nothing
   has happened;
@@ -10,8 +10,8 @@ is read through the stack and written to its top, so:
   ever holds the tracers of somebody else's trace, so no other thread sees one;
 - an init pass runs in an overlay that is dropped, but for what it created.
 
-Where no overlay is open, code sees the modules themselves. Under `lock` attributes are read or
-written, and no code of users runs.
+Where no overlay is open, code sees the modules themselves. Under `lock` attributes are read or written, and no code of
+users runs.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ under_construction: set[int] = set()
 
 
 def writable(node: Node) -> Node:
-    """The version of a module to write to: a shadow in the top overlay, or itself if nothing need be undone."""
+    """The version of a module to write to: a shadow in the top overlay, or the module where nothing need be undone."""
     top = thread.top
     if top is None or id(node) in under_construction or _is_of_inner_trace(node, top):
         return node

@@ -368,17 +368,17 @@ def _distinct(leaves: list[tp.Any]) -> list[tp.Any]:
     return distinct
 
 
-_OURS = 3  # arguments of the compiled body before those of the user's function: config, leaves, random state
+_LEADING = 3  # arguments of the compiled body before those of the user's function: config, leaves, random state
 
 
 def _shifted(function: tp.Any, options: dict[str, tp.Any], donate_modules: bool) -> dict[str, tp.Any]:
     """The options of `jax.jit` for the body, which has three arguments before those of the function."""
     options = dict(options)
-    for kind, ours in (("static", (0,)), ("donate", (1,) if donate_modules else ())):
+    for kind, leading in (("static", (0,)), ("donate", (1,) if donate_modules else ())):
         numbers, names = numbers_and_names(
             function, _as_tuple(options.pop(f"{kind}_argnums", ())), _as_tuple(options.pop(f"{kind}_argnames", ()))
         )
-        options[f"{kind}_argnums"] = (*ours, *(n + _OURS if n >= 0 else n for n in numbers))
+        options[f"{kind}_argnums"] = (*leading, *(n + _LEADING if n >= 0 else n for n in numbers))
         options[f"{kind}_argnames"] = names
     if options.get("in_shardings") is not None:
         if not isinstance(options["in_shardings"], tuple):

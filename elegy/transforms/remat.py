@@ -14,7 +14,7 @@ from elegy.transforms.core import Transformed, View, rng_data, run, write_back
 from elegy.transforms.jit import numbers_and_names
 from elegy.transforms.lift import Lifted
 
-_OURS = 2  # arguments of the body before those of the user's function: leaves, random state
+_LEADING = 2  # arguments of the body before those of the user's function: leaves, random state
 
 
 Arguments = tp.ParamSpec("Arguments")
@@ -86,7 +86,7 @@ class _Checkpointed(Transformed[Arguments, Outputs]):
         return _Checkpointed(function, self._modules, self._options, self._static, self._static_names)
 
     def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
-        static = tuple(number + _OURS for number in self._static if number < len(args))
+        static = tuple(number + _LEADING for number in self._static if number < len(args))
         return _remat(self._lifted, {**self._options, "static_argnums": static}, self._static_names, args, kwargs)
 
 
@@ -125,7 +125,7 @@ def _name_flags(
         given = signature.bind_partial(*args, **kwargs).arguments
     except (TypeError, ValueError):
         return
-    fixed = {*names, *(name for number, name in enumerate(given) if number + _OURS in static)}
+    fixed = {*names, *(name for number, name in enumerate(given) if number + _LEADING in static)}
     flags = [name for name, value in given.items() if name not in fixed and isinstance(value, (bool, int, str))]
     if flags:
         error._elegy_flags_named = True  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from elegy.state import state
 from elegy.transaction import lock
 from elegy.transforms.core import View, is_reference, write_back
 
-OURS = 2  # arguments of a compiled function before those of the user's: leaves, random state; what is static is gone
+LEADING = 2  # arguments of a compiled function before those of the user's: leaves, random state; `Config` is gone
 
 
 class Program:
@@ -172,7 +172,7 @@ class Compiled(Stage):
     def input_shardings(self) -> tp.Any:
         """The shardings of the positional arguments of the function, and those of its keyword arguments."""
         args, kwargs = self._stage.input_shardings
-        return args[OURS:], kwargs
+        return args[LEADING:], kwargs
 
     @property
     def output_shardings(self) -> tp.Any:
