@@ -735,37 +735,6 @@ def test_no_tracer_leaks_after_an_exception(name, no_leaks):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Two(elegy.Module):
-    def __init__(self):
-        for name in "ab":
-            setattr(self, name, self.add_parameter(name, [], trainable=False))
-
-    def call(self, work):
-        return work(self)
-
-
-WRITES = {
-    "update_parameter": lambda module, name, value: module.update_parameter(name, value),
-    "set_parameters": lambda module, name, value: module.set_parameters({name: value}),
-}
-
-
-@pytest.mark.parametrize("how", WRITES)
-def test_the_arrays_in_between_are_not_kept(how):
-    """Of many values of a parameter in one call two are alive: the first one, to go back to, and the last one."""
-
-    def work(module):
-        before = set(map(id, jax.live_arrays()))
-        for step in range(20):
-            WRITES[how](module, "a", jnp.full([], float(step)))
-            WRITES[how](module, "b", jnp.full([], float(-step)))
-        return len([array for array in jax.live_arrays() if id(array) not in before])
-
-    module = Two().init(lambda module: None)
-    assert module(work) == 2
-    assert (float(module.a), float(module.b)) == (19, -19)
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 def test_compiled_updates_in_one_call_do_not_keep_the_arrays_in_between(compiled):
     class Counts(elegy.Module):

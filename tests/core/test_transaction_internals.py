@@ -30,15 +30,16 @@ WRITES = {
 }
 
 
+@pytest.mark.parametrize("levels", [0, 2])
 @pytest.mark.parametrize("how", WRITES)
-def test_the_arrays_in_between_are_not_kept_by_levels_in_each_other(how):
+def test_the_arrays_in_between_are_not_kept(how, levels):
     """Of many values of a parameter in one call two are alive: the first one, to go back to, and the last one."""
 
     def work(module):
         before = set(map(id, jax.live_arrays()))
         for step in range(20):
             with contextlib.ExitStack() as stack:
-                for _ in range(2):
+                for _ in range(levels):
                     stack.enter_context(transaction())
                 WRITES[how](module, "a", jnp.full([], float(step)))
                 WRITES[how](module, "b", jnp.full([], float(-step)))
