@@ -24,6 +24,7 @@ def _scoped(name: str) -> str:
 class Kind(tp.NamedTuple):
     """How the values of one kind of hook are combined. Collectors and transforms read it.
 
+    - `plural`: what messages call several values.
     - `full_name`: the name under which a value is collected, from the one under which it was declared.
     - `repeated`: what becomes of two values of one name: they are added up, or the later one gets a number.
     - `lanes`: what becomes of the values of the lanes of a mapped function.
@@ -32,6 +33,7 @@ class Kind(tp.NamedTuple):
     - `is_scalar`: whether the values must be scalars.
     """
 
+    plural: str
     full_name: Callable[[str], str]
     repeated: tp.Literal["sum", "number"]
     lanes: tp.Literal["sum", "mean", "stack"]
@@ -42,6 +44,7 @@ class Kind(tp.NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "loss": Kind(
+        plural="losses",
         full_name=lambda name: name if name.endswith("loss") else f"{name}_loss",
         repeated="sum",
         lanes="mean",
@@ -50,10 +53,22 @@ KINDS: dict[str, Kind] = {
         is_scalar=True,
     ),
     "metric": Kind(
-        full_name=_scoped, repeated="number", lanes="mean", steps="mean", absent=float("nan"), is_scalar=True
+        plural="metrics",
+        full_name=_scoped,
+        repeated="number",
+        lanes="mean",
+        steps="mean",
+        absent=float("nan"),
+        is_scalar=True,
     ),
     "summary": Kind(
-        full_name=_scoped, repeated="number", lanes="stack", steps="stack", absent=float("nan"), is_scalar=False
+        plural="summaries",
+        full_name=_scoped,
+        repeated="number",
+        lanes="stack",
+        steps="stack",
+        absent=float("nan"),
+        is_scalar=False,
     ),
 }
 

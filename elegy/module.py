@@ -373,7 +373,7 @@ class Module(Node, metaclass=ModuleMeta):
                 return default_name(type(self))
             if name == "dtype":
                 return jnp.float32
-            if name != "_elegy_undrawn" and name in undrawn_of(visible(self)):
+            if name in undrawn_of(visible(self)):
                 pytree.require_drawn(self)
             if hasattr(type(self), name):
                 return object.__getattribute__(self, name)  # a property raised: it says what is missing

@@ -51,7 +51,13 @@ class GradFunction(Transformed[..., tp.Any]):
         self._options = options
 
     def _bound(self, method: tp.Any) -> GradFunction:
-        argnums = jax.tree.map(lambda number: number - 1, self._argnums)
+        numbers = jax.tree.leaves(self._argnums)
+        if 0 in numbers:
+            raise TypeError(
+                f"argnums={self._argnums}: argument 0 of a method is its module. Gradients with respect to modules are "
+                "taken without argnums=, and by where= for a part of them."
+            )
+        argnums = jax.tree.map(lambda number: number - (number > 0), self._argnums)
         return GradFunction(
             method, self._modules, self._with_value, self._parameters_fn, self._where, argnums, self._options
         )

@@ -152,6 +152,8 @@ class JitFunction(Transformed[Arguments, Outputs]):
         for name in ("static_argnums", "donate_argnums"):
             if options.get(name) is not None:
                 options[name] = tuple(number - (number > 0) for number in _as_tuple(options[name]) if number != 0)
+        if isinstance(options.get("in_shardings"), tuple):
+            options["in_shardings"] = options["in_shardings"][1:]
         return JitFunction(method, modules, explain, donate_modules, options)
 
     def _around(self, function: tp.Any) -> JitFunction[..., tp.Any]:
@@ -406,7 +408,7 @@ def numbers_and_names(function: tp.Any, numbers: tuple[int, ...], names: tuple[s
     by_name = {p.name: number for number, p in enumerate(positional)}
     keyworded = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     known = {p.name for p in parameters}
-    if any(p.kind is p.VAR_KEYWORD for p in parameters) is False:
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in names:
             if name not in known:
                 raise ValueError(f"{name!r} is not an argument of the function, whose arguments are {sorted(known)}")

@@ -93,9 +93,6 @@ def while_loop(
     return lifted.call(lambda functions, value: (functions[0](value), functions[1](value)), attempt, (init_val,))
 
 
-_PLURALS = {"summary": "summaries"}
-
-
 def _without_summaries(function: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
     """A function that records no outputs of modules, which cannot be stacked for an unknown number of iterations. It
     refuses a summary that is declared by name."""
@@ -107,8 +104,8 @@ def _without_summaries(function: Callable[..., tp.Any]) -> Callable[..., tp.Any]
                 named = [event.name for event in state.collector.collected(kind) if not event.is_of_module]
                 if named:
                     raise HookError(
-                        f"{_PLURALS[kind]} were declared inside elegy.while_loop ({', '.join(named)}), and the number "
-                        "of its iterations is not known while compiling.\n"
+                        f"{KINDS[kind].plural} were declared inside elegy.while_loop ({', '.join(named)}), and the "
+                        "number of its iterations is not known while compiling.\n"
                         "  Use elegy.scan, or elegy.hooks_context() without summaries."
                     )
                 state.collector.drop(kind)

@@ -1106,6 +1106,35 @@ def test_a_transform_decorates_a_method():
     assert Decorated.features is not module.features
 
 
+def test_numbers_of_arguments_of_a_method_count_its_module():
+    """And negative ones count from the right, as everywhere."""
+    array = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+
+    class Net(elegy.Module):
+        @functools.partial(elegy.grad, argnums=-1)
+        def last(self, x, y):
+            return 3.0 * x + 5.0 * y
+
+        @functools.partial(elegy.grad, argnums=(1, -1))
+        def both(self, x, y):
+            return 3.0 * x + 5.0 * y
+
+        @functools.partial(elegy.grad, argnums=0)
+        def own(self, x, y):
+            return 3.0 * x + 5.0 * y
+
+        @functools.partial(elegy.jit, static_argnums=-1, in_shardings=(None, array))
+        def power(self, x, exponent):
+            return x**exponent
+
+    net, x = Net(), jnp.float32(2.0)
+    assert net.last(x, x) == 5.0
+    assert net.both(x, x) == (3.0, 5.0)
+    with pytest.raises(TypeError, match="argnums=0: argument 0 of a method is its module"):
+        net.own(x, x)
+    assert net.power(x, 3) == 8.0 and net.power(x, 3).devices() == {jax.devices()[1]}
+
+
 def test_a_transform_decorates_a_method_of_a_class_that_is_no_module():
     class Trainer:
         factor = 3.0
