@@ -38,7 +38,7 @@ def run_method(module: Node, method: str, function: Callable[..., tp.Any], args:
                 trace = tracing.current()
                 run = function if isinstance(function, types.FunctionType) else _bound_first(function)
                 meta = meta_of(module)
-                if method not in meta.hooks:
+                if method not in meta.records:
                     _initialise(module, method, function, args, kwargs)
                     run = functools.partial(checks.first_run, run)
                     meta = meta_of(module)

@@ -73,7 +73,7 @@ class Frame:
         self.trace = trace
         frames = state.frames
         self.parent = frames[-1] if frames else None
-        records = meta_of(module).hooks.get(method) if method != "__init__" else None
+        records = meta_of(module).records.get(method) if method != "__init__" else None
         # On the first run of a method the modules that it creates are recorded; later runs must match the record.
         self.first = records is None
         self.records: list[Record] = [] if records is None else list(records)
@@ -209,8 +209,8 @@ class Frame:
             if not belongs(self.module):
                 return  # a module of an outer trace that creates nothing: it may run, and is left as it was
             meta = meta_of(self.module)
-            hooks = {**meta.hooks, self.method: tuple(self.records)}
-            write_meta(self.module, dataclasses.replace(meta, hooks=hooks, initialized=True), created=True)
+            records = {**meta.records, self.method: tuple(self.records)}
+            write_meta(self.module, dataclasses.replace(meta, records=records, initialized=True), created=True)
         elif self.index < len(self.records):
             record = self.records[self.index]
             raise ModuleOrderError(

@@ -67,7 +67,7 @@ class Meta:
     # Names of the parameters that were created in __init__, which a reset keeps.
     constructed: tuple[str, ...] = ()
     # Method name -> what it creates, in order.
-    hooks: Mapping[str, tuple[Record, ...]] = dataclasses.field(default_factory=dict)
+    records: Mapping[str, tuple[Record, ...]] = dataclasses.field(default_factory=dict)
     # The dtypes in which it runs, if it was given some.
     dtype_policy: Hashable = None
 
@@ -82,8 +82,8 @@ class Meta:
             self.constructed,
             self.dtype_policy,
             tuple(
-                (method, tuple((record.attribute, record.arguments) for record in self.hooks[method]))
-                for method in sorted(self.hooks)
+                (method, tuple((record.attribute, record.arguments) for record in self.records[method]))
+                for method in sorted(self.records)
             ),
         )
 

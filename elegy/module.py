@@ -148,7 +148,7 @@ class Module(Node, metaclass=ModuleMeta):
 
         **Returns:** the module itself.
         """
-        if method in meta_of(self).hooks:
+        if method in meta_of(self).records:
             return self
         require_same_trace(self, "created its parameters")
         run = self if method == "call" else getattr(self, method)
@@ -156,7 +156,7 @@ class Module(Node, metaclass=ModuleMeta):
             raise NeedsInitPass(self, getattr(run, "__qualname__", method))
 
         def initialise() -> None:
-            if method not in meta_of(self).hooks:  # another thread may have been first
+            if method not in meta_of(self).records:  # another thread may have been first
                 with contextlib.nullcontext() if rng is None else rng_context(rng):
                     init_pass_of(self, method, run, args, kwargs, anew=None if rng is None else self)
 

@@ -300,11 +300,11 @@ def _reset(module: Node) -> None:
             raise StructureError(f"{path_of(node)}: reset() inside a transformed function. Reset the module outside.")
     for node in walk([module]):
         meta = meta_of(node)
-        created = {record.attribute for records in meta.hooks.values() for record in records}
+        created = {record.attribute for records in meta.records.values() for record in records}
         created |= {name for name in meta.parameters if name not in meta.constructed}
         kept = {name: flag for name, flag in meta.parameters.items() if name in meta.constructed}
         dtypes = {name: dtype for name, dtype in meta.dtypes.items() if name in meta.constructed}
         for name in created:
             remove(node, name)
-        meta = dataclasses.replace(meta, parameters=kept, dtypes=dtypes, hooks={}, initialized=False)
+        meta = dataclasses.replace(meta, parameters=kept, dtypes=dtypes, records={}, initialized=False)
         write_meta(node, meta, ties=True)

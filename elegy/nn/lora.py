@@ -78,7 +78,7 @@ class LoRA(Linear):
             self._add_factors(axes, inputs, outputs)
         frozen = frozenset({("w", 0), ("b", 0)})
         write_meta(
-            self, dataclasses.replace(meta_of(self), frozen=frozen, initialized=meta.initialized, hooks=meta.hooks)
+            self, dataclasses.replace(meta_of(self), frozen=frozen, initialized=meta.initialized, records=meta.records)
         )
 
     def _add_factors(self, axes: list[int], inputs: int, outputs: int) -> tuple[tp.Any, tp.Any]:

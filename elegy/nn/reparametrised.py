@@ -70,7 +70,7 @@ class Reparametrised(Module):
             for weight in self._weights():
                 self._changed(weight, weight.read(), training)
             return outputs
-        if "call" not in meta_of(self.layer).hooks:  # it was reset
+        if "call" not in meta_of(self.layer).records:  # it was reset
             self.layer.init(*args, **kwargs)
         weights = self._weights()
         changed = [(weight.owner, weight.name, self._changed(weight, weight.read(), training)) for weight in weights]

@@ -214,7 +214,7 @@ class Threaded:
     ) -> None:
         """Runs the init pass of a function that uses the modules; `needs` says which of them asked for it."""
         run_init_pass(function, args, kwargs, self.roots, axis)
-        if needs is not None and needs.method not in meta_of(needs.module).hooks:
+        if needs is not None and needs.method not in meta_of(needs.module).records:
             self.unreached |= {(id(needs.module), needs.method)}
 
 
