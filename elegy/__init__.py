@@ -47,6 +47,7 @@ from elegy.state import (
     training as training,
     training_context as training_context,
 )
+from elegy.summaries import Summary as Summary, summary as summary
 from elegy.transforms import (
     cond as cond,
     fori_loop as fori_loop,
@@ -112,6 +113,8 @@ __all__ = [
     "set_context",
     "set_rng",
     "set_training",
+    "Summary",
+    "summary",
     "switch",
     "to_module",
     "trainable_mask",

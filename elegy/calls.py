@@ -45,6 +45,8 @@ def run_method(module: Node, method: str, function: Callable[..., tp.Any], args:
                 if meta.dtype_policy is not None:
                     run = computing(meta.dtype_policy, run)
                 frame = Frame(module, method, trace)
+                if state.watch is not None:
+                    run = state.watch(frame, run)
                 state.frames.append(frame)
                 try:
                     outputs = run(module, *args, **kwargs)

@@ -53,10 +53,10 @@ def totals(module: Node) -> str:
         for slot, array in _arrays(node):
             sizes[slot.kind][0] += array.size
             sizes[slot.kind][1] += array.size * array.dtype.itemsize
-    parts = [f"{size:,} {kind} ({_bytes(room)})" for kind, (size, room) in sizes.items() if size]
+    parts = [f"{size:,} {kind} ({in_bytes(room)})" for kind, (size, room) in sizes.items() if size]
     if len(parts) > 1:
         size, room = (sum(column) for column in zip(*sizes.values(), strict=True))
-        parts[-1] += f"; {size:,} in all ({_bytes(room)})"
+        parts[-1] += f"; {size:,} in all ({in_bytes(room)})"
     if not meta_of(module).initialized:
         return f"Parameters: {', '.join(parts)}; the first call may create more" if parts else "Parameters: none yet"
     return f"Parameters: {', '.join(parts) or 'none'}"
@@ -70,7 +70,8 @@ def _arrays(module: Node) -> list[tuple[Slot, tp.Any]]:
         return []
 
 
-def _bytes(number: float | int) -> str:
+def in_bytes(number: float | int) -> str:
+    """A number of bytes in the unit that fits: `1.5 KiB`."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while number >= 1024 and len(units) > 1:
         number /= 1024

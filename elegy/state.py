@@ -68,6 +68,8 @@ class State(threading.local):
         self.constructed: int = 0
         # Whether the code runs within `elegy.debug`.
         self.debugging: bool = False
+        # What gives the function to run instead of a method of a module, while `elegy.summary` looks on.
+        self.watch: Callable[[Frame, Callable[..., tp.Any]], Callable[..., tp.Any]] | None = None
         # How many calls of elegy.vmap are running, each inside the one before.
         self.maps: int = 0
         # The dtypes in which the innermost module with a policy runs.
@@ -315,3 +317,8 @@ def placed(place: Hashable) -> tp.Any:
 def collecting(collector: Collector | None) -> tp.Any:
     """A context in which compiled functions declare what a collector collects."""
     return _collecting(None if collector is None else collector.wants_summaries)
+
+
+def watching(watch: Hashable) -> tp.Any:
+    """Within it JAX finds nothing again that it traced before."""
+    return _collecting(watch)

@@ -109,10 +109,17 @@ def batches(data: Data, batch_size: int, order: Int[np.ndarray, "samples"] | Non
 
 
 def run_module(module: Module, x: tp.Any, training: bool) -> tp.Any:
-    """Calls a module with `x`: a tuple holds its arguments, a dict those by keyword, anything else is the only one."""
+    """Calls a module with `x`."""
+    args, kwargs = arguments_of(module, x, training)
+    return module(*args, **kwargs)
+
+
+def arguments_of(module: Module, x: tp.Any, training: bool) -> tuple[tuple[tp.Any, ...], dict[str, tp.Any]]:
+    """How a module is called with `x`: a tuple holds its arguments, a dict those by keyword, anything else is the only
+    one."""
     kwargs = {"training": training} if "training" in inspect.signature(module.call).parameters else {}
     if isinstance(x, tuple):
-        return module(*x, **kwargs)
+        return x, kwargs
     if isinstance(x, dict):
-        return module(**{**kwargs, **x})
-    return module(x, **kwargs)
+        return (), {**kwargs, **x}
+    return (x,), kwargs

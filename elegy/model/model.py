@@ -15,13 +15,15 @@ from elegy.losses import Loss
 from elegy.metrics import Metric
 from elegy.model import loop
 from elegy.model.callbacks import Callback, Callbacks, History, PassLine, progress
-from elegy.model.data import Data, as_data, batches, split
+from elegy.model.data import Data, arguments_of, as_data, batches, split
 from elegy.model.objectives import Losses, Metrics, require_targets
 from elegy.model.optimizer import Optimizer
 from elegy.model.steps import Step, predict, test, train
 from elegy.module import Module
 from elegy.random import RNG
 from elegy.rendering import totals
+from elegy.state import training_context
+from elegy.summaries import Summary, summary
 from elegy.tracebacks import shorten
 
 Arrays = tp.Any  # an array, or a tuple or dict of arrays
@@ -308,6 +310,29 @@ class Model:
             except Exception as error:
                 shorten(error)
                 raise
+
+    def summary(self, x: Arrays) -> Summary:
+        """The modules that run when the model predicts for `x`: what they return, hold and multiply. Nothing is
+        computed, and nothing changes; see `elegy.summary`.
+
+        **Arguments:**
+
+        - `x`: a batch as for `fit`. Arrays may be given as `jax.ShapeDtypeStruct`s.
+
+        **Returns:** an `elegy.Summary`. `print` it, or let it `show` itself.
+
+        ```python
+        import elegy
+        import numpy as np
+
+        model = elegy.Model(module=elegy.nn.Linear(10))
+        summary = model.summary(np.ones([1, 784], np.float32))
+        assert summary.trainable == summary.rows[0].trainable == 7850
+        ```
+        """
+        args, kwargs = arguments_of(self.module, x, training=False)
+        with training_context(False):
+            return summary(self.module, *args, **kwargs)
 
     @contextlib.contextmanager
     def _shown(

@@ -165,7 +165,7 @@ class JitFunction(Transformed[Arguments, Outputs]):
         return self._body.traces
 
     def __call__(self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Outputs:
-        if state.init_pass is not None:
+        if state.init_pass is not None or state.watch is not None:
             return self.function(*args, **kwargs)  # an abstract run needs no compilation
         view = self._threaded.latest
         if view is None or view.version is not structure.version or (thread.top is not None and is_changed()):
