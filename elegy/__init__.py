@@ -47,7 +47,8 @@ from elegy.state import (
     training as training,
     training_context as training_context,
 )
-from elegy.summaries import Summary as Summary, summary as summary
+from elegy.summaries import summary as summary
+from elegy.tables import Summary as Summary
 from elegy.transforms import (
     cond as cond,
     fori_loop as fori_loop,

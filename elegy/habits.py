@@ -117,7 +117,7 @@ EVERYTHING = _table(
     ("Policy mixed_precision DTypePolicy", "Write module.dtype_policy = elegy.DtypePolicy(...)."),
     ("nets ResNet resnet VGG", _not_here("Ready-made networks are")),
     ("data datasets Dataset DataLoader", _not_here("Data sets and loaders are")),
-    ("tabulate summary summarize", "Write print(module)."),
+    ("tabulate summarize", "Write elegy.summary(module, x)."),
     ("no_grad stop_gradient", "Write jax.lax.stop_gradient, or module.trainable = False."),
 )
 

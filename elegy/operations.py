@@ -6,9 +6,11 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import re
 import typing as tp
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -28,8 +30,7 @@ class Tally:
 
     - `runs`: how many times it runs.
     - `multiply_adds`: the multiplications of matrix products and convolutions, each with an addition.
-    - `may_run_more`, `may_multiply_more`: whether the one or the other is in a loop of unknown length, of which one round
-      was counted.
+    - `may_run_more`, `may_multiply_more`: whether it does in a loop of unknown length, of which one round was counted.
     """
 
     runs: int = 0
@@ -90,7 +91,7 @@ class _Walk:
             if name == "scan":
                 inner = dataclasses.replace(self, times=self.times * params["length"])
             elif name == "shard_map":
-                sizes = [params["mesh"].shape[axis] for axis in params["manual_axes"]]
+                sizes = [params["mesh"].shape[axis] for axis in params["newly_manual_axes"]]
                 inner = dataclasses.replace(self, copies=self.copies * math.prod(sizes))
             elif name in _OF_UNKNOWN_LENGTH:
                 inner = dataclasses.replace(self, is_open=True)
@@ -117,13 +118,26 @@ _OF_UNKNOWN_LENGTH = ("while", "pallas_call")
 
 
 def _of_product(equation: tp.Any) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left, out = equation.invars[0].aval, equation.outvars[0].aval
-    return out.size * math.prod(left.shape[axis] for axis in contracted)
+    """Each element of the left side meets those of the right side along the axes that only that has."""
+    left, right = (value.aval for value in equation.invars[:2])
+    (_, contracted), (_, batch) = equation.params["dimension_numbers"]
+    return left.size * _others(right.shape, contracted, batch)
+
+
+def _of_ragged_product(equation: tp.Any) -> int:
+    left, right = (value.aval for value in equation.invars[:2])
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (_, contracted), (_, batch) = numbers.dot_dimension_numbers
+    return left.size * _others(right.shape, contracted, batch, numbers.rhs_group_dimensions)
+
+
+def _others(shape: tuple[int, ...], *axes: Sequence[int]) -> int:
+    """How many elements there are along the axes that are none of these."""
+    return math.prod(size for axis, size in enumerate(shape) if axis not in {*itertools.chain(*axes)})
 
 
 def _of_convolution(equation: tp.Any) -> int:
-    """Zeros of the padding count as inputs, as is usual; those between the inputs of a transposed convolution do not."""
+    """Zeros of the padding count as inputs, as is usual; those between inputs of a transposed convolution do not."""
     params = equation.params
     kernel, out = equation.invars[1].aval, equation.outvars[0].aval
     numbers = params["dimension_numbers"]
@@ -152,4 +166,8 @@ def _taps(size: int, kernel: int, stride: int, padding: int, spread: int, dilati
     return int(((starts + np.arange(kernel) * dilation) % spread == 0).sum())
 
 
-_MULTIPLY_ADDS = {"dot_general": _of_product, "conv_general_dilated": _of_convolution}
+_MULTIPLY_ADDS = {
+    "dot_general": _of_product,
+    "ragged_dot_general": _of_ragged_product,
+    "conv_general_dilated": _of_convolution,
+}

@@ -23,7 +23,8 @@ from elegy.module import Module
 from elegy.random import RNG
 from elegy.rendering import totals
 from elegy.state import training_context
-from elegy.summaries import Summary, summary
+from elegy.summaries import summary
+from elegy.tables import Summary
 from elegy.tracebacks import shorten
 
 Arrays = tp.Any  # an array, or a tuple or dict of arrays
