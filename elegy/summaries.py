@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import typing as tp
 from collections.abc import Callable, Sequence
 
@@ -136,34 +137,38 @@ class _Run:
         return 0 if self.around is None else self.around.level + 1
 
 
+_numbers = itertools.count()  # never the same twice: there may be a summary within a call of which one is made
+
+
 class _Watch:
-    """Within it the runs of modules are written down, and marked in the trace. What hooks declare goes nowhere."""
+    """Within it the runs of modules are written down, and marked in the trace. They run as outside of any module, and
+    what hooks declare goes nowhere."""
 
     def __init__(self) -> None:
         self.runs: list[_Run] = []
         self._running: list[_Run] = []
 
     def __enter__(self) -> None:
-        self._before, self._pass = (state.watch, state.collector), state.init_pass
-        state.watch, state.collector = self, None
+        self._before = state.watch, state.collector, state.init_pass, state.frames
+        state.watch, state.collector, state.init_pass, state.frames = self, None, None, []
         # JAX is to find no trace again, in which the runs were marked by other numbers, or not at all.
         self._fresh = watching(object())
         self._fresh.__enter__()
 
     def __exit__(self, *error: tp.Any) -> None:
         self._fresh.__exit__(*error)
-        state.watch, state.collector = self._before
+        state.watch, state.collector, state.init_pass, state.frames = self._before
 
     def __call__(self, frame: Frame, run: Callable[..., tp.Any]) -> Callable[..., tp.Any]:
         """What runs instead of a method."""
         is_inner = frame.parent is not None and frame.parent.module is frame.module
-        if is_inner or state.init_pass is not self._pass:
+        if is_inner or state.init_pass is not None:
             return run
 
         def watched(module: Node, /, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
             around = self._running[-1] if self._running else None
             path = "/".join(frame.parts)
-            noted = _Run(len(self.runs), module, type(module), frame.method_name, path, around)
+            noted = _Run(next(_numbers), module, type(module), frame.method_name, path, around)
             self.runs.append(noted)
             self._running.append(noted)
             try:

@@ -76,7 +76,7 @@ class Row(tp.NamedTuple):
 class Summary:
     """The modules that run in a call, what they return, hold and multiply. `elegy.summary` makes it.
 
-    `print(summary)` shows a plain table that fits the terminal; `show` and `rich.print` one in colours where Rich is
+    `print(summary)` shows a plain table that fits the terminal; `show` and `rich.print` a drawn one where Rich is
     installed; a notebook shows one in HTML.
 
     **Attributes:**

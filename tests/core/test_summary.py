@@ -448,6 +448,23 @@ def test_a_summary_within_a_trace():
     assert found == [elegy.summary(net, ones(2, 3))] and not net.initialized
 
 
+def test_a_summary_within_a_call():
+    found = []
+
+    class Curious(elegy.Module):
+        def call(self, x):
+            affine = Affine(2)
+            found.append(elegy.summary(affine, x))
+            return affine(x)
+
+    curious = Curious()
+    curious(ones(2, 3))
+    curious(ones(2, 3))
+    elegy.summary(curious, ones(2, 3))
+    assert found == [elegy.summary(Affine(2), ones(2, 3))] * 4  # the first call runs twice
+    assert [row.path for row in found[0].rows] == ["affine"]
+
+
 def test_arguments_of_all_kinds():
     class Call(elegy.Module):
         def call(self, x, other, *, times, training):
