@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from elegy.checks import no_type_check
 from elegy.draws import rng_context
 from elegy.frames import Frame, name_of, paths_below
 from elegy.layout import children, slots, walk
@@ -19,7 +20,6 @@ from elegy.operations import Tallies, Tally, count, marked
 from elegy.state import state, watching
 from elegy.tables import Row, Summary
 from elegy.tracebacks import shorten
-from elegy.typechecking.import_hook import no_type_check
 
 
 @no_type_check  # what is no module is refused by a message of its own
