@@ -50,6 +50,16 @@ def _fold(data: jax.Array, number: tp.Any, impl: str) -> jax.Array:
 _fold = jax.jit(_fold, static_argnums=2, inline=True)
 
 
+def _of_this_mesh(data: jax.Array) -> jax.Array:
+    """The state of a stream where the running code can use it: under `jax.set_mesh` JAX refuses arrays that another
+    mesh has left."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or isinstance(data, Tracer):
+        return data
+    own = jax.typeof(data).sharding.mesh
+    return data if own.empty or own == mesh else jnp.asarray(np.asarray(data))
+
+
 def lane_of(data: jax.Array, lane: jax.Array, impl: str) -> jax.Array:
     """The stream of one lane of a mapped function: derived from one half of a split, later draws from the other."""
     return _fold(_split(data, impl)[1], lane.astype(np.uint32), impl)
@@ -130,7 +140,7 @@ class RNG:
                 "  Either pass a key as an argument of the transformed function, and draw from elegy.RNG(key),\n"
                 "  or use the transform of the same name in elegy, which carries the RNG through."
             )
-        self._data, drawn = _split(self.data, self._impl)
+        self._data, drawn = _split(_of_this_mesh(self.data), self._impl)
         return jax.random.wrap_key_data(drawn, impl=self._impl)
 
     def base_key(self) -> Callable[[], jax.Array]:
@@ -138,7 +148,7 @@ class RNG:
         if self._root is None:
             drawn = self()
             return lambda: drawn
-        root, count, impl = self._root, np.uint32(self._count[0]), self._impl
+        root, count, impl = _of_this_mesh(self._root), np.uint32(self._count[0]), self._impl
         self._count[0] += 1
 
         def key() -> jax.Array:

@@ -479,3 +479,22 @@ def test_a_model_is_fitted_on_a_mesh(kind):
         return model.evaluate(x=np.asarray(X), y=np.arange(8) % 4, batch_size=4)
 
     assert_close(history(lambda module: on(mesh, module)), history(lambda module: module))
+
+
+def test_one_stream_goes_from_mesh_to_mesh():
+    """JAX refuses arrays of one mesh inside another; the stream may have been used in any before."""
+
+    def use():
+        linear, dropout = elegy.nn.Linear(2).init(X), elegy.nn.Dropout(0.5)
+        compiled = elegy.jit(lambda x: dropout(linear(x)), modules=[linear, dropout])
+        return [np.asarray(value) for value in (linear.w, dropout(X), compiled(X))]
+
+    contexts = [None, mesh_of(AxisType.Auto), mesh_of(AxisType.Explicit), jax.make_mesh((2,), ("other",)), None]
+    elegy.set_rng(elegy.RNG(0))
+    wanted = [use() for _ in range(2 * len(contexts))]
+    for order in (contexts * 2, [*contexts[::-1], *contexts]):
+        elegy.set_rng(elegy.RNG(0))
+        for mesh, expected in zip(order, wanted, strict=True):
+            with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+                found = use()
+            assert_close(found, expected)
