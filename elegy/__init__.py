@@ -4,6 +4,7 @@ import importlib.metadata
 import typing as _tp
 
 from elegy import (
+    callbacks as callbacks,
     errors as errors,
     habits as _habits,
     initializers as initializers,
@@ -70,6 +71,7 @@ __all__ = [
     "add_loss",
     "add_metric",
     "add_summary",
+    "callbacks",
     "combine",
     "compact",
     "cond",
@@ -131,6 +133,14 @@ if not _tp.TYPE_CHECKING:  # a static checker would take every name to be there
     __getattr__ = _habits.missing_attribute(
         "elegy",
         __all__,
-        _habits.EVERYTHING | _habits.LAYERS,
-        ["elegy.nn", "elegy.losses", "elegy.metrics", "elegy.model", "elegy.initializers", "elegy.regularizers"],
+        _habits.EVERYTHING | _habits.LAYERS | _habits.CALLBACKS,
+        [
+            "elegy.nn",
+            "elegy.losses",
+            "elegy.metrics",
+            "elegy.callbacks",
+            "elegy.model",
+            "elegy.initializers",
+            "elegy.regularizers",
+        ],
     )

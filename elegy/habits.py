@@ -111,14 +111,22 @@ EVERYTHING = _table(
     ("make_with_state", "State is a part of a module: apply returns the module with its new state."),
     ("TrainState", "Write a module and elegy.Optimizer(optax.adam(1e-3))."),
     ("Layer", "Write elegy.Module, and define call."),
-    ("Callback callbacks EarlyStopping ModelCheckpoint", "Derive from elegy.model.Callback."),
-    ("History", "It is elegy.model.History."),
     ("optimizers", "Optimisers are those of Optax: elegy.Optimizer(optax.adam(1e-3))."),
     ("Policy mixed_precision DTypePolicy", "Write module.dtype_policy = elegy.DtypePolicy(...)."),
     ("nets ResNet resnet VGG", _not_here("Ready-made networks are")),
     ("data datasets Dataset DataLoader", _not_here("Data sets and loaders are")),
     ("tabulate summarize", "Write elegy.summary(module, x)."),
     ("no_grad stop_gradient", "Write jax.lax.stop_gradient, or module.trainable = False."),
+)
+
+CALLBACKS = _table(
+    (
+        "ModelCheckpoint BackupAndRestore OrbaxCheckpoint",
+        "Derive from elegy.callbacks.Callback, and write elegy.save in on_epoch_end.",
+    ),
+    ("SwapEMAWeights WeightAveraging ExponentialMovingAverage StochasticWeightAveraging", "Write elegy.callbacks.EMA."),
+    ("ProgbarLogger TQDMProgressBar RichProgressBar", "Write elegy.callbacks.ProgressBar."),
+    ("LRScheduler", "Write elegy.callbacks.LearningRateScheduler."),
 )
 
 LOSSES = _table(
@@ -287,7 +295,7 @@ _KEYWORDS = _table(
     ("bias_init bias_initializer", "b_init"),
     ("feature_group_count", "groups"),
     ("p drop_rate drop_prob", "rate"),
-    ("momentum decay", "decay_rate"),
+    ("momentum decay", "decay_rate decay"),
     ("epsilon", "eps"),
     ("use_scale scale", "create_scale"),
     ("center offset use_offset", "create_offset"),
@@ -296,6 +304,12 @@ _KEYWORDS = _table(
     ("axis_name", "cross_replica_axis"),
     ("param_dtype", "dtype"),
     ("n_layers num_layers length size num", "n"),
+    ("restore_best_weights", "restore_best"),
+    ("min_lr", "min_learning_rate"),
+    ("log_dir logdir save_dir root", "directory url"),
+    ("filename filepath", "path"),
+    ("histogram_freq", "histograms"),
+    ("profile_batch", "profile"),
 )
 _EXPLAINED = _table(
     ("key rng rngs seed", "Constructors take no keys: parameters are drawn by init(x, rng=key), or by the first call."),
@@ -323,7 +337,10 @@ def better_error(cls: type, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
     unknown = [name for name in kwargs if name not in known]
     if not unknown:
         return None
-    where = f"elegy.nn.{cls.__name__}" if cls.__module__.startswith("elegy.nn.") else cls.__qualname__
+    where = next(
+        (f"{place}." for place in ("elegy.nn", "elegy.callbacks") if cls.__module__.startswith(f"{place}.")), ""
+    )
+    where = f"{where}{cls.__name__}" if where else cls.__qualname__
     hints = [_instead_of_keyword(name, known) for name in unknown]
     if any(p.kind is p.VAR_POSITIONAL for p in parameters) and len(args) > 1 and all(map(_is_size, args)):
         hints.append("The size of the input is inferred by the first call: give none.")

@@ -49,7 +49,7 @@ def main() -> None:
     print(f"learning curve: {PICTURE}")
 
 
-def draw(history: elegy.model.History) -> None:
+def draw(history: elegy.callbacks.History) -> None:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     for name, axis in zip(("loss", "accuracy"), figure.subplots(1, 2), strict=True):
         axis.plot(history.epoch, history.history[name], label="training")

@@ -1,6 +1,6 @@
-"""`Model`, which trains a module, with its optimiser and its callbacks."""
+"""`Model`, which trains a module, with its optimiser."""
 
-from elegy.model.callbacks import Callback as Callback, History as History
+from elegy.callbacks import Callback as Callback, History as History
 from elegy.model.model import Model as Model
 from elegy.model.optimizer import Optimizer as Optimizer
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elegy.model.callbacks import Callbacks, LazyLogs
+from elegy.callbacks.calling import Callbacks, LazyLogs
 from elegy.model.data import Data
 from elegy.model.objectives import Losses, Metrics
 from elegy.model.optimizer import Optimizer
@@ -103,7 +103,7 @@ def train(
     """
     passing = Pass(step, reference.to_train(), examples, eager)
     try:
-        if callbacks.of_batches:
+        if callbacks.of_batches or callbacks.of_steps:
             _with_callbacks(passing, reference, batches, callbacks)
         else:
             for batch in batches:
@@ -124,6 +124,7 @@ def _with_callbacks(passing: Pass, reference: Reference, batches: Iterable[Data]
         if callbacks.see_module:
             passing.go_on_from(reference)
         passing.advance(batch)
+        callbacks.after_step(lambda: passing.state.parts.module)
         if callbacks.see_module:
             passing.write(reference)
         callbacks.batch_end(number, LazyLogs(passing.totals.logs))
@@ -132,13 +133,24 @@ def _with_callbacks(passing: Pass, reference: Reference, batches: Iterable[Data]
 
 
 def test(
-    step: Step, reference: Reference, batches: Iterable[Data], examples: Sequence[Data], eager: bool
+    step: Step,
+    reference: Reference,
+    batches: Iterable[Data],
+    examples: Sequence[Data],
+    callbacks: Callbacks,
+    eager: bool,
 ) -> dict[str, float]:
     """The means over the batches. The objects stay as they are."""
+    callbacks.test_begin()
     passing = Pass(step, reference.to_test(), examples, eager)
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        callbacks.test_batch_begin(number)
         passing.advance(batch)
-    return passing.totals.logs()
+        if callbacks.of_test_batches:
+            callbacks.test_batch_end(number, LazyLogs(passing.totals.logs))
+    logs = passing.totals.logs()
+    callbacks.test_end(logs)
+    return logs
 
 
 def predict(step: Step, reference: Reference, batches: Iterable[Data], examples: Sequence[Data], eager: bool) -> tp.Any:

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import optax
 
+from elegy.callbacks import Callback, History
+from elegy.callbacks.calling import Callbacks
+from elegy.callbacks.progress import PassLine, progress
 from elegy.habits import optimizer_for
 from elegy.hooks import numbered
 from elegy.losses import Loss
 from elegy.metrics import Metric
 from elegy.model import loop
-from elegy.model.callbacks import Callback, Callbacks, History, PassLine, progress
 from elegy.model.data import Data, arguments_of, as_data, batches, split
 from elegy.model.objectives import Losses, Metrics, require_targets
 from elegy.model.optimizer import Optimizer
@@ -68,7 +70,7 @@ class Model:
     **Names of logs:** `loss`, the total; the name of each loss, to which `_loss` is appended unless it ends in
     `loss`; the name of each metric; the names given to `add_loss` and `add_metric`. Under a key of a dict they are
     `key_loss/mean_squared_error` and `key/accuracy`. Equal names are numbered. Those of validation data begin with
-    `val_`.
+    `val_`. `learning_rate` is that of the end of the epoch, where the optimiser keeps one in its state.
 
     ```python
     import elegy
@@ -161,7 +163,7 @@ class Model:
         - `epochs`: how many epochs there are, counted from 0: training makes those from `initial_epoch` on.
         - `verbose`: 0 shows nothing; 1 a line that is kept up to date if the output is a terminal, and otherwise, as
           2, a line for each epoch.
-        - `callbacks`: instances of `elegy.model.Callback`.
+        - `callbacks`: instances of `elegy.callbacks.Callback`, called in this order.
         - `validation_split`: the fraction of samples, the last ones, to validate on instead of training on them. They
           are taken before shuffling, so sorted data must be shuffled before.
         - `validation_data`: `(x, y)` or `(x, y, sample_weight)` to validate on after each epoch.
@@ -218,8 +220,7 @@ class Model:
         _require_positive("batch_size", batch_size)
         _require_positive("epochs", epochs, least=0)
         _require_positive("initial_epoch", initial_epoch, least=0)
-        if isinstance(callbacks, Callback):
-            raise TypeError("callbacks is a list of callbacks, got one: callbacks=[callback].")
+        _require_list(callbacks)
         shown = progress(verbose)
         data = self._data(x, y, sample_weight)
         validation: Data | None = None
@@ -232,11 +233,19 @@ class Model:
         steps = -(-data.size // batch_size)
         if self._reference.steps == 0:
             self._reference.steps = initial_epoch * steps
-        params = {"epochs": epochs, "batch_size": batch_size, "samples": data.size, "steps": steps}
+        params = {
+            "epochs": epochs,
+            "initial_epoch": initial_epoch,
+            "batch_size": batch_size,
+            "samples": data.size,
+            "steps": steps,
+        }
         history, before = History(), self.stop_training
         everything = Callbacks([history, *callbacks, *shown], self, params)
         self._history, self.stop_training = history, False
         try:
+            if everything.need_state:
+                self._train.flatten(self._reference.to_train(), _batched(data, batch_size)[1])
             everything.train_begin()
             for epoch in range(initial_epoch, epochs):
                 everything.epoch_begin(epoch)
@@ -250,9 +259,9 @@ class Model:
             shorten(error)
             raise
         finally:
-            everything.close()
             # A callback may have called `fit` in between, or itself be called by a `fit`.
             self._history, self.stop_training = history, before
+            everything.close()
         return history
 
     def _epoch(
@@ -263,34 +272,47 @@ class Model:
         tell = None if eagerly else callbacks.compiling
         with self._train.tracing.telling(tell), self._test.tracing.telling(tell):
             logs = loop.train(self._train, self._reference, *_batched(data, batch_size, order), callbacks, eagerly)
+            if (rate := self.optimizer.learning_rate) is not None:
+                logs.setdefault("learning_rate", float(rate))
             if validation is None:
                 return logs
-            tested = loop.test(self._test, self._reference, *_batched(validation, batch_size), eagerly)
+            tested = loop.test(self._test, self._reference, *_batched(validation, batch_size), callbacks, eagerly)
         for name, value in tested.items():
             logs[numbered(f"val_{name}", logs)[0]] = value
         return logs
 
     def evaluate(
-        self, x: Arrays, y: Arrays | None = None, batch_size: int = 32, sample_weight: tp.Any = None, verbose: int = 0
+        self,
+        x: Arrays,
+        y: Arrays | None = None,
+        batch_size: int = 32,
+        sample_weight: tp.Any = None,
+        verbose: int = 0,
+        callbacks: Iterable[Callback] = (),
     ) -> dict[str, float]:
         """The losses and metrics of data, with `elegy.training()` false. The model stays as it is, but a module that is
         not initialised yet gets its parameters.
 
         **Arguments:** as for `fit`. `verbose` is 0, which shows nothing, or else a line at the end, which 1 keeps up to
-        date meanwhile if the output is a terminal.
+        date meanwhile if the output is a terminal. Of `callbacks` the hooks named `on_test_` are called.
 
         **Returns:** a float for each name: means over samples; the values of a `Metric` are its own. Without any loss
         there is no `"loss"`.
         """
         _require_positive("batch_size", batch_size)
         data = self._data(x, y, sample_weight)
+        _require_list(callbacks)
         batches, examples = _batched(data, batch_size)
-        with self._shown("Evaluate", batches, -(-data.size // batch_size), self._test, verbose) as (shown, logs):
+        steps = -(-data.size // batch_size)
+        everything = Callbacks(callbacks, self, {"batch_size": batch_size, "samples": data.size, "steps": steps})
+        with self._shown("Evaluate", batches, steps, self._test, verbose) as (shown, logs):
             try:
-                logs.update(loop.test(self._test, self._reference, shown, examples, self.run_eagerly))
+                logs.update(loop.test(self._test, self._reference, shown, examples, everything, self.run_eagerly))
             except Exception as error:
                 shorten(error)
                 raise
+            finally:
+                everything.close()
         return logs
 
     def predict(self, x: Arrays, batch_size: int = 32, verbose: int = 0) -> tp.Any:
@@ -381,6 +403,11 @@ def _require_positive(name: str, value: int, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         kind = "a positive integer" if least else "an integer that is not negative"
         raise ValueError(f"{name} must be {kind}, got {value!r}.")
+
+
+def _require_list(callbacks: tp.Any) -> None:
+    if isinstance(callbacks, Callback):
+        raise TypeError("callbacks is a list of callbacks, got one: callbacks=[callback].")
 
 
 def _validation(data: tp.Any) -> Data:

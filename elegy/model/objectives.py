@@ -85,6 +85,11 @@ class Metrics(Module):
             add_values(values, name, _evaluate(name, function, inputs, _weighted_mean))
         return of_batch, so_far
 
+    def direction(self, name: str) -> str | None:
+        """What the metric of this name says about itself: `"min"` or `"max"` is better. None if it says nothing."""
+        of_name = dict(zip(self.names, self.functions, strict=True))
+        return getattr(of_name.get(name), "direction", None)
+
 
 def _named(kind: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], Callable[..., tp.Any]]]:
     """The functions of a nested structure, with the keys of dicts on the way and a name of their own."""

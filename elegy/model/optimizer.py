@@ -162,6 +162,49 @@ class Optimizer(Module):
         """
         return trainable_parameters(modules) if self.where is None else select_trainable(modules, self.where).get()
 
+    @property
+    def learning_rate(self) -> tp.Any:
+        """The learning rate, a scalar array, where the transformation keeps one in its state: that is what
+        `optax.inject_hyperparams` makes of it, anywhere in a chain. None where there is none, or several, or no state
+        yet.
+
+        **Raises:** `ParameterError` when it is assigned where there is not exactly one, or where a schedule computes
+        it; the message says what to write.
+
+        Assigning it, outside of transforms or within, gives the next update another one. Nothing is compiled anew.
+
+        ```python
+        import elegy
+        import jax.numpy as jnp
+        import optax
+
+        linear = elegy.nn.Linear(1).init(jnp.ones([1, 3]))
+        optimizer = elegy.Optimizer(optax.inject_hyperparams(optax.adam)(learning_rate=1e-3))
+        optimizer.adapt(linear)  # creates the state
+        optimizer.learning_rate = 0.5 * optimizer.learning_rate
+        assert jnp.allclose(optimizer.learning_rate, 5e-4)
+        ```
+        """
+        found = _learning_rates(self.state) if self.initialized else {}
+        return next(iter(found.values())) if len(found) == 1 else None
+
+    @learning_rate.setter
+    def learning_rate(self, value: tp.Any) -> None:
+        state = self.state if self.initialized else None
+        found = _learning_rates(state)
+        if len(found) != 1 or _is_scheduled(state):
+            raise ParameterError(_no_learning_rate(state))
+        ((place, old),) = found.items()
+        new = _like(old, value)
+        change = lambda path, leaf: new if path == place else leaf  # noqa: E731
+        self.set_parameters({"state": jax.tree_util.tree_map_with_path(change, state)})
+
+    def __setattr__(self, name: str, value: tp.Any) -> None:
+        if name == "learning_rate":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def adapt(self, modules: tp.Any) -> None:
         """Fits the state to the parameters that are trainable now; needed when some are for the first time.
 
@@ -405,6 +448,54 @@ def _placed(state: tp.Any, parameters: Parameters) -> tp.Any:
 
 def _by_path(state: tp.Any) -> dict[tp.Any, tp.Any]:
     return dict(jax.tree_util.tree_flatten_with_path(state)[0])
+
+
+def _learning_rates(state: tp.Any) -> dict[tp.Any, tp.Any]:
+    """What `optax.inject_hyperparams` keeps under this name, by path: not a parameter that has the name too."""
+    return {path: leaf for path, leaf in _by_path(state).items() if path[-2:] == _under("hyperparams")}
+
+
+def _is_scheduled(state: tp.Any) -> bool:
+    """Whether each update computes a learning rate anew, so that one that is set would be lost."""
+    pairs = (path[i : i + 2] for path in _by_path(state) for i in range(len(path)))
+    return _under("hyperparams_states") in pairs
+
+
+def _under(field: str) -> tuple[tp.Any, tp.Any]:
+    return jax.tree_util.GetAttrKey(field), jax.tree_util.DictKey("learning_rate")
+
+
+def _like(old: tp.Any, value: tp.Any) -> tp.Any:
+    """A scalar with the dtype and the place of another."""
+    new = jnp.asarray(value, dtype=old.dtype)
+    if new.shape != old.shape:
+        raise ValueError(f"the learning rate of an optimiser is a scalar, got shape {new.shape}.")
+    if isinstance(old, Tracer) or isinstance(new, Tracer) or not old.committed:
+        return new
+    return jax.device_put(new, old.sharding)
+
+
+def _no_learning_rate(state: tp.Any) -> str:
+    many = len(_learning_rates(state))
+    if state is None:
+        return (
+            "the learning rate of an optimiser cannot be set before it has a state, which the first update creates.\n"
+            "  Give it to the transformation, or call optimizer.adapt(module) before."
+        )
+    if _is_scheduled(state):
+        return (
+            "the learning rate follows a schedule, which gives each update its own: one that is set would be lost.\n"
+            "  Give the transformation a number: optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)."
+        )
+    if many > 1:
+        return (
+            f"there are {many} learning rates in the state of this optimiser, and one was given.\n"
+            "  Change its parameter `state`, by get_parameters and set_parameters."
+        )
+    return (
+        "this optimiser keeps no learning rate in its state: it is a constant of the compiled step.\n"
+        "  Write optax.inject_hyperparams(optax.adam)(learning_rate=1e-3) instead of optax.adam(1e-3)."
+    )
 
 
 def _missing(state: tp.Any, wanted: tp.Any) -> list[str]:

@@ -12,7 +12,7 @@ def test_what_is_to_be_written_instead_exists():
     """Each `elegy.…` and each `equinox.nn.…` that a hint names."""
     words = {
         word.strip(".,;:()").partition("(")[0]
-        for table in (habits.LAYERS, habits.EVERYTHING, habits.LOSSES, habits.METRICS)
+        for table in (habits.LAYERS, habits.EVERYTHING, habits.LOSSES, habits.METRICS, habits.CALLBACKS)
         for text in table.values()
         for word in text.split()
         if word.startswith(("elegy.", "equinox.nn.", "optax.", "jax."))
@@ -23,5 +23,11 @@ def test_what_is_to_be_written_instead_exists():
 
 
 def test_no_hint_stands_before_a_name_that_is_here():
-    for module, table in ((elegy.nn, habits.LAYERS), (elegy.losses, habits.LOSSES), (elegy.metrics, habits.METRICS)):
+    pairs = {
+        elegy.nn: habits.LAYERS,
+        elegy.losses: habits.LOSSES,
+        elegy.metrics: habits.METRICS,
+        elegy.callbacks: habits.CALLBACKS,
+    }
+    for module, table in pairs.items():
         assert not {habits._plain(name) for name in module.__all__} & table.keys()

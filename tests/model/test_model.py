@@ -22,7 +22,8 @@ import sklearn.metrics
 from jax.core import Tracer
 
 import elegy
-from elegy.model import Callback, callbacks, model as elegy_model, steps
+from elegy.callbacks import progress
+from elegy.model import Callback, model as elegy_model, steps
 
 
 def data(samples=20, seed=0):
@@ -631,7 +632,7 @@ def test_the_order_of_callbacks():
             calls.append("train end")
 
     history = make_model().fit(x, y, batch_size=4, callbacks=[Note()], verbose=0).history
-    assert calls[0] == ("train", {"epochs": 1, "batch_size": 4, "samples": 10, "steps": 3})
+    assert calls[0] == ("train", {"epochs": 1, "initial_epoch": 0, "batch_size": 4, "samples": 10, "steps": 3})
     assert [call[:2] for call in calls[1:-1]] == [
         ("epoch", 0),
         *((kind, batch) for batch in range(3) for kind in ("batch", "batch end")),
@@ -855,7 +856,7 @@ def test_one_line_that_is_kept_up_to_date_on_a_terminal(monkeypatch):
     x, y = data(20)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(callbacks.ProgressLine, "_SECONDS", 0)
+    monkeypatch.setattr(progress.ProgressBar, "_SECONDS", 0)
     monkeypatch.setenv("COLUMNS", "40")
     make_model().fit(x, y, batch_size=4, epochs=2, verbose=1)
     shown = terminal.getvalue().split("\r\x1b[K")
@@ -911,7 +912,7 @@ def test_evaluate_and_predict_keep_one_line_up_to_date_on_a_terminal(monkeypatch
     model.module.init(x)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(callbacks.ProgressLine, "_SECONDS", 0)
+    monkeypatch.setattr(progress.ProgressBar, "_SECONDS", 0)
     model.evaluate(x, y, batch_size=10, verbose=1)
     shown = terminal.getvalue().split("\r\x1b[K")
     assert shown[1:6] == ["Evaluate  compiling"] * 2 + ["Evaluate  1/2", "Evaluate  2/2", shown[5]]
@@ -964,7 +965,7 @@ def test_the_progress_line_reads_the_device_at_a_limited_rate(monkeypatch):
     read = steps.Totals.logs
     monkeypatch.setattr(steps.Totals, "logs", lambda totals: reads.append(totals) or read(totals))
     monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setattr(callbacks.ProgressLine, "_SECONDS", 3600)
+    monkeypatch.setattr(progress.ProgressBar, "_SECONDS", 3600)
     x, y = data(20)
     make_model().fit(x, y, batch_size=4, epochs=2, verbose=1)
     assert len(reads) == 2  # once at the end of each epoch

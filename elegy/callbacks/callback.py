@@ -1,0 +1,122 @@
+"""The base class of callbacks."""
+
+from __future__ import annotations
+
+import typing as tp
+from collections.abc import Mapping
+
+from elegy.habits import better_error
+
+if tp.TYPE_CHECKING:
+    from elegy.model.model import Model
+
+# From names to floats. Not said in the type, lest a type checker look into them and wait for the device.
+Logs = Mapping
+
+
+class Callback:
+    """Base class of callbacks: override what is wanted. `self.model` is the model that trains.
+
+    A callback may change the parameters of the module, freeze parts of it, set the learning rate, or set
+    `self.model.stop_training`; training goes on with what it finds. Logs are read from the device when a callback looks
+    into them, and not before.
+
+    A callback that remembers something from epoch to epoch forgets it when training begins, unless `fit` is told that
+    it goes on, by `initial_epoch=`. What it remembers is its `get_state`.
+
+    ```python
+    import elegy
+    import numpy as np
+    import optax
+
+
+    class StopBelow(elegy.callbacks.Callback):
+        def __init__(self, loss):
+            self.loss = loss
+
+        def on_epoch_end(self, epoch, logs):
+            if logs["loss"] < self.loss:
+                self.model.stop_training = True
+
+
+    x = np.linspace(0, 1, 32, dtype=np.float32)[:, None]
+    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError(), optimizer=optax.adam(0.1))
+    history = model.fit(x, 2 * x, epochs=1000, callbacks=[StopBelow(0.1)], verbose=0)
+    assert history.history["loss"][-1] < 0.1
+    ```
+    """
+
+    model: Model
+    params: Mapping[str, tp.Any]
+    # Whether the batch hooks may look at the module: it is then brought up to date before each of them, which takes
+    # time.
+    sees_module = True
+    # Whether the parameters and the state of the optimiser must be there when training begins. Else the first batch
+    # creates them.
+    needs_state = False
+
+    def __new__(cls, *args: tp.Any, **kwargs: tp.Any):
+        # Arguments that other libraries have get a hint; those of a class of a user are left to Python.
+        if cls.__module__.startswith("elegy.") and (error := better_error(cls, args, kwargs)) is not None:
+            raise error
+        return super().__new__(cls)
+
+    def __init__(self) -> None:
+        pass
+
+    def on_train_begin(self) -> None:
+        """Before the first epoch. `self.params` has `epochs`, `initial_epoch`, `batch_size`, `steps` (per epoch) and
+        `samples`."""
+
+    def on_train_end(self) -> None:
+        """After the last epoch; not after an exception."""
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        """**Arguments:** `epoch`, counted from 0."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """**Arguments:** `epoch`, counted from 0, and `logs`, its means; those of validation data begin with `val_`."""
+
+    def on_train_batch_begin(self, batch: int) -> None:
+        """**Arguments:** `batch`, counted from 0 in each epoch."""
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """**Arguments:** `batch`, counted from 0 in each epoch, and `logs`, the means of the epoch so far.
+
+        Reading a value of `logs` blocks until it is computed.
+        """
+
+    def on_test_begin(self) -> None:
+        """Before a pass over validation data, or that of `evaluate`."""
+
+    def on_test_end(self, logs: Logs) -> None:
+        """**Arguments:** `logs`, the means of the pass, by names without `val_`."""
+
+    def on_test_batch_begin(self, batch: int) -> None:
+        """**Arguments:** `batch`, counted from 0 in each pass."""
+
+    def on_test_batch_end(self, batch: int, logs: Logs) -> None:
+        """**Arguments:** `batch`, counted from 0 in each pass, and `logs`, the means of the pass so far.
+
+        Reading a value of `logs` blocks until it is computed.
+        """
+
+    def close(self) -> None:
+        """At the end of `fit` or `evaluate`, after an exception too: what was opened is closed here."""
+
+    def get_state(self) -> dict[str, tp.Any]:
+        """What the callback needs to go on after an interruption: plain values and arrays, in dicts and lists."""
+        return {}
+
+    def set_state(self, state: Mapping[str, tp.Any]) -> None:
+        """Goes on from a state that `get_state` gave. Training is to begin after it, with `initial_epoch=`.
+
+        **Arguments:** `state`, as `get_state` gave it.
+        """
+
+    def _after_step(self, module: tp.Any) -> None:
+        """After each training step, with a copy of the module whose arrays may not be computed yet: nothing waits."""
+
+    def _goes_on(self) -> bool:
+        """Whether the training that begins is the rest of another."""
+        return self.params["initial_epoch"] > 0

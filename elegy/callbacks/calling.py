@@ -1,0 +1,132 @@
+"""How `fit` and `evaluate` call their callbacks: all in turn, with logs that are read when someone looks into them."""
+
+from __future__ import annotations
+
+import typing as tp
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.history import History
+from elegy.callbacks.progress import ProgressBar
+
+
+class LazyLogs(Mapping[str, float]):
+    """Logs that are read from the device when someone looks into them."""
+
+    def __init__(self, read: Callable[[], dict[str, float]]):
+        self._read = read
+        self._values: dict[str, float] | None = None
+
+    @property
+    def _now(self) -> dict[str, float]:
+        if self._values is None:
+            self._values = self._read()
+        return self._values
+
+    def __getitem__(self, name: str) -> float:
+        return self._now[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    def __repr__(self) -> str:
+        return repr(self._now)
+
+
+class Callbacks:
+    """All callbacks of one call of `fit` or `evaluate`, called in turn."""
+
+    def __init__(self, callbacks: Iterable[tp.Any], model: tp.Any, params: Mapping[str, tp.Any]):
+        self._all = list(callbacks)
+        self._model = model
+        for callback in self._all:
+            if not isinstance(callback, Callback):
+                hint = " Construct it." if isinstance(callback, type) else ""
+                raise TypeError(f"callbacks must be instances of elegy.callbacks.Callback, got {callback!r}.{hint}")
+            # A model keeps its history: a way back would make a cycle, which only the garbage collector frees.
+            if not isinstance(callback, History):
+                callback.model = model
+            callback.params = params
+        # Callbacks without batch hooks cost nothing in the inner loop.
+        self.of_batches = self._with("on_train_batch_begin", "on_train_batch_end")
+        self.of_test_batches = self._with("on_test_batch_begin", "on_test_batch_end")
+        self.of_steps = self._with("_after_step")
+        self.see_module = any(callback.sees_module for callback in self.of_batches)
+        self.need_state = any(callback.needs_state for callback in self._all)
+
+    def _with(self, *hooks: str) -> list[Callback]:
+        """Those that override one of the hooks, by their class or with an attribute."""
+
+        def overrides(callback: Callback, hook: str) -> bool:
+            return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+
+        return [callback for callback in self._all if any(overrides(callback, hook) for hook in hooks)]
+
+    def train_begin(self) -> None:
+        for callback in self._all:
+            callback.on_train_begin()
+
+    def train_end(self) -> None:
+        for callback in self._all:
+            callback.on_train_end()
+
+    def epoch_begin(self, epoch: int) -> None:
+        for callback in self._all:
+            callback.on_epoch_begin(epoch)
+
+    def epoch_end(self, epoch: int, logs: Logs) -> None:
+        for callback in self._all:
+            callback.on_epoch_end(epoch, logs)
+
+    def batch_begin(self, batch: int) -> None:
+        for callback in self.of_batches:
+            callback.on_train_batch_begin(batch)
+
+    def batch_end(self, batch: int, logs: Logs) -> None:
+        for callback in self.of_batches:
+            callback.on_train_batch_end(batch, logs)
+
+    def after_step(self, module: Callable[[], tp.Any]) -> None:
+        if self.of_steps:
+            made = module()
+            for callback in self.of_steps:
+                callback._after_step(made)
+
+    def test_begin(self) -> None:
+        for callback in self._all:
+            callback.on_test_begin()
+
+    def test_end(self, logs: Logs) -> None:
+        for callback in self._all:
+            callback.on_test_end(logs)
+
+    def test_batch_begin(self, batch: int) -> None:
+        for callback in self.of_test_batches:
+            callback.on_test_batch_begin(batch)
+
+    def test_batch_end(self, batch: int, logs: Logs) -> None:
+        for callback in self.of_test_batches:
+            callback.on_test_batch_end(batch, logs)
+
+    def compiling(self) -> None:
+        for callback in self._all:
+            if isinstance(callback, ProgressBar):
+                callback.compiling()
+
+    def close(self) -> None:
+        """After the last epoch, or an exception. If closing one of them fails, the others are closed all the same."""
+        failed: Exception | None = None
+        for callback in self._all:
+            try:
+                callback.close()
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def stop(self) -> bool:
+        """Whether one of them has set `stop_training`."""
+        return self._model.stop_training

@@ -1,0 +1,129 @@
+"""The progress that is shown: of `fit`, epoch by epoch, and of one pass over data."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+import typing as tp
+from collections.abc import Iterable, Iterator
+
+from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.history import distinct
+
+
+class EpochLines(Callback):
+    """Prints one line for each epoch."""
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        print(self._line(epoch, f"{time.perf_counter() - self._began:.1f}s", logs), flush=True)
+
+    def _line(self, epoch: int, position: str, logs: Logs) -> str:
+        return f"Epoch {epoch + 1}/{self.params['epochs']}  {position}{_shown(logs)}"
+
+
+def _shown(logs: Logs) -> str:
+    return "".join(f"  {name}: {value:.4g}" for name, value in distinct(logs).items())
+
+
+class ProgressBar(EpochLines):
+    """Keeps one line of a terminal up to date during each epoch, at most ten times a second, and leaves one line for
+    each. Where the output is no terminal there is only the latter. It is what `fit(verbose=1)` shows.
+
+    ```python
+    import elegy
+    import numpy as np
+
+    x = np.linspace(0, 1, 32, dtype=np.float32)[:, None]
+    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+    model.fit(x, 2 * x, epochs=2, callbacks=[elegy.callbacks.ProgressBar()], verbose=0)
+    ```
+    """
+
+    sees_module = False
+    _SECONDS = 0.1
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        super().on_epoch_begin(epoch)
+        self._epoch = epoch
+        self._shown = self._began
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        if time.perf_counter() - self._shown >= self._SECONDS:
+            self._show(self._line(self._epoch, f"{batch + 1}/{self.params['steps']}", logs))
+            self._shown = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        self.close()
+        super().on_epoch_end(epoch, logs)
+
+    def compiling(self) -> None:
+        """While a step is traced and compiled, which happens before the first batch of each shape."""
+        self._show(self._line(self._epoch, "compiling", {}))
+
+    def close(self) -> None:
+        self._show("")
+
+    def _show(self, line: str) -> None:
+        if sys.stdout.isatty():
+            _show(line)
+
+
+def _show(line: str) -> None:
+    """Puts a line in the place of the one that the terminal shows."""
+    columns = shutil.get_terminal_size().columns - 1
+    # Carriage return, and the escape sequence that clears the line.
+    sys.stdout.write("\r\x1b[K" + line[:columns])
+    sys.stdout.flush()
+
+
+class PassLine:
+    """One line for one pass over data, kept up to date on a terminal: what `evaluate` and `predict` show."""
+
+    def __init__(self, name: str, steps: int, verbose: int):
+        self._name = name
+        self._steps = steps
+        self._silent = _verbosity(verbose) == 0
+        self._live = verbose == 1 and sys.stdout.isatty()
+        self._began = self._last = time.perf_counter()
+
+    def compiling(self) -> None:
+        if self._live:
+            _show(f"{self._name}  compiling")
+
+    def over(self, batches: Iterable[tp.Any]) -> Iterator[tp.Any]:
+        """The batches, with a look at the clock after each."""
+        for number, batch in enumerate(batches):
+            yield batch
+            if self._live and time.perf_counter() - self._last >= ProgressBar._SECONDS:
+                _show(f"{self._name}  {number + 1}/{self._steps}")
+                self._last = time.perf_counter()
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[dict[str, float]]:
+        """Shows, at the end, what is put into the dict; after an exception it clears the line."""
+        logs: dict[str, float] = {}
+        try:
+            yield logs
+        finally:
+            if self._live:
+                _show("")
+        if not self._silent:
+            print(f"{self._name}  {self._steps}/{self._steps}  {time.perf_counter() - self._began:.1f}s{_shown(logs)}")
+
+
+def progress(verbose: int) -> list[Callback]:
+    """What shows the progress: nothing for 0; for 1 a line that is kept up to date, on a terminal; else lines."""
+    if _verbosity(verbose) == 0:
+        return []
+    return [ProgressBar()] if verbose == 1 and sys.stdout.isatty() else [EpochLines()]
+
+
+def _verbosity(verbose: int) -> int:
+    if verbose not in (0, 1, 2):
+        raise ValueError(f"verbose must be 0 (silent), 1 (progress) or 2 (a line for each epoch), got {verbose!r}.")
+    return int(verbose)

@@ -1,0 +1,152 @@
+"""How callbacks are called, and `LambdaCallback`."""
+
+import pytest
+
+import elegy
+from elegy.callbacks import Callback, History, LambdaCallback, ProgressBar
+from elegy.model import steps
+
+HOOKS = [
+    "on_train_begin",
+    "on_train_end",
+    "on_epoch_begin",
+    "on_epoch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_test_begin",
+    "on_test_end",
+    "on_test_batch_begin",
+    "on_test_batch_end",
+]
+
+
+def noting(calls, *hooks):
+    """A callback that notes which of the hooks were called, with numbers, and with names in the place of logs."""
+
+    def note(hook):
+        return lambda *given: calls.append((hook, *(v if isinstance(v, int) else sorted(v) for v in given)))
+
+    return LambdaCallback(**{hook: note(hook) for hook in hooks})
+
+
+def test_all_hooks_in_their_order(fitted):
+    calls = []
+    callbacks = [noting(calls, *HOOKS)]
+    fitted.model.fit(
+        fitted.x[:8], fitted.y[:8], batch_size=4, validation_data=(fitted.x[8:], fitted.y[8:]), callbacks=callbacks,
+        verbose=0,
+    )  # fmt: skip
+    of_test = ["function_loss", "loss"]
+    of_train = ["function_loss", "learning_rate", "loss"]
+    assert calls == [
+        ("on_train_begin",),
+        ("on_epoch_begin", 0),
+        ("on_train_batch_begin", 0),
+        ("on_train_batch_end", 0, of_test),
+        ("on_train_batch_begin", 1),
+        ("on_train_batch_end", 1, of_test),
+        ("on_test_begin",),
+        ("on_test_batch_begin", 0),
+        ("on_test_batch_end", 0, of_test),
+        ("on_test_batch_begin", 1),
+        ("on_test_batch_end", 1, of_test),
+        ("on_test_end", of_test),
+        ("on_epoch_end", 0, of_train + [f"val_{name}" for name in of_test]),
+        ("on_train_end",),
+    ]
+    assert len(callbacks) == 1  # the list is not added to
+
+
+def test_evaluate_calls_the_hooks_of_tests(fitted):
+    calls = []
+    logs = fitted.model.evaluate(fitted.x, fitted.y, batch_size=8, callbacks=[noting(calls, *HOOKS)])
+    assert [name for name, *_ in calls] == [*HOOKS[6:7], *2 * HOOKS[8:], HOOKS[7]]
+    assert calls[-1] == ("on_test_end", sorted(logs))
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (LambdaCallback(), r"callbacks=\[callback\]"),
+        ([LambdaCallback], "instances of elegy.callbacks.Callback, got .*Construct it"),
+        ([print], "instances of elegy.callbacks.Callback, got <built-in function print>"),
+    ],
+    ids=["one", "class", "function"],
+)
+def test_what_is_no_list_of_callbacks(fitted, unchecked, callbacks, message):
+    for run in (fitted.model.evaluate, fitted.model.fit):
+        with pytest.raises(TypeError, match=message):
+            run(fitted.x, fitted.y, callbacks=callbacks)
+
+
+def test_a_hook_that_does_not_look_costs_no_read(fitted, monkeypatch):
+    reads = []
+    read = steps.Totals.logs
+    monkeypatch.setattr(steps.Totals, "logs", lambda totals: reads.append(totals) or read(totals))
+    fitted(LambdaCallback(on_test_batch_end=lambda batch, logs: None), epochs=1)
+    assert len(reads) == 2  # at the end of the epoch, and of the validation
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end", "on_test_begin"])
+def test_what_was_opened_is_closed(fitted, hook):
+    closed = []
+
+    class Closing(Callback):
+        def __init__(self, number):
+            self.number = number
+
+        def close(self):
+            closed.append(self.number)
+            if self.number == 1:
+                raise OSError("the disk is full")
+
+    def fail(*given):
+        raise ZeroDivisionError
+
+    callbacks = [Closing(0), Closing(1), LambdaCallback(**{hook: fail}), Closing(2)]
+    with pytest.raises(OSError, match="the disk is full") as raised:
+        fitted(*callbacks)
+    assert isinstance(raised.value.__context__, ZeroDivisionError)
+    assert closed == [0, 1, 2]
+    assert not fitted.model.stop_training
+
+
+def test_what_is_no_hook(unchecked):
+    with pytest.raises(TypeError, match="on_epoch_ends.*\n  For on_epoch_ends= write on_epoch_end="):
+        LambdaCallback(on_epoch_ends=print)
+    with pytest.raises(TypeError, match="on_epoch_end must be a function, got 3"):
+        LambdaCallback(on_epoch_end=3)
+
+
+def test_a_callback_of_a_user_has_the_errors_of_python():
+    class Mine(Callback):
+        def __init__(self, units):
+            self.units = units
+
+    assert Mine(units=3).units == 3
+    with pytest.raises(TypeError, match="unexpected keyword argument 'features'$"):
+        Mine(features=3)
+    with pytest.raises(TypeError):
+        Callback(3)
+
+
+def test_a_history_goes_on_from_its_state(fitted):
+    whole = fitted(epochs=2)
+    history = History()
+    history.set_state(whole.get_state())
+    history.on_epoch_end(2, {"loss": 0.0})
+    assert history.epoch == [0, 1, 2] and history.history["loss"][:2] == whole.history["loss"]
+    assert whole.epoch == [0, 1] and len(whole.history["loss"]) == 2
+
+
+def test_a_progress_bar_of_ones_own(fitted, capsys):
+    fitted(ProgressBar(), epochs=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:10] for line in lines] == ["Epoch 1/2 ", "Epoch 2/2 "]
+
+
+def test_names_of_other_libraries():
+    with pytest.raises(AttributeError, match="elegy.save in on_epoch_end"):
+        elegy.callbacks.ModelCheckpoint  # noqa: B018
+    with pytest.raises(AttributeError, match="Write elegy.callbacks.EarlyStopping"):
+        elegy.EarlyStopping  # noqa: B018
