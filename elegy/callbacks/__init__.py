@@ -14,7 +14,10 @@ from elegy.callbacks.learning_rate import (
 )
 from elegy.callbacks.log_files import CSVLogger as CSVLogger, JSONLogger as JSONLogger
 from elegy.callbacks.progress import ProgressBar as ProgressBar
+from elegy.callbacks.remote_monitor import RemoteMonitor as RemoteMonitor
+from elegy.callbacks.tensorboard import TensorBoard as TensorBoard
 from elegy.callbacks.terminate_on_nan import TerminateOnNaN as TerminateOnNaN
+from elegy.callbacks.tracking import MLflow as MLflow, WandB as WandB
 
 __all__ = [
     "Callback",
@@ -25,9 +28,13 @@ __all__ = [
     "JSONLogger",
     "LambdaCallback",
     "LearningRateScheduler",
+    "MLflow",
     "ProgressBar",
     "ReduceLROnPlateau",
+    "RemoteMonitor",
+    "TensorBoard",
     "TerminateOnNaN",
+    "WandB",
 ]
 
 if not _tp.TYPE_CHECKING:  # a static checker would take every name to be there

@@ -51,10 +51,10 @@ class EarlyStopping(Callback):
     def __init__(
         self,
         monitor: str = "val_loss",
-        min_delta: float = 0.0,
+        min_delta: float | int = 0.0,
         patience: int = 0,
         mode: str = "auto",
-        baseline: float | None = None,
+        baseline: float | int | None = None,
         restore_best: bool = True,
         start_from_epoch: int = 0,
     ):

@@ -51,7 +51,7 @@ class EMA(Callback):
     ```
     """
 
-    def __init__(self, decay: float = 0.999, validation: bool = True, at_end: bool = False):
+    def __init__(self, decay: float | int = 0.999, validation: bool = True, at_end: bool = False):
         if not 0 < decay < 1:
             raise ValueError(f"EMA: decay must be between 0 and 1, both excluded, got {decay!r}.")
         self.decay = decay

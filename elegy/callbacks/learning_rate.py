@@ -61,12 +61,12 @@ class ReduceLROnPlateau(SetsLearningRate):
     def __init__(
         self,
         monitor: str = "val_loss",
-        factor: float = 0.1,
+        factor: float | int = 0.1,
         patience: int = 10,
-        min_delta: float = 1e-4,
+        min_delta: float | int = 1e-4,
         mode: str = "auto",
         cooldown: int = 0,
-        min_learning_rate: float = 0.0,
+        min_learning_rate: float | int = 0.0,
     ):
         require_at_least(self, 0, patience=patience, cooldown=cooldown)
         if not 0 < factor < 1:

@@ -7,6 +7,8 @@ import math
 import re
 import typing as tp
 
+import numpy as np
+
 from elegy.callbacks.callback import Callback, Logs
 
 # Words of the names of what is better when it is smaller, or larger. An unknown name is no reason to guess.
@@ -27,7 +29,7 @@ class Monitor:
     - `mode`: `"min"`, `"max"`, or `"auto"`.
     """
 
-    def __init__(self, owner: Callback, name: str, min_delta: float, mode: str):
+    def __init__(self, owner: Callback, name: str, min_delta: float | int, mode: str):
         self._who = type(owner).__name__
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"{self._who}: mode must be 'auto', 'min' or 'max', got {mode!r}.")
@@ -49,7 +51,7 @@ class Monitor:
             )
         return float(logs[self._name])
 
-    def is_better(self, value: float, than: float | None) -> bool:
+    def is_better(self, value: float, than: float | int | None) -> bool:
         """Whether a value is better than another; anything but `nan` is better than None."""
         if than is None:
             return not math.isnan(value)
@@ -79,5 +81,5 @@ def _direction_of_words(name: str) -> str | None:
 def require_at_least(owner: Callback, least: int, **values: tp.Any) -> None:
     """Refuses what is no integer, or less than `least`."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{type(owner).__name__}: {name} must be an integer of at least {least}, got {value!r}.")

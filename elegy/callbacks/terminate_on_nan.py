@@ -52,10 +52,10 @@ class TerminateOnNaN(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         if (batch + 1) % self.every == 0:
-            self._look(logs["loss"], f"after batch {batch} of epoch {self._epoch}")
+            self._look(float(logs["loss"]), f"after batch {batch} of epoch {self._epoch}")
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        self._look(logs["loss"], f"after epoch {epoch}")
+        self._look(float(logs["loss"]), f"after epoch {epoch}")
 
     def _look(self, loss: float, when: str) -> None:
         if math.isfinite(loss) or self._stopped:

@@ -1,0 +1,127 @@
+"""`TensorBoard`: logs, histograms of parameters and profiles as TensorBoard reads them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import typing as tp
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.monitor import require_at_least
+from elegy.callbacks.optional import imported
+from elegy.selections import parts_of_leaves
+
+
+class TensorBoard(Callback):
+    """Writes logs for TensorBoard, by the library tensorboardX: `pip install tensorboardX`.
+
+    **Arguments:**
+
+    - `directory`: a folder, made where it is missing. Values of the training data are written into a run `train` there,
+      and those of validation data into a run `validation` under the same tags, so that TensorBoard draws both into one
+      chart. The tags are `epoch_loss`, by epoch, and `batch_loss`, by batch, counted over all epochs.
+    - `update_freq`: `"epoch"`; `"batch"` for the means so far after each batch as well, which waits for the device each
+      time; or a number of batches between two such looks.
+    - `histograms`: whether to write a histogram of each parameter after each epoch, or a number of epochs between two.
+    - `profile`: the first and the last batch, counted from 0 over this `fit`, of which `jax.profiler` takes a profile.
+      It goes into the same folder.
+
+    **Raises:** `ImportError` without tensorboardX; `ValueError` for arguments out of range.
+
+    ```python
+    import pathlib
+
+    import elegy
+    import numpy as np
+
+    x = np.linspace(0, 1, 32, dtype=np.float32)[:, None]
+    model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+    board = elegy.callbacks.TensorBoard("runs", update_freq=10, histograms=True)
+    model.fit(x, 2 * x, epochs=2, validation_split=0.25, callbacks=[board], verbose=0)
+    assert [path.name for path in sorted(pathlib.Path("runs").iterdir())] == ["train", "validation"]
+    ```
+    """
+
+    sees_module = False
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] = "logs",
+        update_freq: str | int = "epoch",
+        histograms: bool | int = False,
+        profile: tuple[int, int] | None = None,
+    ):
+        if isinstance(update_freq, str):
+            if update_freq not in ("epoch", "batch"):
+                raise ValueError(f"TensorBoard: update_freq must be 'epoch', 'batch' or a number, got {update_freq!r}.")
+            update_freq = int(update_freq == "batch")
+        else:
+            require_at_least(self, 1, update_freq=update_freq)
+        require_at_least(self, 0, histograms=int(histograms))
+        if profile is not None and not 0 <= profile[0] <= profile[1]:
+            raise ValueError(f"TensorBoard: profile must be the first and the last batch, got {profile!r}.")
+        self.directory = pathlib.Path(directory)
+        self.update_freq = update_freq  # 0 for no batch at all
+        self.histograms = int(histograms)
+        self.profile = profile
+        self._library = imported(self, "tensorboardX")
+        self._writers: dict[str, tp.Any] = {}
+        self._profiling = False
+
+    def on_train_begin(self) -> None:
+        self._batches = self.params["initial_epoch"] * self.params["steps"]
+        self._first_batch = self._batches
+
+    def on_train_batch_begin(self, batch: int) -> None:
+        if self.profile is not None and self._batches - self._first_batch == self.profile[0]:
+            jax.profiler.start_trace(str(self.directory))
+            self._profiling = True
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        if self._profiling and self.profile is not None and self._batches - self._first_batch == self.profile[1]:
+            len(logs)  # waits until the step has been computed
+            self._stop_profiling()
+        if self.update_freq and (self._batches + 1) % self.update_freq == 0:
+            self._write("batch", logs, self._batches)
+        self._batches += 1
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        self._write("epoch", logs, epoch)
+        if self.histograms and (epoch + 1) % self.histograms == 0:
+            self._write_histograms(epoch)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        self._stop_profiling()
+        while self._writers:
+            self._writers.popitem()[1].close()
+
+    def _stop_profiling(self) -> None:
+        if self._profiling:
+            self._profiling = False
+            jax.profiler.stop_trace()
+
+    def _writer(self, run: str) -> tp.Any:
+        if run not in self._writers:
+            self._writers[run] = self._library.SummaryWriter(str(self.directory / run))
+        return self._writers[run]
+
+    def _write(self, kind: str, logs: Logs, step: int) -> None:
+        for name, value in logs.items():
+            run = "validation" if name.startswith("val_") else "train"
+            self._writer(run).add_scalar(f"{kind}_{name.removeprefix('val_')}", float(value), step)
+
+    def _write_histograms(self, epoch: int) -> None:
+        parameters = self.model.module.get_parameters()
+        for parts, leaf in zip(parts_of_leaves(parameters), jax.tree.leaves(parameters), strict=True):
+            if not jnp.issubdtype(leaf.dtype, jnp.number) or jnp.iscomplexobj(leaf):
+                continue  # keys, flags and complex numbers have no histogram
+            values = np.asarray(leaf).astype(np.float64)
+            values = values[np.isfinite(values)]
+            if values.size:
+                self._writer("train").add_histogram("/".join(parts), values, epoch)

@@ -1,0 +1,120 @@
+"""`TensorBoard`, by what is in its files."""
+
+import struct
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+import elegy
+from elegy.callbacks import LambdaCallback, TensorBoard
+
+
+def events(directory):
+    """What the files of a run hold: the tag, the step, and the value or the histogram."""
+    found = []
+    for path in sorted(directory.glob("events.*")):
+        data = path.read_bytes()
+        while data:  # a length, its checksum, an event, its checksum
+            (length,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            for value in event.summary.value:
+                shown = value.histo if value.HasField("histo") else value.simple_value
+                found.append((value.tag, event.step, shown))
+            data = data[16 + length :]
+    return found
+
+
+def test_epochs(fitted, tmp_path):
+    seen = []
+    look = LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(len(events(tmp_path / "new" / "validation"))))
+    history = fitted(TensorBoard(tmp_path / "new"), look, epochs=2).history
+    assert seen == [2, 4]  # written after each epoch
+    for run, prefix in (("train", ""), ("validation", "val_")):
+        written = events(tmp_path / "new" / run)
+        names = [name for name in history if name.startswith("val_") == bool(prefix)]
+        assert len(written) == 2 * len(names) > 2
+        for tag, epoch, value in written:
+            assert value == pytest.approx(history[prefix + tag.removeprefix("epoch_")][epoch], rel=1e-6)
+
+
+@pytest.mark.parametrize(("update_freq", "steps"), [("batch", [0, 1, 2, 3, 4, 5]), (2, [1, 3, 5]), ("epoch", [])])
+def test_batches(fitted, tmp_path, update_freq, steps):
+    of_batches = []
+    note = LambdaCallback(on_train_batch_end=lambda batch, logs: of_batches.append(logs["loss"]))
+    fitted(note, TensorBoard(tmp_path, update_freq), epochs=2, validation=False)
+    written = {step: value for tag, step, value in events(tmp_path / "train") if tag == "batch_loss"}
+    assert written == {step: pytest.approx(of_batches[step], rel=1e-6) for step in steps}
+    fitted(TensorBoard(tmp_path / "rest", 2), epochs=3, initial_epoch=2)
+    assert {step for tag, step, _ in events(tmp_path / "rest" / "train") if tag == "batch_loss"} == {7}
+
+
+def test_histograms(fitted, tmp_path):
+    class Odd(elegy.Module):
+        def __init__(self):
+            self.w = self.add_parameter("w", [3], initializer=lambda: jnp.asarray([1.0, np.nan, 3.0], jnp.bfloat16))
+            self.key = self.add_parameter("key", initializer=lambda: jax.random.key(0), trainable=False)
+            self.flag = self.add_parameter("flag", initializer=lambda: jnp.asarray(True), trainable=False)
+            self.lost = self.add_parameter("lost", initializer=lambda: jnp.asarray(np.nan), trainable=False)
+
+    board = TensorBoard(tmp_path, histograms=2)
+    fitted(board, epochs=3)
+    written = {tag: (step, shown) for tag, step, shown in events(tmp_path / "train") if not tag.startswith("epoch_")}
+    assert set(written) == {"norm/mean", "norm/var", "norm/scale", "affine/w", "affine/b"}
+    assert {step for step, _ in written.values()} == {1}
+    board = TensorBoard(tmp_path / "odd", histograms=True)
+    board.model = type("Stub", (), {"module": Odd()})
+    board.on_epoch_end(0, {})
+    board.close()
+    ((tag, _, histogram),) = events(tmp_path / "odd" / "train")
+    assert (tag, histogram.num, histogram.min, histogram.max) == ("w", 2, 1, 3)
+
+
+@pytest.mark.parametrize(("profile", "seen"), [((0, 0), [0, 0]), ((1, 4), [1, 4]), ((4, 100), [4, None])])
+def test_profile(fitted, tmp_path, monkeypatch, profile, seen):
+    batches, calls = [], []
+    count = LambdaCallback(on_train_batch_begin=batches.append, on_train_end=lambda: batches.clear())
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda path: calls.append((path, len(batches) - 1)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(len(batches) - 1 if batches else None))
+    fitted(count, TensorBoard(tmp_path, profile=profile), epochs=2)
+    assert calls == [(str(tmp_path), seen[0]), seen[1]]
+
+
+def test_after_an_exception_the_files_and_the_profile_are_closed(fitted, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda path: calls.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+
+    def fail(batch, logs):
+        raise ZeroDivisionError
+
+    board = TensorBoard(tmp_path, "batch", profile=(0, 9))
+    with pytest.raises(ZeroDivisionError):
+        fitted(board, LambdaCallback(on_train_batch_end=fail))
+    assert calls == ["start", "stop"] and board._writers == {}
+    assert [tag for tag, _, _ in events(tmp_path / "train")].count("batch_loss") == 1
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match="TensorBoard needs the library tensorboardX(?s:.*)pip install tensorboardX"):
+        TensorBoard()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"update_freq": "step"}, ValueError, "update_freq must be 'epoch', 'batch' or a number, got 'step'"),
+        ({"update_freq": 0}, ValueError, "update_freq must be an integer of at least 1, got 0"),
+        ({"histograms": -1}, ValueError, "histograms must be an integer of at least 0, got -1"),
+        ({"profile": (3, 2)}, ValueError, "profile must be the first and the last batch"),
+        ({"log_dir": "logs"}, TypeError, "For log_dir= write directory="),
+        ({"profile_batch": (1, 2)}, TypeError, "For profile_batch= write profile="),
+    ],
+)
+def test_arguments(options, error, message):
+    with pytest.raises(error, match=message):
+        TensorBoard(**options)
