@@ -105,10 +105,10 @@ class FrozenModuleError(ElegyError, AttributeError):
 
 
 class ClassDefinitionError(ElegyError, TypeError):
-    """A class of modules is defined in a way that its instances could not follow.
+    """A class is defined in a way that its instances could not follow.
 
-    It defines `__call__` where Elegy runs `call`, it holds a module in its body, where all instances would share it, or
-    it declares `__slots__`.
+    A class of modules defines `__call__` where Elegy runs `call`, it holds a module in its body, where all instances
+    would share it, or it declares `__slots__`. A class of callbacks has a hook that only other libraries call.
 
     Failing:
 

@@ -129,6 +129,20 @@ CALLBACKS = _table(
     ("LRScheduler", "Write elegy.callbacks.LearningRateScheduler."),
 )
 
+# Methods of callbacks, which would never be called.
+HOOKS = _table(
+    ("on_batch_begin on_train_batch_start on_batch_start", "on_train_batch_begin"),
+    ("on_batch_end", "on_train_batch_end"),
+    ("on_epoch_start on_train_epoch_start on_train_epoch_begin", "on_epoch_begin"),
+    ("on_train_epoch_end", "on_epoch_end"),
+    ("on_train_start on_fit_start on_fit_begin on_training_begin on_training_start", "on_train_begin"),
+    ("on_fit_end on_training_end", "on_train_end"),
+    ("on_validation_start on_validation_begin on_validation_epoch_start on_test_start", "on_test_begin"),
+    ("on_validation_end on_validation_epoch_end on_test_epoch_end", "on_test_end"),
+    ("on_validation_batch_start on_validation_batch_begin on_test_batch_start", "on_test_batch_begin"),
+    ("on_validation_batch_end", "on_test_batch_end"),
+)
+
 LOSSES = _table(
     ("MSE mse MSELoss MeanSquaredErrorLoss squared_error l2_loss L2Loss", "Write elegy.losses.MeanSquaredError."),
     (
@@ -323,6 +337,11 @@ _EXPLAINED = _table(
     ),
     ("activation", "Call the activation on the output: jax.nn.relu(layer(x))."),
 )
+
+
+def hook_for(name: str) -> str | None:
+    """What the hook of a callback is called here that other libraries call by this name; None if there is none."""
+    return HOOKS.get(_plain(name))
 
 
 def better_error(cls: type, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> TypeError | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import typing as tp
 from collections.abc import Mapping
 
-from elegy.habits import better_error
+from elegy.errors import ClassDefinitionError
+from elegy.habits import better_error, hook_for
 
 if tp.TYPE_CHECKING:
     from elegy.model.model import Model
@@ -20,6 +21,9 @@ class Callback:
     A callback may change the parameters of the module, freeze parts of it, set the learning rate, or set
     `self.model.stop_training`; training goes on with what it finds. Logs are read from the device when a callback looks
     into them, and not before.
+
+    Before and after each hook of a batch the module is brought up to date, which waits for the device. A callback that
+    has such hooks and looks at logs only says so by `sees_module = False` in its class.
 
     A callback that remembers something from epoch to epoch forgets it when training begins, unless `fit` is told that
     it goes on, by `initial_epoch=`. What it remembers is its `get_state`.
@@ -48,8 +52,6 @@ class Callback:
 
     model: Model
     params: Mapping[str, tp.Any]
-    # Whether the batch hooks may look at the module: it is then brought up to date before each of them, which takes
-    # time.
     sees_module = True
     # Whether the parameters and the state of the optimiser must be there when training begins. Else the first batch
     # creates them.
@@ -60,6 +62,15 @@ class Callback:
         if cls.__module__.startswith("elegy.") and (error := better_error(cls, args, kwargs)) is not None:
             raise error
         return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: tp.Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if (hook := hook_for(name)) is not None:
+                raise ClassDefinitionError(
+                    f"class {cls.__qualname__} defines {name}, which is no hook of a callback here and would never be "
+                    f"called.\n  Name it {hook}."
+                )
 
     def __init__(self) -> None:
         pass

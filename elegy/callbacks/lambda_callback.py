@@ -11,7 +11,7 @@ Hook = Callable[..., tp.Any]
 
 
 class LambdaCallback(Callback):
-    """Calls functions of your own, without a class.
+    """Calls functions of your own, without a class. Functions for batches find the module up to date, as in `Callback`.
 
     **Arguments:** a function for each hook of `Callback` that is wanted, by its name. It takes the arguments of the
     hook.

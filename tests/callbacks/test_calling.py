@@ -3,6 +3,7 @@
 import pytest
 
 import elegy
+from elegy import habits
 from elegy.callbacks import Callback, History, LambdaCallback, ProgressBar
 from elegy.model import steps
 
@@ -128,6 +129,23 @@ def test_a_callback_of_a_user_has_the_errors_of_python():
         Mine(features=3)
     with pytest.raises(TypeError):
         Callback(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [("on_batch_end", "on_train_batch_end"), ("on_validation_epoch_start", "on_test_begin"), ("on_predict_end", None)],
+)
+def test_a_hook_of_another_library(name, hook):
+    if hook is None:
+        type("Mine", (Callback,), {name: print})  # a method of one's own
+        return
+    with pytest.raises(elegy.errors.ClassDefinitionError, match=f"class Mine defines {name}, .*\n  Name it {hook}"):
+        type("Mine", (Callback,), {name: print})
+
+
+def test_hints_for_hooks_name_hooks():
+    assert set(habits.HOOKS.values()) == set(HOOKS)
+    assert not {habits._plain(hook) for hook in HOOKS} & habits.HOOKS.keys()
 
 
 def test_a_history_goes_on_from_its_state(fitted):

@@ -471,3 +471,94 @@ def test_objects_with_other_signatures_are_refused():
 def test_what_is_no_transformation_is_refused_with_the_fix(given, fix):
     with pytest.raises(TypeError, match=f"takes an Optax transformation.*{fix}"):
         elegy.Optimizer(given)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The learning rate
+# ---------------------------------------------------------------------------------------------------------------------
+
+INJECTED = {
+    "alone": lambda sgd: sgd(learning_rate=0.1),
+    "in a chain": lambda sgd: optax.chain(optax.clip(10.0), optax.chain(sgd(learning_rate=0.1))),
+    "accumulating": lambda sgd: optax.MultiSteps(sgd(learning_rate=0.1), 1),
+    "masked": lambda sgd: optax.masked(
+        sgd(learning_rate=0.1), lambda parameters: jax.tree.map(lambda _: True, parameters)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", INJECTED.values(), ids=INJECTED)
+def test_the_learning_rate_is_read_and_set(make):
+    linear = elegy.nn.Linear(1).init(jnp.ones([1, 3]))
+    optimizer = elegy.Optimizer(make(optax.inject_hyperparams(optax.sgd)))
+    assert optimizer.learning_rate is None
+
+    def update():
+        optimizer.update(linear, jax.tree.map(jnp.ones_like, linear.get_parameters()))
+
+    update_jit = elegy.jit(update, modules=[linear, optimizer])
+    for rate in (0.1, 0.5, np.float32(0.25), jnp.full([], 0.125)):
+        if optimizer.initialized:
+            optimizer.learning_rate = rate
+            assert optimizer.learning_rate == rate
+        before = linear.b
+        update_jit()
+        assert_close(linear.b, before - rate)
+    assert update_jit.traces == 1
+
+    @functools.partial(elegy.jit, modules=optimizer)
+    def halve():
+        optimizer.learning_rate = optimizer.learning_rate / 2
+
+    halve()
+    assert optimizer.learning_rate == 0.0625
+
+
+def test_the_learning_rate_stays_where_the_parameters_are():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    linear = elegy.nn.Linear(1).init(jnp.ones([1, 3]))
+    placed = jax.sharding.NamedSharding(mesh, jax.P())
+    linear.set_parameters(jax.device_put(linear.get_parameters(), placed))
+    optimizer = elegy.Optimizer(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1))
+    optimizer.adapt(linear)
+    before = optimizer.learning_rate
+    optimizer.learning_rate = 0.5
+    assert before.committed and optimizer.learning_rate.sharding == before.sharding
+
+
+def test_only_what_is_injected_is_a_learning_rate():
+    class Net(elegy.Module):
+        def __init__(self):
+            self.hyperparams = elegy.nn.Linear(1)
+            self.learning_rate = self.add_parameter("learning_rate", initializer=jnp.ones)
+
+    optimizer = elegy.Optimizer(optax.adam(0.1))
+    optimizer.adapt(Net())
+    assert optimizer.learning_rate is None
+
+
+@pytest.mark.parametrize(
+    ("transformation", "message"),
+    [
+        (optax.adam(1e-3), r"Write optax\.inject_hyperparams\(optax\.adam\)\(learning_rate=1e-3\) instead"),
+        (optax.inject_hyperparams(optax.sgd)(optax.constant_schedule(0.1)), "follows a schedule"),
+        (optax.chain(*2 * [optax.inject_hyperparams(optax.sgd)(0.1)]), "there are 2 learning rates"),
+    ],
+    ids=["constant", "schedule", "two"],
+)
+def test_a_learning_rate_that_cannot_be_set(transformation, message):
+    optimizer = elegy.Optimizer(transformation)
+    with pytest.raises(ParameterError, match="before it has a state"):
+        optimizer.learning_rate = 0.1
+    optimizer.adapt(elegy.nn.Linear(1).init(jnp.ones([1, 3])))
+    before = optimizer.state
+    with pytest.raises(ParameterError, match=message):
+        optimizer.learning_rate = 0.1
+    assert_same(optimizer.state, before)
+
+
+def test_a_learning_rate_is_a_scalar():
+    optimizer = elegy.Optimizer(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1))
+    optimizer.adapt(elegy.nn.Linear(1).init(jnp.ones([1, 3])))
+    with pytest.raises(ValueError, match=r"a scalar, got shape \(2,\)"):
+        optimizer.learning_rate = jnp.ones([2])
