@@ -32,11 +32,20 @@ def shared_model():
 class Fit:
     """Trains a model for some epochs of three steps, and gives the history."""
 
-    def __init__(self, model):
+    def __init__(self, model, parameters, state):
+        self._at_first = parameters, state
         rng = np.random.default_rng(0)
         self.model = model
         self.x = rng.normal(size=(16, 3)).astype(np.float32)
         self.y = self.x.sum(axis=1, keepdims=True)
+        self.reset()
+
+    def reset(self):
+        """Brings the model back to its beginning."""
+        parameters, state = self._at_first
+        self.model.module.set_parameters(parameters)
+        self.model.optimizer.set_parameters(state)
+        self.model._reference.steps = 0
 
     def __call__(self, *callbacks, epochs=5, validation=True, **kwargs):
         x, y = self.x, self.y
@@ -49,10 +58,7 @@ class Fit:
 def fitted(shared_model):
     """A function that trains the model from its beginning."""
     model, (parameters, state) = shared_model
-    model.module.set_parameters(parameters)
-    model.optimizer.set_parameters(state)
-    model._reference.steps = 0
-    return Fit(model)
+    return Fit(model, parameters, state)
 
 
 @pytest.fixture

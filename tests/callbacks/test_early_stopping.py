@@ -67,13 +67,17 @@ def test_without_restoring(fitted):
 
 
 def test_what_it_keeps_is_a_copy(fitted):
+    def give_away(epoch, logs):
+        for array in jax.tree.leaves(fitted.model.module.get_parameters()):
+            array.delete()  # as a compiled step does to which it is donated
+
     stopping = EarlyStopping("loss")
-    fitted(stopping, epochs=1, validation=False)
-    kept = jax.tree.leaves(stopping.get_state()["parameters"])
-    for array in jax.tree.leaves(fitted.model.module.get_parameters()):
-        array.delete()  # as a compiled step does to which it is donated
-    assert all(np.isfinite(np.asarray(array)).all() for array in kept)
-    fitted.model.module.set_parameters(stopping._parameters)
+    fitted(stopping, LambdaCallback(on_epoch_end=give_away), epochs=1, validation=False)
+    restored = jax.tree.leaves(fitted.model.module.get_parameters())
+    for array in jax.tree.leaves(stopping.get_state()["parameters"]):
+        array.delete()
+    assert all(np.isfinite(np.asarray(array)).all() for array in restored)
+    assert not any(array.is_deleted() for array in jax.tree.leaves(stopping.get_state()["parameters"]))
 
 
 def test_each_fit_begins_anew_unless_it_goes_on(fitted):
