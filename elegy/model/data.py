@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing as tp
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -98,6 +98,69 @@ def split(data: Data, fraction: float) -> tuple[Data, Data]:
             f"  Give more samples, a {change} fraction, or validation_data=(x, y)."
         )
     return jax.tree.map(lambda array: array[:at], data), jax.tree.map(lambda array: array[at:], data)
+
+
+def with_class_weight(data: Data, class_weight: tp.Any) -> Data:
+    """The data with a weight for each label, that of its class times `sample_weight`. None changes nothing.
+
+    **Raises:** `TypeError` or `ValueError` if the targets are no labels of classes, or the weights not those of them.
+    """
+    if class_weight is None:
+        return data
+    weights = _by_class(class_weight)
+    labels, classes = _labels(data.y)
+    unknown = [label for label in weights if classes is not None and label >= classes]
+    if unknown:
+        raise ValueError(
+            f"class_weight has a weight for class {unknown[0]}, and y has {classes} columns, one for each class."
+        )
+    used, places = np.unique(labels, return_inverse=True)
+    found = np.asarray([weights.get(int(label), 1.0) for label in used], np.float32)[places].reshape(labels.shape)
+    if data.sample_weight is not None:
+        given = data.sample_weight
+        found = found.reshape(found.shape + (1,) * (given.ndim - found.ndim))
+        found = found * given.reshape(given.shape + (1,) * (found.ndim - given.ndim)).astype(np.float32)
+    return data._replace(sample_weight=found)
+
+
+def _by_class(class_weight: tp.Any) -> dict[int, float]:
+    """The weights by label, of a dict or of something with a weight for each label from 0 on."""
+    pairs: Iterable[tuple[tp.Any, tp.Any]] = ()
+    if isinstance(class_weight, Mapping):
+        pairs = class_weight.items()
+    elif isinstance(class_weight, (list, tuple)) or hasattr(class_weight, "__array__"):
+        pairs = enumerate(np.asarray(class_weight).tolist())
+    found: dict[int, float] = {}
+    for label, weight in pairs:
+        is_label = isinstance(label, (int, np.integer)) and not isinstance(label, bool) and label >= 0
+        if not is_label or not isinstance(weight, (int, float, np.number)) or not 0 <= weight < np.inf:
+            raise ValueError(
+                f"class_weight takes labels, which are integers from 0 on, and weights, which are not negative; it has "
+                f"the weight {weight!r} for {label!r}."
+            )
+        found[int(label)] = float(weight)
+    if not found:
+        raise TypeError(f"class_weight is a dict from labels to weights, or a list of weights, got {class_weight!r}.")
+    return found
+
+
+def _labels(y: tp.Any) -> tuple[np.ndarray, int | None]:
+    """The labels of classes that targets hold, and the number of classes if they are one-hot rows."""
+    if not isinstance(y, np.ndarray):
+        what = "there is none" if y is None else f"y is a {type(y).__name__}"
+        raise TypeError(
+            f"class_weight weighs the classes of one array of targets, and {what}.\n  Give sample_weight instead."
+        )
+    if y.dtype.kind in "bui":
+        return y.astype(np.int64), None
+    if y.ndim > 1 and y.shape[-1] > 1:
+        return y.argmax(axis=-1), y.shape[-1]
+    if not (y == np.round(y)).all():
+        raise ValueError(
+            "class_weight: the targets are no labels of classes, since they are no whole numbers.\n"
+            "  Give sample_weight instead, a number for each sample."
+        )
+    return y.astype(np.int64), None
 
 
 def batches(data: Data, batch_size: int, order: Int[np.ndarray, "samples"] | None = None) -> Iterator[Data]:

@@ -17,7 +17,7 @@ from elegy.hooks import numbered
 from elegy.losses import Loss
 from elegy.metrics import Metric
 from elegy.model import loop
-from elegy.model.data import Data, arguments_of, as_data, batches, split
+from elegy.model.data import Data, arguments_of, as_data, batches, split, with_class_weight
 from elegy.model.objectives import Losses, Metrics, require_targets
 from elegy.model.optimizer import Optimizer
 from elegy.model.steps import Step, predict, test, train
@@ -151,6 +151,7 @@ class Model:
         shuffle: bool = True,
         sample_weight: tp.Any = None,
         initial_epoch: int = 0,
+        class_weight: tp.Any = None,
     ) -> History:
         """Trains.
 
@@ -174,6 +175,10 @@ class Model:
         - `initial_epoch`: how many epochs were made before. Of a model that has not trained yet these are taken to be
           epochs of another process, on the same number of samples with the same `batch_size`: it goes on with the
           order of samples and the random numbers that come next.
+
+        - `class_weight`: a weight for each class, as a dict from labels to weights (a class that is not in it weighs
+          1) or as a list. Each sample, or each label of it, weighs as much as its class, times `sample_weight`. `y` is
+          one array of labels, or of one-hot rows. Validation data are not weighted so.
 
         **Returns:** the `History`: `history.history["loss"]` is a list with a float for each epoch. The values of an
         epoch are means over samples, taken while the parameters change; those of a `Metric` are its own.
@@ -230,6 +235,7 @@ class Model:
             validation = _validation(validation_data)
         elif validation_split:
             data, validation = split(data, validation_split)
+        data = with_class_weight(data, class_weight)
         steps = -(-data.size // batch_size)
         if self._reference.steps == 0:
             self._reference.steps = initial_epoch * steps
@@ -280,6 +286,45 @@ class Model:
         for name, value in tested.items():
             logs[numbered(f"val_{name}", logs)[0]] = value
         return logs
+
+    def train_on_batch(
+        self, x: Arrays, y: Arrays | None = None, sample_weight: tp.Any = None, class_weight: tp.Any = None
+    ) -> dict[str, float]:
+        """One step of the optimiser on one batch, for a loop of one's own. The module, the optimiser and the random
+        numbers go on as in `fit`.
+
+        **Arguments:** as for `fit`. Each shape of a batch is compiled on its own.
+
+        **Returns:** a float for each name, of this batch: losses and metrics before the step.
+
+        ```python
+        import elegy
+        import numpy as np
+        import optax
+
+        x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+        model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError(), optimizer=optax.sgd(0.1))
+        losses = [model.train_on_batch(x, 2 * x)["loss"] for _ in range(10)]
+        assert losses[-1] < losses[0]
+        assert model.test_on_batch(x, 2 * x)["loss"] < losses[-1]
+        assert model.predict_on_batch(x[:3]).shape == (3, 1)
+        ```
+        """
+        data = with_class_weight(self._data(x, y, sample_weight), class_weight)
+        try:
+            callbacks = Callbacks([], self, {})
+            return loop.train(self._train, self._reference, [data], [data], callbacks, self.run_eagerly)
+        except Exception as error:
+            shorten(error)
+            raise
+
+    def test_on_batch(self, x: Arrays, y: Arrays | None = None, sample_weight: tp.Any = None) -> dict[str, float]:
+        """The losses and metrics of one batch: `evaluate` of all of it at once."""
+        return self.evaluate(x, y, _size(x), sample_weight)
+
+    def predict_on_batch(self, x: Arrays) -> tp.Any:
+        """The outputs of the module for one batch: `predict` of all of it at once."""
+        return self.predict(x, _size(x))
 
     def evaluate(
         self,
@@ -397,6 +442,10 @@ class Model:
     def _order(self, size: int) -> np.ndarray:
         # From the number of steps made, so that each epoch has another order, also across several calls of `fit`.
         return np.random.default_rng([self._seed, self._reference.steps]).permutation(size)
+
+
+def _size(x: tp.Any) -> int:
+    return max(as_data(x).size, 1)
 
 
 def _require_positive(name: str, value: int, least: int = 1) -> None:

@@ -19,11 +19,13 @@ import numpy as np
 import optax
 import pytest
 import sklearn.metrics
+import sklearn.utils.class_weight
 from jax.core import Tracer
 
 import elegy
 from elegy.callbacks import progress
 from elegy.model import Callback, model as elegy_model, steps
+from tests.helpers import assert_close
 
 
 def data(samples=20, seed=0):
@@ -408,6 +410,98 @@ def test_sample_weights():
     np.testing.assert_allclose(logs["loss"], np.mean(weights * (module(x) - both) ** 2), rtol=1e-5)
     with pytest.raises(ValueError, match=r"mse_loss: there is a sample_weight"):
         make_model(module, loss=mse).evaluate(x, y, sample_weight=weight)
+
+
+def classes(samples=30):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(samples, 3)).astype(np.float32)
+    return x, np.abs(x).argmax(axis=1).astype(np.int32)
+
+
+LABELS = {
+    "labels": lambda y: y,
+    "a column": lambda y: y[:, None],
+    "small integers": lambda y: y.astype(np.uint8),
+    "one-hot rows": lambda y: np.eye(3, dtype=np.float32)[y],
+}
+
+
+@pytest.mark.parametrize("weights", [{0: 2.0, 2: 0.5}, np.asarray([2.0, 1.0, 0.5])], ids=["dict", "array"])
+def test_class_weights_are_weights_of_samples(weights):
+    """Those of scikit-learn, for targets in any form; with weights of samples they are multiplied."""
+    x, y = classes()
+    of_class = sklearn.utils.class_weight.compute_sample_weight({0: 2.0, 1: 1.0, 2: 0.5}, y).astype(np.float32)
+    given = np.linspace(0, 1, 30, dtype=np.float32) if isinstance(weights, dict) else None
+    losses = {True: elegy.losses.CategoricalCrossentropy, False: elegy.losses.SparseCategoricalCrossentropy}
+    plain = elegy.Model(elegy.nn.Linear(3), loss=losses[False](from_logits=True))
+    history = plain.fit(x, y, sample_weight=of_class if given is None else of_class * given, verbose=0).history
+    for form, as_form in LABELS.items():
+        model = elegy.Model(elegy.nn.Linear(3), loss=losses[form == "one-hot rows"](from_logits=True))
+        found = model.fit(x, as_form(y), class_weight=weights, sample_weight=given, verbose=0).history
+        np.testing.assert_allclose(found["loss"], history["loss"], rtol=1e-6)
+        assert_close(model.module.get_parameters(), plain.module.get_parameters())
+
+
+def test_class_weights_of_labels_at_each_position():
+    x = np.random.default_rng(0).normal(size=(6, 4, 3)).astype(np.float32)
+    y = np.abs(x).argmax(axis=-1)
+    model = elegy.Model(elegy.nn.Linear(3), loss=elegy.losses.SparseCategoricalCrossentropy(from_logits=True))
+    values = np.asarray(
+        elegy.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")(y, model.predict(x))
+    )
+    of_samples = np.arange(6, dtype=np.float32)
+    logs = model.train_on_batch(x, y, sample_weight=of_samples, class_weight={1: 3.0})
+    weight = np.where(y == 1, 3.0, 1.0) * of_samples[:, None]
+    np.testing.assert_allclose(logs["loss"], np.mean(values * weight), rtol=1e-5)
+
+
+def test_validation_data_have_no_class_weights():
+    x, y = classes()
+    model = elegy.Model(elegy.nn.Linear(3), loss=elegy.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(x, y, class_weight={0: 0, 1: 0, 2: 0}, validation_split=0.2, epochs=2, verbose=0).history
+    assert history["loss"] == [0.0, 0.0] and min(history["val_loss"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "y", "error", "match"),
+    [
+        ({"cat": 1.0}, np.zeros(4, int), ValueError, "labels, which are integers from 0 on"),
+        ({-1: 1.0}, np.zeros(4, int), ValueError, "labels, which are integers from 0 on"),
+        ({0: -1.0}, np.zeros(4, int), ValueError, "not negative"),
+        ({0: np.nan}, np.zeros(4, int), ValueError, "not negative"),
+        ([1.0, "two"], np.zeros(4, int), ValueError, "the weight '1.0'"),
+        (
+            "balanced",
+            np.zeros(4, int),
+            TypeError,
+            "a dict from labels to weights, or a list of weights, got 'balanced'",
+        ),
+        ({}, np.zeros(4, int), TypeError, "got {}"),
+        ({0: 1.0}, {"a": np.zeros(4, int)}, TypeError, "one array of targets, and y is a dict.*\n.*sample_weight"),
+        ({0: 1.0}, np.full([4], 0.5, np.float32), ValueError, "no labels of classes.*\n.*sample_weight"),
+        ({3: 1.0}, np.eye(4, 3, dtype=np.float32), ValueError, "a weight for class 3, and y has 3 columns"),
+    ],
+    ids=range(10),
+)
+def test_class_weights_that_fit_no_targets_are_refused(weights, y, error, match):
+    x = np.ones([4, 3], np.float32)
+    model = elegy.Model(elegy.nn.Linear(3), loss=lambda y_true, y_pred: jnp.mean(y_pred))
+    with pytest.raises(error, match=match):
+        model.fit(x, y, class_weight=weights, verbose=0)
+    assert not model.module.initialized
+
+
+def test_single_batches_make_the_steps_of_fit():
+    x, y = data(8)
+    model, other = make_model(metrics=mse), make_model(metrics=mse)
+    history = model.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0).history
+    steps = [other.train_on_batch(x, y) for _ in range(3)]
+    assert {name: [logs[name] for logs in steps] for name in steps[0]} == history
+    assert_equal_parameters(model.module, other.module)
+    assert other.test_on_batch(x, y) == other.evaluate(x, y)
+    np.testing.assert_array_equal(other.predict_on_batch(x), other.predict(x))
+    with pytest.raises(ValueError, match="compares predictions with targets"):
+        other.train_on_batch(x)
 
 
 def test_a_function_as_a_metric_is_a_weighted_mean_over_all_samples():
