@@ -20,6 +20,7 @@ class EarlyStopping(Callback):
     - `monitor`: the name of the value, as it stands in the history.
     - `min_delta`: by how much a value must be better than the best one so far to count as better.
     - `patience`: after how many epochs in a row that are not better training stops. 0 and 1 both mean the first one.
+      For a value of validation data only the epochs with validation count.
     - `mode`: `"min"` if smaller values are better, `"max"` if larger ones are. `"auto"` asks the metric of that name
       for its `direction`, and else goes by words of the name, such as `loss` and `accuracy`.
     - `baseline`: a value that an epoch must surpass, besides being the best one, for the waiting to begin anew.
@@ -79,7 +80,7 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         value = self._monitor.value(logs)
-        if epoch < self.start_from_epoch:
+        if value is None or epoch < self.start_from_epoch:
             return
         self.wait += 1
         if self._monitor.is_better(value, self.best):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import typing as tp
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.optional import imported
 
 _MOST_ROWS = 20  # epochs of a history that are printed
 
@@ -78,6 +79,48 @@ class History(Callback):
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
         self.history = {name: [*values] for name, values in state["history"].items()}
         self.epoch = [*state["epoch"]]
+
+    def plot(self, names: str | Sequence[str] = ()) -> tp.Any:
+        """Draws learning curves with Matplotlib: a picture for each name, with training and validation together.
+
+        **Arguments:**
+
+        - `names`: what to draw, by names without `val_`. The default is everything but `learning_rate`.
+
+        **Returns:** a `matplotlib.figure.Figure`, to show or to save: `history.plot().savefig("curves.png")`.
+
+        **Raises:** `ValueError` if the history has no such name, or no epoch.
+
+        ```python
+        import elegy
+        import numpy as np
+
+        x = np.linspace(0, 1, 32, dtype=np.float32)[:, None]
+        model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+        history = model.fit(x, 2 * x, epochs=3, validation_split=0.25, verbose=0)
+        figure = history.plot("loss")
+        assert [line.get_label() for line in figure.axes[0].lines] == ["training", "validation"]
+        ```
+        """
+        names = [names] if isinstance(names, str) else list(names)
+        trained = {name: values for name, values in self.history.items() if not name.startswith("val_")}
+        unknown = [name for name in names if name not in trained]
+        if unknown or not trained:
+            raise ValueError(f"History.plot: there is no {', '.join(unknown) or 'epoch'}; there is {[*trained]}.")
+        figures = imported(self, "matplotlib.figure")
+        shown = names or [name for name in distinct(trained) if name != "learning_rate"]
+        figure = figures.Figure(figsize=(5.0 * len(shown), 4.0), layout="constrained")
+        for place, name in enumerate(shown):
+            axes = figure.add_subplot(1, len(shown), place + 1, xlabel="epoch", ylabel=name)
+            epochs = np.asarray(self.epoch) + 1
+            for prefix, label in (("", "training"), ("val_", "validation")):
+                values = np.asarray(self.history.get(prefix + name, []))
+                if values.size:
+                    there = ~np.isnan(values)  # epochs without validation
+                    axes.plot(epochs[there], values[there], marker=".", label=label)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.legend()
+        return figure
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         for name in {**self.history, **logs}:

@@ -92,6 +92,8 @@ class ReduceLROnPlateau(SetsLearningRate):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         value = self._monitor.value(logs)
+        if value is None:
+            return
         cooling, self._cooling = self._cooling > 0, max(self._cooling - 1, 0)
         if self._monitor.is_better(value, self.best):
             self.best, self.wait = value, 0

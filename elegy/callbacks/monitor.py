@@ -40,8 +40,13 @@ class Monitor:
         self._min_delta = min_delta
         self._given_mode = mode
 
-    def value(self, logs: Logs) -> float:
-        """**Raises:** `ValueError` if there is no such value, or if its direction is unknown."""
+    def value(self, logs: Logs) -> float | None:
+        """The value, or None after an epoch that is not validated if it is one of validation data.
+
+        **Raises:** `ValueError` if there is no such value, or if its direction is unknown.
+        """
+        if self._name not in logs and self._name.startswith("val_") and self._owner.model._skips_validation:
+            return None
         if self._name not in logs:
             raise ValueError(self._not_there(list(logs)))
         if self._mode is None:

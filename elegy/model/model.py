@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import typing as tp
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import optax
@@ -115,6 +115,8 @@ class Model:
         self.run_eagerly = run_eagerly
         self.stop_training = False
         self._history: History | None = None
+        # Whether the epoch that runs leaves the validation data out.
+        self._skips_validation = False
         self._seed = int(seed)
         self._reference = loop.Reference(module, Losses(loss), Metrics(metrics), self.optimizer)
         initial = RNG(self._seed)
@@ -152,6 +154,7 @@ class Model:
         sample_weight: tp.Any = None,
         initial_epoch: int = 0,
         class_weight: tp.Any = None,
+        validation_freq: tp.Any = 1,
     ) -> History:
         """Trains.
 
@@ -179,6 +182,9 @@ class Model:
         - `class_weight`: a weight for each class, as a dict from labels to weights (a class that is not in it weighs
           1) or as a list. Each sample, or each label of it, weighs as much as its class, times `sample_weight`. `y` is
           one array of labels, or of one-hot rows. Validation data are not weighted so.
+
+        - `validation_freq`: after every how many epochs to validate; or a list of the epochs after which to validate,
+          counted from 1. Other epochs have `nan` in the history.
 
         **Returns:** the `History`: `history.history["loss"]` is a list with a float for each epoch. The values of an
         epoch are means over samples, taken while the parameters change; those of a `Metric` are its own.
@@ -236,6 +242,7 @@ class Model:
         elif validation_split:
             data, validation = split(data, validation_split)
         data = with_class_weight(data, class_weight)
+        validates = _validates(validation_freq)
         steps = -(-data.size // batch_size)
         if self._reference.steps == 0:
             self._reference.steps = initial_epoch * steps
@@ -256,7 +263,9 @@ class Model:
             for epoch in range(initial_epoch, epochs):
                 everything.epoch_begin(epoch)
                 order = self._order(data.size) if shuffle else None
-                logs = self._epoch(data, order, validation, batch_size, everything)
+                self._skips_validation = validation is not None and not validates(epoch)
+                due = None if self._skips_validation else validation
+                logs = self._epoch(data, order, due, batch_size, everything)
                 everything.epoch_end(epoch, logs)
                 if self.stop_training:
                     break
@@ -444,11 +453,22 @@ class Model:
         return np.random.default_rng([self._seed, self._reference.steps]).permutation(size)
 
 
+def _validates(validation_freq: tp.Any) -> Callable[[int], bool]:
+    """Whether there is a validation after an epoch, counted from 0."""
+    if isinstance(validation_freq, (list, tuple, set, frozenset, range)):
+        epochs = list(validation_freq)
+        for epoch in epochs:
+            _require_positive("an epoch of validation_freq", epoch)
+        return lambda epoch: epoch + 1 in epochs
+    _require_positive("validation_freq", validation_freq)
+    return lambda epoch: (epoch + 1) % validation_freq == 0
+
+
 def _size(x: tp.Any) -> int:
     return max(as_data(x).size, 1)
 
 
-def _require_positive(name: str, value: int, least: int = 1) -> None:
+def _require_positive(name: str, value: tp.Any, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         kind = "a positive integer" if least else "an integer that is not negative"
         raise ValueError(f"{name} must be {kind}, got {value!r}.")

@@ -491,6 +491,56 @@ def test_class_weights_that_fit_no_targets_are_refused(weights, y, error, match)
     assert not model.module.initialized
 
 
+@pytest.mark.parametrize(("validation_freq", "validated"), [(2, [1, 3]), ([1, 4], [0, 3]), (np.int64(5), [])])
+def test_some_epochs_are_validated(validation_freq, validated):
+    x, y = data()
+    wanted = make_model().fit(x, y, validation_data=(x, y), epochs=4, verbose=0).history
+    history = (
+        make_model().fit(x, y, validation_data=(x, y), epochs=4, validation_freq=validation_freq, verbose=0).history
+    )
+    assert history["loss"] == wanted["loss"]
+    expected = [value if epoch in validated else math.nan for epoch, value in enumerate(wanted["val_loss"])]
+    np.testing.assert_array_equal(history.get("val_loss", [math.nan] * 4), expected)
+
+
+def test_callbacks_wait_for_the_next_validation():
+    """Of epochs with validation alone they count how many were not better."""
+    x, y = data()
+    stopping = elegy.callbacks.EarlyStopping(min_delta=100.0, patience=2)
+    plateau = elegy.callbacks.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=100.0)
+    history = make_model(optimizer=optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)).fit(
+        x, y, validation_data=(x, y), epochs=20, validation_freq=2, callbacks=[stopping, plateau], verbose=0
+    )
+    assert stopping.best_epoch == 1 and history.epoch[-1] == stopping.stopped_epoch == 5
+    np.testing.assert_allclose(history.history["learning_rate"], [0.1, 0.1, 0.1, 0.1, 0.05, 0.05], rtol=1e-6)
+    with pytest.raises(ValueError, match="no 'val_acc' among the logs of this epoch"):
+        make_model().fit(
+            *(x, y), 32, 3, 0, [elegy.callbacks.EarlyStopping("val_acc")], validation_split=0.2, validation_freq=2
+        )
+
+
+@pytest.mark.parametrize("validation_freq", [0, -1, 1.5, "2", [0], [1, 2.5], True])
+def test_other_frequencies_of_validation_are_refused(validation_freq):
+    x, y = data()
+    with pytest.raises(ValueError, match="validation_freq must be a positive integer"):
+        make_model().fit(x, y, validation_split=0.2, validation_freq=validation_freq, verbose=0)
+
+
+def test_learning_curves():
+    x, y = data()
+    history = make_model(metrics=mse).fit(x, y, validation_split=0.2, validation_freq=2, epochs=4, verbose=0)
+    figure = history.plot()
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "mse"]
+    training, validation = figure.axes[0].lines
+    np.testing.assert_allclose(training.get_xydata(), np.stack([[1, 2, 3, 4], history.history["loss"]], axis=1))
+    np.testing.assert_allclose(validation.get_xydata(), [[n, history.history["val_loss"][n - 1]] for n in (2, 4)])
+    assert [axes.get_ylabel() for axes in history.plot(["mse"]).axes] == ["mse"]
+    with pytest.raises(ValueError, match=r"there is no accuracy; there is \['loss', "):
+        history.plot("accuracy")
+    with pytest.raises(ValueError, match="there is no epoch"):
+        elegy.model.History().plot()
+
+
 def test_single_batches_make_the_steps_of_fit():
     x, y = data(8)
     model, other = make_model(metrics=mse), make_model(metrics=mse)
