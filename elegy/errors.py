@@ -728,6 +728,34 @@ class IdenticalMembersWarning(ElegyWarning):
     """
 
 
+class SortedDataWarning(ElegyWarning):
+    """`Model.fit` splits validation data off the end of data that are sorted by class.
+
+    Failing: the last samples are those of the last classes.
+
+    ```python
+    import warnings
+
+    import elegy
+    import numpy as np
+
+    x, y = np.ones([90, 2], np.float32), np.repeat([0, 1, 2], 30)
+    model = elegy.Model(elegy.nn.Linear(3), loss=elegy.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(x, y, validation_split=0.2, verbose=0)
+    print(caught[0].message)
+    ```
+
+    Fixed: the samples are shuffled before.
+
+    ```python
+    order = np.random.default_rng(0).permutation(len(x))
+    model.fit(x[order], y[order], validation_split=0.2, verbose=0)
+    ```
+    """
+
+
 class UninitialisedWarning(ElegyWarning):
     """The trainable parameters of a module were asked for before it ever ran, and there are none yet.
 

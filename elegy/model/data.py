@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree, Shaped
 
+from elegy.errors import SortedDataWarning
+from elegy.frames import warn
 from elegy.habits import MISSING
 from elegy.module import Module
 
@@ -97,7 +99,26 @@ def split(data: Data, fraction: float) -> tuple[Data, Data]:
             f"validation_split={fraction} of {data.size} samples leaves none to {purpose} on.\n"
             f"  Give more samples, a {change} fraction, or validation_data=(x, y)."
         )
+    _require_unsorted(data.y, at, fraction)
     return jax.tree.map(lambda array: array[:at], data), jax.tree.map(lambda array: array[at:], data)
+
+
+def _require_unsorted(y: tp.Any, at: int, fraction: float) -> None:
+    """Warns if targets are labels of classes in ascending order, so that the samples from `at` on are of the last."""
+    labels: tp.Any = None
+    if isinstance(y, np.ndarray) and y.dtype.kind in "ui" and y.shape[1:] in ((), (1,)):
+        labels = y.reshape(-1)
+    elif isinstance(y, np.ndarray) and y.ndim == 2 and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all():
+        labels = y.argmax(axis=1)  # one-hot rows
+    if labels is not None and (np.diff(labels.astype(np.int64)) >= 0).all() and labels[0] != labels[-1]:
+        warn(
+            SortedDataWarning(
+                f"y is sorted by class, and validation_split={fraction} takes the last samples: these are of "
+                f"{len(np.unique(labels[at:]))} of the {len(np.unique(labels))} classes.\n"
+                "  Shuffle the samples before: order = np.random.default_rng(0).permutation(len(x)); "
+                "fit(x[order], y[order], ...)."
+            )
+        )
 
 
 def with_class_weight(data: Data, class_weight: tp.Any) -> Data:

@@ -541,6 +541,25 @@ def test_learning_curves():
         elegy.model.History().plot()
 
 
+@pytest.mark.parametrize("form", LABELS)
+def test_validation_data_split_off_sorted_classes(form):
+    x, y = classes()
+    model = elegy.Model(elegy.nn.Linear(3), loss=lambda y_pred, y_true: jnp.mean(y_pred))
+    with pytest.warns(elegy.errors.SortedDataWarning, match="these are of 1 of the 3 classes") as caught:
+        model.fit(x, LABELS[form](np.sort(y)), validation_split=0.1, verbose=0)
+    assert caught[0].filename == __file__
+    model.fit(x, LABELS[form](y), validation_split=0.1, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "y", [np.ones(20, int), np.linspace(0, 1, 20, dtype=np.float32), np.arange(40).reshape(20, 2)], ids=range(3)
+)
+def test_other_targets_may_be_sorted(y):
+    elegy.Model(elegy.nn.Linear(1), loss=lambda y_pred, y_true: jnp.mean(y_pred)).fit(
+        np.ones([20, 2], np.float32), y, validation_split=0.2, verbose=0
+    )
+
+
 def test_single_batches_make_the_steps_of_fit():
     x, y = data(8)
     model, other = make_model(metrics=mse), make_model(metrics=mse)
