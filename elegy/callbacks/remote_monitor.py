@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Mapping
 
@@ -50,6 +48,9 @@ class RemoteMonitor(Callback):
         self.timeout = timeout
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        import urllib.error
+        import urllib.request  # seldom used, and a while to import
+
         row = {"epoch": epoch, **finite_or_none({name: float(value) for name, value in logs.items()})}
         request = urllib.request.Request(self.url, json.dumps(row).encode(), self.headers, method="POST")
         try:
