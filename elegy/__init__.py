@@ -44,6 +44,8 @@ from elegy.random import RNG as RNG
 from elegy.selections import Selection as Selection, select as select
 from elegy.state import (
     is_training as is_training,
+    sample_mask as sample_mask,
+    sample_mask_context as sample_mask_context,
     set_training as set_training,
     training as training,
     training_context as training_context,
@@ -109,6 +111,8 @@ __all__ = [
     "regularizers",
     "remat",
     "rng_context",
+    "sample_mask",
+    "sample_mask_context",
     "save",
     "select",
     "Selection",

@@ -442,6 +442,34 @@ class ReductionError(ElegyError, ValueError):
     """
 
 
+class SampleMaskError(ElegyError, ValueError):
+    """A layer that looks at all samples of a batch got another number of rows than the sample mask has.
+
+    Failing: the time steps of all samples are rows of their own, and which of them are real is not known.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+    x = jnp.ones([3, 5, 2])
+    norm = elegy.nn.BatchNormalization().init(x)
+    mask = jnp.array([True, True, False])
+    try:
+        with elegy.sample_mask_context(mask):
+            norm(x.reshape(15, 2))
+    except elegy.errors.SampleMaskError as error:
+        print(error)
+    ```
+
+    Fixed: the mask of these rows.
+
+    ```python
+    with elegy.sample_mask_context(jnp.repeat(mask, 5)):
+        norm(x.reshape(15, 2))
+    ```
+    """
+
+
 class TypeCheckError(ElegyError, jaxtyping.TypeCheckError):
     """A value is not what its annotation says; only where a run-time type checker is on.
 

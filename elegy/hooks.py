@@ -10,7 +10,7 @@ from elegy import tracing
 from elegy.errors import HookError, TraceError, ways_out
 from elegy.frames import path_of, scope
 from elegy.leaves import Node
-from elegy.state import collecting, state, training
+from elegy.state import collecting, sample_mask_key, state, training
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kinds
@@ -185,7 +185,7 @@ def trace_key() -> Hashable:
     """What a traced function depends on besides its arguments and modules: for another key it is traced again."""
     collector = state.collector
     collects = None if collector is None else (collector.wants_summaries, *scope())
-    return training(), collects, (state._rng or state.rng)._impl
+    return training(), collects, (state._rng or state.rng)._impl, sample_mask_key()
 
 
 def add_loss(name: str, value: tp.Any) -> None:

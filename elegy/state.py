@@ -8,6 +8,10 @@ import typing as tp
 from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool
 
 from elegy import tracing
 from elegy.errors import TraceError
@@ -46,6 +50,9 @@ _collecting = jax.make_user_context(None)
 # Where code runs. JAX finds the trace of a function again by the function's identity, with the arrays that were in its
 # closure then; but not where this has another value than when it was traced.
 _place = jax.make_user_context(None)
+# Stands for the sample mask, which may be a tracer that no cache must keep alive. None where there is no mask, so that
+# nothing is traced again for code that has none.
+_masked = jax.make_user_context(None)
 
 
 class State(threading.local):
@@ -76,6 +83,7 @@ class State(threading.local):
         self.dtype_policy: tp.Any = None
         # JAX values.
         self.collector: Collector | None = None
+        self.sample_mask: Array | None = None
         self._rng: RNG | None = None
 
     @property
@@ -307,6 +315,113 @@ def training_context(training: bool) -> Iterator[None]:
     """
     with _mode(bool(training)):
         yield
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sample_mask() -> Bool[Array, "samples"] | None:
+    """Which samples of the batch that is being processed are real, or None where all are.
+
+    A batch may be padded to a full one with rows that are no samples, so that nothing is compiled for another size.
+    What is computed for each row does not matter then; but what looks at several, such as statistics of the batch,
+    leaves out the rows for which this is False. `BatchNormalization` and `ActivityRegularization` do.
+
+    The mask is that of the nearest `sample_mask_context` around. It is meant for arrays whose first axis are the
+    samples. Code that sees another axis there, as within a `jax.vmap` over samples, on a part of the batch, or in a
+    `jax.shard_map`, opens a context of its own, with the mask of what it sees, or with None.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+
+
+    class Centre(elegy.Module):
+        def call(self, x):
+            mask = elegy.sample_mask()
+            return x - jnp.mean(x, axis=0, where=None if mask is None else mask[:, None], keepdims=True)
+
+
+    x = jnp.array([[1.0], [3.0], [100.0]])
+    assert elegy.sample_mask() is None
+    with elegy.sample_mask_context(jnp.array([True, True, False])):
+        assert (Centre()(x)[:2] == jnp.array([[-1.0], [1.0]])).all()
+    ```
+    """
+    return state.sample_mask
+
+
+@contextlib.contextmanager
+def sample_mask_context(mask: Bool[Array | np.ndarray, "samples"] | None) -> Iterator[None]:
+    """Says for the duration of a `with` block, and for this thread, which samples of the batch are real.
+
+    A compiled function that is to run with different masks takes the mask as an argument, and opens the context inside.
+    Around a compiled function the mask is a constant of it, and each other one is compiled anew.
+
+    **Arguments:**
+
+    - `mask`: an array of bools, one for each row of the batch, or None where all are real, or where the rows are no
+      samples. What `sample_mask` returns.
+
+    ```python
+    import elegy
+    import jax
+    import jax.numpy as jnp
+
+    norm = elegy.nn.BatchNormalization().init(jnp.ones([4, 3]))
+
+
+    def normalised(x, mask):
+        with elegy.sample_mask_context(mask):
+            return norm(x)
+
+
+    step = elegy.jit(normalised, modules=norm)
+    x = jax.random.normal(jax.random.key(0), [4, 3])
+    y = step(x, jnp.array([True, True, True, False]))
+    assert jnp.allclose(y[:3].mean(0), 0, atol=1e-6)
+    assert jnp.allclose(norm.mean, 0.01 * x[:3].mean(0))
+    ```
+    """
+    if mask is not None:
+        mask = _as_mask(mask)
+    before, state.sample_mask = state.sample_mask, mask
+    try:
+        with _masked(_token(mask)):
+            yield
+    finally:
+        state.sample_mask = before
+
+
+def _as_mask(mask: tp.Any) -> Array:
+    dtype, shape = getattr(mask, "dtype", None), np.shape(mask)
+    if dtype != np.bool_ or len(shape) != 1:
+        given = type(mask).__name__ if dtype is None else f"{dtype}{list(shape)}"
+        raise TypeError(
+            f"elegy.sample_mask_context takes an array of bools, one for each row of the batch, got {given}.\n"
+            "  Weights of samples are no mask: mask = weights > 0."
+        )
+    if isinstance(mask, Tracer):
+        return mask
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(mask)
+
+
+def _token(mask: Array | None) -> Hashable:
+    """What is a part of JAX's cache keys in the place of a mask. Masks of equal values have one, so that a loop without
+    a compiled step does not compile each operation again for each batch."""
+    if mask is None:
+        return None
+    if isinstance(mask, Tracer) or not mask.is_fully_addressable:
+        return object()
+    return np.asarray(mask).tobytes(), mask.sharding
+
+
+def sample_mask_key() -> Hashable:
+    """What a traced function depends on in the place of the sample mask."""
+    return _masked.value
 
 
 def placed(place: Hashable) -> tp.Any:

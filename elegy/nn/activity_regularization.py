@@ -8,6 +8,7 @@ from elegy.hooks import add_loss
 from elegy.losses.arguments import number
 from elegy.module import Module
 from elegy.nn.inputs import floating
+from elegy.nn.samples import real_only, real_rows, row_count
 from elegy.regularizers import L1L2
 
 
@@ -15,8 +16,8 @@ class ActivityRegularization(Module):
     """Returns its input, and declares a penalty for its size as a loss.
 
     The loss `"activity_regularization_loss"` is `(l1 · sum(|x|) + l2 · sum(x²)) / batch`, where `batch` is the size of
-    the first axis, as in Keras. A `Model` minimises it together with its own losses; in a loop of your own
-    `elegy.get_losses` has it. The losses of several layers are summed.
+    the first axis, as in Keras. Of a padded batch only the samples count, by `elegy.sample_mask`. A `Model` minimises it
+    together with its own losses; in a loop of your own `elegy.get_losses` has it. The losses of several layers are summed.
 
     **Arguments:**
 
@@ -54,6 +55,8 @@ class ActivityRegularization(Module):
         **Returns:** an array of the shape and dtype of `x`.
         """
         x = floating(self, x)
-        batch = x.shape[0] if x.ndim else 1
-        add_loss("activity_regularization", L1L2(self.l1, self.l2)(x) / max(batch, 1))
+        real = real_rows(self, x) if x.ndim else None
+        penalty = L1L2(self.l1, self.l2)(real_only(x, real))
+        batch = (max(x.shape[0], 1) if x.ndim else 1) if real is None else row_count(real, penalty.dtype)
+        add_loss("activity_regularization", penalty / batch)
         return x

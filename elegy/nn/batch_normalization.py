@@ -13,6 +13,7 @@ from elegy.errors import ParameterError
 from elegy.frames import path_of
 from elegy.module import Module
 from elegy.nn.inputs import Flag, boolean, trains
+from elegy.nn.samples import real_only, real_rows
 from elegy.nn.standardise import (
     Axes,
     affine,
@@ -34,7 +35,8 @@ class BatchNormalization(Module):
     `running = decay_rate * running + (1 - decay_rate) * batch`. Outside of training the running averages are used, and
     nothing changes; before the first training step they are 0 and 1. Ioffe and Szegedy, *Batch Normalization* (2015),
     algorithms 1 and 2; as in Flax, and unlike algorithm 2, the running variance averages the *biased* variance
-    (divided by the number of elements, not by one less).
+    (divided by the number of elements, not by one less). Of a padded batch only the samples count, by
+    `elegy.sample_mask`, if the first axis is among those averaged over.
 
     **Arguments:**
 
@@ -54,7 +56,8 @@ class BatchNormalization(Module):
     **State:** `mean` and `var` of shape `[channels]`, in float32 at least: statistics of half-precision inputs are
     computed, and averaged, in float32.
 
-    **Raises:** in training, `ParameterError` if `mean` or `var` was cast to half precision.
+    **Raises:** in training, `ParameterError` if `mean` or `var` was cast to half precision; `SampleMaskError` if the
+    layer averages over the first axis, and that has another size than the sample mask.
 
     ```python
     import elegy
@@ -177,16 +180,22 @@ class BatchNormalization(Module):
         """`x` without its mean, the mean, and the biased variance. Two passes: E[x²] - E[x]² loses all digits where the
         mean is large."""
         check_not_empty(self, x.shape, axes)
-        mean = self._over_replicas(jnp.mean(x, axes, keepdims=True))
+        real = real_rows(self, x) if 0 in axes else None
+        mean = self._mean(x, real, axes)
         x = x - jnp.broadcast_to(mean, x.shape)
-        var = self._over_replicas(jnp.mean(jnp.square(x), axes, keepdims=True))
+        var = self._mean(jnp.square(x), real, axes)
         return x, jnp.squeeze(mean, axes), jnp.squeeze(var, axes)
 
-    def _over_replicas(self, statistic: Array) -> Array:
+    def _mean(self, x: Array, real: Array | None, axes: tuple[int, ...]) -> Array:
         # In the init pass the mapped axis need not exist, and the values are thrown away.
-        if self.cross_replica_axis is None or is_initializing():
-            return statistic
-        return jax.lax.pmean(statistic, self.cross_replica_axis)
+        replicas = None if is_initializing() else self.cross_replica_axis
+        if real is None:
+            mean = jnp.mean(x, axes, keepdims=True)
+            return mean if replicas is None else jax.lax.pmean(mean, replicas)
+        # Replicas may have different numbers of real samples.
+        parts = jnp.sum(real_only(x, real), axes, keepdims=True), jnp.sum(real, axes, x.dtype, keepdims=True)
+        total, count = parts if replicas is None else jax.lax.psum(parts, replicas)
+        return total / jnp.maximum(count, 1)
 
     def _update(self, name: str, running: Array, batch: Array) -> None:
         if jnp.finfo(running.dtype).bits < 32:

@@ -324,9 +324,17 @@ def _stream(config: Config, leaves: list[tp.Any], traced: bool, args: tp.Any, kw
     return moved(data, place)
 
 
+def _describe_mask(masked: tp.Any) -> str:
+    if not isinstance(masked, tuple):
+        return "None" if masked is None else "a mask of another trace"
+    values, _ = masked
+    return f"the rows {', '.join(str(row) for row, value in enumerate(values) if value)}"
+
+
 def _describe(key: tp.Any, view: View, leaves, rng, args, kwargs) -> dict[str, str]:
-    (mode, collects, impl), *_ = key
+    (mode, collects, impl, masked), *_ = key
     described = {"training": str(mode), "hooks": str(collects), "random implementation": impl}
+    described["elegy.sample_mask()"] = _describe_mask(masked)
     mesh = jax.sharding.get_abstract_mesh()
     described["jax.set_mesh"] = "no mesh" if mesh.empty else described_mesh(mesh)
     if rng is not None:

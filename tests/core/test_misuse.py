@@ -34,6 +34,7 @@ from elegy.errors import (
     ParameterError,
     RecompilationWarning,
     ReductionError,
+    SampleMaskError,
     StaticValueError,
     StructureError,
     TraceError,
@@ -1038,6 +1039,25 @@ def a_lambda_made_for_each_instance():
         assert run(jnp.tanh) == 1
 
     return run, fixed
+
+
+@misuse(
+    SampleMaskError, "^norm: ", r"the input has 6 rows \(shape \(6, 4\)\) and the sample mask 3", "sample_mask_context"
+)
+def statistics_of_other_rows_than_those_of_the_mask():
+    norm, mask = elegy.nn.BatchNormalization(name="norm"), np.array([True, True, False])
+    x = jnp.arange(24.0).reshape(3, 2, 4)
+    norm.init(x)
+
+    def run(mask):
+        with elegy.sample_mask_context(mask):
+            norm(x.reshape(6, 4))
+
+    def fixed():
+        run(np.repeat(mask, 2))
+        np.testing.assert_allclose(norm.mean, 0.01 * x[:2].mean((0, 1)), rtol=1e-5)
+
+    return lambda: run(mask), fixed
 
 
 @misuse(
