@@ -56,6 +56,8 @@ class Callback:
     # Whether the parameters and the state of the optimiser must be there when training begins. Else the first batch
     # creates them.
     needs_state = False
+    # Whether it writes files or sends logs. `fit(fast_dev_run=...)` does without those that do.
+    writes = False
 
     def __new__(cls, *args: tp.Any, **kwargs: tp.Any):
         # Arguments that other libraries have get a hint; those of a class of a user are left to Python.
@@ -125,8 +127,10 @@ class Callback:
         **Arguments:** `state`, as `get_state` gave it.
         """
 
-    def _after_step(self, module: tp.Any) -> None:
-        """After each training step, with a copy of the module whose arrays may not be computed yet: nothing waits."""
+    def _in_steps(self) -> tp.Any:
+        """A module that takes part in each training step: its `follow` is called with the module that is trained, after
+        the update; None."""
+        return None
 
     def _goes_on(self) -> bool:
         """Whether the training that begins is the rest of another."""

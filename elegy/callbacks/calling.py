@@ -36,6 +36,17 @@ class LazyLogs(Mapping[str, float]):
         return repr(self._now)
 
 
+class EpochLogs(dict[str, float]):
+    """The logs of an epoch.
+
+    - `lacks_validation`: whether there are validation data, and this epoch leaves them out.
+    """
+
+    def __init__(self, logs: Mapping[str, float], lacks_validation: bool):
+        super().__init__(logs)
+        self.lacks_validation = lacks_validation
+
+
 class Callbacks:
     """All callbacks of one call of `fit` or `evaluate`, called in turn."""
 
@@ -53,8 +64,10 @@ class Callbacks:
         # Callbacks without batch hooks cost nothing in the inner loop.
         self.of_batches = self._with("on_train_batch_begin", "on_train_batch_end")
         self.of_test_batches = self._with("on_test_batch_begin", "on_test_batch_end")
-        self.of_steps = self._with("_after_step")
         self.see_module = any(callback.sees_module for callback in self.of_batches)
+        self.see_epochs = any(callback.sees_module for callback in self._all)
+        # Whether someone may hold arrays of the module: then these are not given away.
+        self.kept = True
         self.need_state = any(callback.needs_state for callback in self._all)
 
     def _with(self, *hooks: str) -> list[Callback]:
@@ -89,11 +102,11 @@ class Callbacks:
         for callback in self.of_batches:
             callback.on_train_batch_end(batch, logs)
 
-    def after_step(self, module: Callable[[], tp.Any]) -> None:
-        if self.of_steps:
-            made = module()
-            for callback in self.of_steps:
-                callback._after_step(made)
+    @property
+    def in_steps(self) -> list[tp.Any]:
+        """The modules that take part in each training step."""
+        found = [callback._in_steps() for callback in self._all]
+        return list({id(module): module for module in found if module is not None}.values())
 
     def test_begin(self) -> None:
         for callback in self._all:

@@ -60,6 +60,7 @@ class EarlyStopping(Callback):
         start_from_epoch: int = 0,
     ):
         require_at_least(self, 0, patience=patience, start_from_epoch=start_from_epoch)
+        self.monitor = monitor
         self._monitor = Monitor(self, monitor, min_delta, mode)
         self.patience = patience
         self.baseline = baseline

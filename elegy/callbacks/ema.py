@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from elegy.callbacks.callback import Callback, Logs
+from elegy.module import Module
+from elegy.precision import at_least_float32
 from elegy.selections import parts_of_leaves
 
 Arrays = dict[str, tp.Any]  # by path, "layers/0/w"
+State = dict[str, tp.Any]  # of an `Average`
 
 
 class EMA(Callback):
@@ -20,7 +23,7 @@ class EMA(Callback):
 
     After step `t` it is the weighted mean of the parameters after the steps `i = 1, …, t`, with weights proportional to
     `decay ** (t - i)`: that of `optax.ema`, which corrects for its beginning (Kingma and Ba, *Adam* (2015), section 3).
-    It is computed on the device after each step, in float32 at least, and nothing waits for it.
+    It is a part of the compiled step, in float32 at least, and nothing waits for it.
 
     **Arguments:**
 
@@ -51,17 +54,17 @@ class EMA(Callback):
     ```
     """
 
+    needs_state = True
+
     def __init__(self, decay: float | int = 0.999, validation: bool = True, at_end: bool = False):
         if not 0 < decay < 1:
             raise ValueError(f"EMA: decay must be between 0 and 1, both excluded, got {decay!r}.")
         self.decay = decay
         self.validation = validation
         self.at_end = at_end
-        self._reset()
-
-    def _reset(self) -> None:
-        self._steps: dict[str, int] = {}
-        self._average: Arrays = {}
+        # What steps update; None while nothing trains. Then `_kept` has the average.
+        self._average: Average | None = None
+        self._kept: State | None = None
         self._own: tp.Any = None
 
     @property
@@ -69,23 +72,23 @@ class EMA(Callback):
         """The average, for `module.set_parameters`: a nested dict in the form of `get_parameters`, with the dtypes of
         the parameters. Parameters that are not averaged yet are there as they are."""
         own = self.model.module.get_parameters(trainable=True)
-        leaves = [_cast(self._average.get(path, leaf), leaf.dtype) for path, leaf in _by_path(own).items()]
+        state = self._state
+        values = {} if state is None else _begun(state)
+        leaves = [_cast(values.get(path, leaf), leaf.dtype) for path, leaf in _by_path(own).items()]
         return jax.tree.structure(own).unflatten(leaves)
 
-    def on_train_begin(self) -> None:
-        if not self._goes_on():
-            self._reset()
+    @property
+    def _state(self) -> State | None:
+        return self._kept if self._average is None else self._average.state
 
-    def _after_step(self, module: tp.Any) -> None:
-        new = _by_path(module.get_parameters(trainable=True))
-        weights = []
-        for path, leaf in new.items():
-            steps = self._steps[path] = self._steps.get(path, 0) + 1
-            self._average.setdefault(path, leaf)
-            weights.append((1 - self.decay) / (1 - self.decay**steps))
-        old = [self._average[path] for path in new]
-        mixed = _mix(old, list(new.values()), np.asarray(weights, np.float32))
-        self._average.update(zip(new, mixed, strict=True))
+    def _in_steps(self) -> Average:
+        return self.model._average(self.decay)
+
+    def on_train_begin(self) -> None:
+        average = self._in_steps()
+        state = self._kept if self._goes_on() else None
+        average.begin(self.model.module, state)
+        self._average, self._kept = average, None
 
     def on_test_begin(self) -> None:
         if self.validation:
@@ -93,43 +96,100 @@ class EMA(Callback):
             self.model.module.set_parameters(self.parameters)
 
     def on_test_end(self, logs: Logs) -> None:
-        self.close()
+        self._put_back()
 
-    def close(self) -> None:
+    def _put_back(self) -> None:
         if self._own is not None:
             self.model.module.set_parameters(self._own)
             self._own = None
+
+    def close(self) -> None:
+        self._put_back()
+        if self._average is not None:
+            self._kept, self._average = jax.tree.map(jnp.copy, self._average.state), None
 
     def on_train_end(self) -> None:
         if self.at_end:
             self.model.module.set_parameters(self.parameters)
 
     def get_state(self) -> dict[str, tp.Any]:
-        return {"steps": {**self._steps}, "parameters": _copied(self._average)}
+        state = self._state
+        if state is None:
+            return {"steps": {}, "parameters": {}}
+        steps = dict(zip(sorted(state["average"]), np.asarray(state["steps"]).tolist(), strict=True))
+        return {"steps": steps, "parameters": jax.tree.map(jnp.copy, state["average"])}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
-        self._steps, self._average = {**state["steps"]}, _copied(state["parameters"])
+        steps = [state["steps"][path] for path in sorted(state["parameters"])]
+        average = {path: jnp.copy(array) for path, array in state["parameters"].items()}
+        self._kept = {"average": average, "steps": jnp.asarray(steps, jnp.int32)} if average else None
+
+
+class Average(Module):
+    """The average as a module, which training steps update.
+
+    Its `state` has the arrays of `average` by path, and in `steps` how many steps each of them has, in the order of the
+    sorted paths.
+    """
+
+    def __init__(self, decay: float | int):
+        super().__init__()
+        self.decay = float(decay)
+
+    def follow(self, module: Module) -> None:
+        """Takes the parameters of a module into account, as they are after a step."""
+        self(_by_path(module.get_parameters(trainable=True)))
+
+    def call(self, new: Arrays) -> None:
+        state = self.add_parameter("state", initializer=lambda: _zeros(new), trainable=False)
+        rows = {path: row for row, path in enumerate(sorted(state["average"]))}
+        moving = jnp.asarray([path in new for path in rows])
+        steps = state["steps"] + moving.astype(jnp.int32)
+        weights = (1 - self.decay) / (1 - jnp.power(jnp.float32(self.decay), steps.astype(jnp.float32)))
+        average = dict(state["average"])
+        for path, value in new.items():
+            old = average[path]
+            average[path] = old + weights[rows[path]].astype(old.dtype) * (value.astype(old.dtype) - old)
+        self.update_parameter("state", {"average": average, "steps": steps})
+
+    def begin(self, module: Module, state: State | None) -> None:
+        """Begins anew, or goes on from a state. What it lacks is added."""
+        self._set(_zeros(_by_path(module.get_parameters(trainable=True))), state)
+
+    def adapt(self, module: Module) -> None:
+        """Fits the state to what is trainable now; what is frozen keeps the average that it had."""
+        zeros = _zeros(_by_path(module.get_parameters(trainable=True)))
+        if self.initialized and not zeros["average"].keys() <= self.state["average"].keys():
+            self._set(zeros, self.state)
+
+    def _set(self, zeros: State, state: State | None) -> None:
+        if state is not None:
+            known = {path: row for row, path in enumerate(sorted(state["average"]))}
+            average = {**zeros["average"], **state["average"]}
+            rows = [state["steps"][known[path]] if path in known else 0 for path in sorted(average)]
+            zeros = {"average": average, "steps": jnp.asarray(rows, jnp.int32)}
+        if self.initialized and self.state["average"].keys() != zeros["average"].keys():
+            self.reset()
+        if not self.initialized:
+            self.init(zeros["average"])
+        self.set_parameters({"state": jax.tree.map(jnp.copy, zeros)})
+
+
+def _zeros(parameters: Arrays) -> State:
+    """The state before the first step: in float32 at least."""
+    average = {path: jnp.zeros(leaf.shape, at_least_float32(leaf.dtype)) for path, leaf in parameters.items()}
+    return {"average": average, "steps": jnp.zeros([len(average)], jnp.int32)}
+
+
+def _begun(state: State) -> Arrays:
+    """The averages of those parameters that have one."""
+    steps = np.asarray(state["steps"]).tolist()
+    return {path: state["average"][path] for path, count in zip(sorted(state["average"]), steps, strict=True) if count}
 
 
 def _by_path(parameters: tp.Any) -> Arrays:
     return dict(zip(map("/".join, parts_of_leaves(parameters)), jax.tree.leaves(parameters), strict=True))
 
 
-def _copied(arrays: Mapping[str, tp.Any]) -> Arrays:
-    return {path: jnp.copy(array) for path, array in arrays.items()}
-
-
 def _cast(array: tp.Any, dtype: tp.Any) -> tp.Any:
     return array if array.dtype == dtype else array.astype(dtype)
-
-
-@jax.jit
-def _mix(old: list[tp.Any], new: list[tp.Any], weights: tp.Any) -> list[tp.Any]:
-    """The first arrays, moved towards the second ones by their weights."""
-
-    def mix(old: tp.Any, new: tp.Any, weight: tp.Any) -> tp.Any:
-        dtype = new.dtype if jnp.finfo(new.dtype).bits >= 32 else jnp.float32
-        old, new = old.astype(dtype), new.astype(dtype)
-        return old + weight.astype(dtype) * (new - old)
-
-    return [mix(a, b, weight) for a, b, weight in zip(old, new, weights, strict=True)]

@@ -48,6 +48,8 @@ class History(Callback):
     ```
     """
 
+    sees_module = False
+
     def __init__(self) -> None:
         self.history: dict[str, list[float]] = {}
         self.epoch: list[int] = []

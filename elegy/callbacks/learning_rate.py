@@ -73,6 +73,7 @@ class ReduceLROnPlateau(SetsLearningRate):
             raise ValueError(f"ReduceLROnPlateau: factor must be between 0 and 1, both excluded, got {factor!r}.")
         if not min_learning_rate >= 0:
             raise ValueError(f"ReduceLROnPlateau: min_learning_rate must not be negative, got {min_learning_rate!r}.")
+        self.monitor = monitor
         self._monitor = Monitor(self, monitor, min_delta, mode)
         self.factor = factor
         self.patience = patience

@@ -16,6 +16,8 @@ from elegy.callbacks.callback import Callback, Logs
 class LogFile(Callback):
     """A file of lines, which is complete after each epoch."""
 
+    writes = True
+
     def __init__(self, path: str | os.PathLike[str], append: bool = False):
         self.path = pathlib.Path(path)
         self.append = append

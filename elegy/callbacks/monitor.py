@@ -45,7 +45,7 @@ class Monitor:
 
         **Raises:** `ValueError` if there is no such value, or if its direction is unknown.
         """
-        if self._name not in logs and self._name.startswith("val_") and self._owner.model._skips_validation:
+        if self._name not in logs and self._name.startswith("val_") and getattr(logs, "lacks_validation", False):
             return None
         if self._name not in logs:
             raise ValueError(self._not_there(list(logs)))
@@ -67,7 +67,7 @@ class Monitor:
         if self._given_mode != "auto":
             return self._given_mode
         name = self._name.removeprefix("val_")
-        return self._owner.model._reference.metrics.direction(name) or _direction_of_words(name)
+        return self._owner.model._metrics.direction(name) or _direction_of_words(name)
 
     def _not_there(self, names: list[str]) -> str:
         text = f"{self._who}: there is no {self._name!r} among the logs of this epoch: {', '.join(names)}."

@@ -6,8 +6,7 @@ import contextlib
 import shutil
 import sys
 import time
-import typing as tp
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from elegy.callbacks.callback import Callback, Logs
 from elegy.callbacks.history import distinct
@@ -15,6 +14,8 @@ from elegy.callbacks.history import distinct
 
 class EpochLines(Callback):
     """Prints one line for each epoch."""
+
+    sees_module = False
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._began = time.perf_counter()
@@ -44,7 +45,6 @@ class ProgressBar(EpochLines):
     ```
     """
 
-    sees_module = False
     _SECONDS = 0.1
 
     def on_epoch_begin(self, epoch: int) -> None:
@@ -95,13 +95,15 @@ class PassLine:
         if self._live:
             _show(f"{self._name}  compiling")
 
-    def over(self, batches: Iterable[tp.Any]) -> Iterator[tp.Any]:
-        """The batches, with a look at the clock after each."""
-        for number, batch in enumerate(batches):
-            yield batch
-            if self._live and time.perf_counter() - self._last >= ProgressBar._SECONDS:
-                _show(f"{self._name}  {number + 1}/{self._steps}")
-                self._last = time.perf_counter()
+    def done(self, batches: int) -> None:
+        """After each batch: a look at the clock."""
+        if self._live and time.perf_counter() - self._last >= ProgressBar._SECONDS:
+            _show(f"{self._name}  {batches}/{self._steps}")
+            self._last = time.perf_counter()
+
+    def callbacks(self) -> list[Callback]:
+        """What keeps the line up to date during an evaluation."""
+        return [_OfBatches(self)] if self._live else []
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[dict[str, float]]:
@@ -114,6 +116,22 @@ class PassLine:
                 _show("")
         if not self._silent:
             print(f"{self._name}  {self._steps}/{self._steps}  {time.perf_counter() - self._began:.1f}s{_shown(logs)}")
+
+
+class _OfBatches(ProgressBar):
+    """Tells a line how far an evaluation is."""
+
+    def __init__(self, line: PassLine):
+        self._line_of_pass = line
+
+    def on_test_batch_end(self, batch: int, logs: Logs) -> None:
+        self._line_of_pass.done(batch + 1)
+
+    def compiling(self) -> None:
+        self._line_of_pass.compiling()
+
+    def close(self) -> None:
+        pass
 
 
 def progress(verbose: int) -> list[Callback]:

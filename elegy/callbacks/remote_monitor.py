@@ -40,6 +40,8 @@ class RemoteMonitor(Callback):
     ```
     """
 
+    writes = True
+
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, timeout: float | int = 10.0):
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"RemoteMonitor: url must begin with http:// or https://, got {url!r}.")

@@ -46,6 +46,7 @@ class TensorBoard(Callback):
     ```
     """
 
+    writes = True
     sees_module = False
 
     def __init__(

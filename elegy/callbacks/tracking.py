@@ -34,6 +34,8 @@ class WandB(Callback):
     ```
     """
 
+    writes = True
+
     def __init__(self, run: tp.Any = None):
         self._given = run
         self._run: tp.Any = None
@@ -76,6 +78,8 @@ class MLflow(Callback):
     del sys.modules["mlflow"]
     ```
     """
+
+    writes = True
 
     def __init__(self, run_id: str | None = None):
         self.run_id = run_id

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import typing as tp
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Int, PyTree, Shaped
+from jaxtyping import PyTree, Shaped
 
 from elegy.errors import SortedDataWarning
 from elegy.frames import warn
 from elegy.habits import MISSING
 from elegy.module import Module
+from elegy.state import training
 
 Samples = Shaped[np.ndarray, "samples *shape"]
 
@@ -184,24 +185,10 @@ def _labels(y: tp.Any) -> tuple[np.ndarray, int | None]:
     return y.astype(np.int64), None
 
 
-def batches(data: Data, batch_size: int, order: Int[np.ndarray, "samples"] | None = None) -> Iterator[Data]:
-    """Batches of `batch_size` samples, in the given order; the last one has those that remain."""
-    for start in range(0, data.size, batch_size):
-        part = slice(start, start + batch_size)
-        chosen = part if order is None else order[part]
-        yield jax.tree.map(lambda array, chosen=chosen: array[chosen], data)
-
-
-def run_module(module: Module, x: tp.Any, training: bool) -> tp.Any:
-    """Calls a module with `x`."""
-    args, kwargs = arguments_of(module, x, training)
-    return module(*args, **kwargs)
-
-
-def arguments_of(module: Module, x: tp.Any, training: bool) -> tuple[tuple[tp.Any, ...], dict[str, tp.Any]]:
+def arguments_of(module: Module, x: tp.Any) -> tuple[tuple[tp.Any, ...], dict[str, tp.Any]]:
     """How a module is called with `x`: a tuple holds its arguments, a dict those by keyword, anything else is the only
     one."""
-    kwargs = {"training": training} if "training" in inspect.signature(module.call).parameters else {}
+    kwargs = {"training": training()} if "training" in inspect.signature(module.call).parameters else {}
     if isinstance(x, tuple):
         return x, kwargs
     if isinstance(x, dict):

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import typing as tp
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import optax
 
 from elegy.callbacks import Callback, History
 from elegy.callbacks.calling import Callbacks
+from elegy.callbacks.ema import Average
 from elegy.callbacks.progress import PassLine, progress
 from elegy.habits import optimizer_for
-from elegy.hooks import numbered
-from elegy.losses import Loss
-from elegy.metrics import Metric
+from elegy.layout import nodes_in
 from elegy.model import loop
-from elegy.model.data import Data, arguments_of, as_data, batches, split, with_class_weight
-from elegy.model.objectives import Losses, Metrics, require_targets
-from elegy.model.optimizer import Optimizer
-from elegy.model.steps import Step, predict, test, train
+from elegy.model.batches import Feed
+from elegy.model.data import Data, arguments_of, as_data, split, with_class_weight
+from elegy.model.foreign import as_module
+from elegy.model.gradients import differentiated, value_fn, valued
+from elegy.model.objectives import Losses, Metrics, accepted, require_targets
+from elegy.model.optimizer import Optimizer, require_fixed, trainable_parameters
+from elegy.model.steps import Program, running
 from elegy.module import Module
 from elegy.random import RNG
 from elegy.rendering import totals
+from elegy.selections import select_trainable
 from elegy.state import training_context
 from elegy.summaries import summary
 from elegy.tables import Summary
@@ -35,7 +39,7 @@ if tp.TYPE_CHECKING:
 else:
     Transformation = tp.Any  # other values are refused by messages of our own
 
-_ARGUMENTS = ("module", "loss", "metrics", "optimizer", "seed")
+_ARGUMENTS = ("module", "loss", "metrics", "optimizer", "seed", "donate")
 _ASSIGNABLE = ("run_eagerly", "stop_training")
 
 
@@ -44,7 +48,8 @@ class Model:
 
     **Arguments:**
 
-    - `module`: what to train. The model works on this very object: after `fit` it holds the trained parameters.
+    - `module`: what to train. The model works on this very object: after `fit` it holds the trained parameters. A
+      function, or a callable pytree of another library, such as a layer of Equinox, becomes a module.
     - `loss`: a loss, or a list or dict of them, whose sum is minimised together with what modules declare by
       `elegy.add_loss`. A loss is an `elegy.losses.Loss` or any function; it is called with those of `x`, `y_true`,
       `y_pred`, `sample_weight` and `parameters` (the trainable ones of the module) that its parameters name. Those of
@@ -61,11 +66,16 @@ class Model:
     - `seed`: what is random derives from it: the initial parameters of a module that is not initialised, the order of
       the samples, dropout.
 
+    - `donate`: whether a training step may use the memory of the parameters and of the optimiser's state again, so that
+      they are there once. Arrays that were taken from the module before `fit`, or by a callback, stay. If it is the
+      computation of a step that fails, as by a check on the device, the parameters are lost; with False, in twice the
+      memory, they are then what they were at the begin of the epoch.
+
     The same seed and data give the same history, bit for bit, on the same machine.
 
-    **Attributes:** `module`, `optimizer`, `run_eagerly`, `history` (of the last `fit`), and `stop_training`, which a
-    callback may set. Of these `run_eagerly` and `stop_training` can be assigned; for another module, loss, metric or
-    optimiser, construct another model.
+    **Attributes:** `module`, `optimizer`, `run_eagerly`, `history` (of the last `fit`), `steps` (how many were made so
+    far), and `stop_training`, which a callback may set. Of these `run_eagerly` and `stop_training` can be assigned; for
+    another module, loss, metric or optimiser, construct another model.
 
     **Names of logs:** `loss`, the total; the name of each loss, to which `_loss` is appended unless it ends in
     `loss`; the name of each metric; the names given to `add_loss` and `add_metric`. Under a key of a dict they are
@@ -86,23 +96,44 @@ class Model:
     assert history.history["loss"][-1] < history.history["loss"][0]
     assert model.predict(x).shape == (64, 1)
     ```
+
+    **Steps of one's own.** A subclass may define `pred_step`, `loss_step`, `train_step` or `test_step` in its own way.
+    They are written as code without transforms is, with modules and hooks, and are compiled. Modules and optimisers
+    that are attributes of the subclass take part.
+
+    ```python
+    import elegy
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+
+    class Denoising(elegy.Model):
+        def loss_step(self, x, y, sample_weight):
+            noisy = x + 0.1 * jax.random.normal(elegy.next_rng_key(), x.shape)
+            restored = self.pred_step(noisy)
+            return jnp.mean((restored - x) ** 2), restored
+
+
+    x = np.linspace(-1, 1, 64, dtype=np.float32).reshape(32, 2)
+    model = Denoising(elegy.nn.Linear(2), optimizer=optax.adam(0.1))
+    history = model.fit(x, epochs=20, verbose=0)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    ```
     """
 
     _constructed = False
 
     def __init__(
         self,
-        module: Module,
+        module: tp.Any,
         loss: tp.Any = None,
         metrics: tp.Any = None,
         optimizer: Transformation | None = None,
         run_eagerly: bool = False,
         seed: int = 42,
+        donate: bool = True,
     ):
-        if not isinstance(module, Module) or isinstance(module, (Loss, Metric)):
-            hint = "Construct it." if isinstance(module, type) else "Make one of a function by elegy.to_module(f)()."
-            hint = "The module comes first, then loss= and metrics=." if isinstance(module, Module) else hint
-            raise TypeError(f"elegy.Model takes a module, got {module!r}.\n  {hint}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be an integer that is not negative, got {seed!r}.")
         if isinstance(optimizer, str):
@@ -110,19 +141,23 @@ class Model:
                 f"elegy.Model takes an Optax transformation, got {optimizer!r}.\n  {optimizer_for(optimizer)}"
             )
         optimizer = optax.adam(1e-3) if optimizer is None else optimizer
-        self.module = module
+        self.module: Module = as_module(module)
         self.optimizer = optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer)
         self.run_eagerly = run_eagerly
         self.stop_training = False
         self._history: History | None = None
-        # Whether the epoch that runs leaves the validation data out.
-        self._skips_validation = False
         self._seed = int(seed)
-        self._reference = loop.Reference(module, Losses(loss), Metrics(metrics), self.optimizer)
-        initial = RNG(self._seed)
-        self._train = Step(train, True, self._seed, initial)
-        self._test = Step(test, False, self._seed, initial)
-        self._predict = Step(predict, False, self._seed, initial)
+        self._donates = donate
+        self._losses = Losses(loss)
+        self._metrics = Metrics(metrics)
+        # How many steps, and how many orders of samples, were made so far.
+        self._steps = 0
+        self._orders = 0
+        self._initial = RNG(self._seed)
+        self._programs: dict[tp.Any, Program] = {}
+        self._averages: dict[float, Average] = {}
+        # Held while a step is given the arrays of the modules, until the modules have the new ones.
+        self._turn = threading.RLock()
         self._constructed = True
 
     def __setattr__(self, name: str, value: tp.Any) -> None:
@@ -136,16 +171,169 @@ class Model:
         super().__setattr__(name, value)
 
     @property
+    def steps(self) -> int:
+        """How many training steps were made so far."""
+        return self._steps
+
+    @property
+    def traces(self) -> dict[str, int]:
+        """How many times the steps `"train"`, `"test"` and `"predict"` were traced, to be compiled then."""
+        found: dict[str, int] = {"train": 0, "test": 0, "predict": 0}
+        for program in self._programs.values():
+            found[program.kind] += program.traces
+        return found
+
+    @property
     def history(self) -> History | None:
         """What the last `fit` returned, or has noted before an exception; None before the first."""
         return self._history
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Steps, which a subclass may define in its own way
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def pred_step(self, x: tp.Any) -> tp.Any:
+        """The outputs for a batch: of the module, called with `x`."""
+        args, kwargs = arguments_of(self.module, x)
+        return self.module(*args, **kwargs)
+
+    def loss_step(self, x: tp.Any, y: tp.Any, sample_weight: tp.Any) -> tp.Any:
+        """What is minimised.
+
+        **Returns:** a scalar, or a dict of scalars by name, whose sum is minimised; and the outputs, which metrics get:
+        `(loss, y_pred)`. What is declared by `elegy.add_loss` is added.
+        """
+        y_pred = self.pred_step(x)
+        return self.compute_losses(x, y, y_pred, sample_weight), y_pred
+
+    def train_step(self, x: tp.Any, y: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
+        """One step of training. It changes modules and optimisers in place.
+
+        **Returns:** what is logged of the batch: scalars, by name.
+        """
+        (values, y_pred), gradients = self.value_and_grad(self.loss_step)(x, y, sample_weight)
+        require_fixed(self.module, self._losses.named())
+        extra = {"value": values["loss"]}
+        if self.optimizer.takes_functions:
+            function = self._value_fn(self.loss_step, Data(x, y, sample_weight))
+            extra |= {"grad": gradients, "value_fn": function}
+        self.optimizer.update(self.module, gradients, **extra)
+        return values | self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def test_step(self, x: tp.Any, y: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
+        """Losses and metrics of a batch that is not trained on.
+
+        **Returns:** what is logged of the batch: scalars, by name.
+        """
+        values, y_pred = valued(self.loss_step)(x, y, sample_weight)
+        return values | self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def compute_losses(self, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
+        """The losses that were given to the model, by name."""
+        return self._losses(**self._inputs(self._losses, x, y, y_pred, sample_weight))
+
+    def compute_metrics(self, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
+        """Updates the metrics that were given to the model. It is called once in a `train_step` or `test_step`.
+
+        **Returns:** the values of those metrics that are averaged over batches. Those that add up by themselves are
+        logged without being returned.
+        """
+        step = running(self, "compute_metrics")
+        of_batch, step.so_far = step.metrics(**self._inputs(step.metrics, x, y, y_pred, sample_weight))
+        return of_batch
+
+    def value_and_grad(
+        self, function: Callable[..., tp.Any], modules: tp.Any = None, where: tp.Any = None
+    ) -> Callable[..., tp.Any]:
+        """As `elegy.value_and_grad`, for a `train_step`: with `fit(accumulate=k)` it goes through a batch in `k` parts,
+        whose activations are not there at the same time.
+
+        **Arguments:**
+
+        - `function`: takes `x`, `y` and `sample_weight`, and returns what `loss_step` returns.
+        - `modules`: what to differentiate with respect to: a module, or a list, tuple or dict of modules. The default
+          is the module of the model, and of that what its optimiser updates.
+        - `where`: which parts of them, as for `elegy.value_and_grad`.
+
+        **Returns:** a function of `x`, `y` and `sample_weight` that gives `(values, y_pred), gradients`: under
+        `values["loss"]` the total, and beside it what is to be logged.
+        """
+        step = running(self, "value_and_grad")
+        at = self.module if modules is None else modules
+
+        def parameters_fn(everything: tp.Any) -> tp.Any:
+            if where is not None:
+                return select_trainable(at, where).get()
+            return self.optimizer.parameters(at) if modules is None else trainable_parameters(at)
+
+        return differentiated(function, [at, self._modules("train")], parameters_fn, step.part)
+
+    def _value_fn(self, function: Callable[..., tp.Any], data: Data) -> Callable[[tp.Any], tp.Any]:
+        return value_fn(function, self.module, self._modules("train"), data)
+
+    def _inputs(
+        self, objectives: Losses | Metrics, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any
+    ) -> dict[str, tp.Any]:
+        """What losses or metrics may ask for. Parameters are many, and in an error message too: only if one does."""
+        inputs = {"x": x, "y_true": y, "y_pred": y_pred, "sample_weight": sample_weight}
+        if any("parameters" in accepted(function) for function in objectives.functions):
+            inputs["parameters"] = self.module.get_parameters(trainable=True)
+        return inputs
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # What runs steps
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _modules(self, kind: str) -> list[tp.Any]:
+        """All modules that a kind of step uses."""
+        own = [value for name, value in vars(self).items() if not name.startswith("_") and name not in _ARGUMENTS]
+        others = [node for node in nodes_in(own) if kind == "train" or not isinstance(node, Optimizer)]
+        if kind == "predict":
+            return [self.module, *others]
+        return [self.module, self._losses, *([self.optimizer] if kind == "train" else []), *others]
+
+    def _program(
+        self,
+        kind: str,
+        part: int | None = None,
+        is_many: bool = False,
+        donates: bool = False,
+        followers: Sequence[tp.Any] = (),
+    ) -> Program:
+        """The compiled step of a kind, which is kept. The arguments are those of `Program`."""
+        modules = self._modules(kind)
+        key = kind, part, is_many, donates, tuple(map(id, [*modules, *followers]))
+        with self._turn:
+            found = self._programs.get(key)
+            if found is None:
+                found = Program(self, kind, modules, self._seed, self._initial, donates, part, is_many, followers)
+                self._programs[key] = found
+        return found
+
+    def _adapt(self) -> None:
+        """Fits the state of the optimiser to what is trainable now."""
+        is_default = type(self).train_step is Model.train_step
+        if self.module.initialized and (is_default or self.optimizer.initialized):
+            self.optimizer.adapt(self.module)
+        for average in self._averages.values():
+            average.adapt(self.module)
+
+    def _average(self, decay: float | int) -> Average:
+        """The moving average of the parameters that training steps update. It is one for all callbacks, so that steps
+        are not compiled again for a new one."""
+        return self._averages.setdefault(float(decay), Average(decay))
+
+    def _next_order(self, size: int) -> np.ndarray:
+        """The order of the samples in the epoch that begins: a function of the seed and of how many there were."""
+        number, self._orders = self._orders, self._orders + 1
+        return np.random.default_rng([self._seed, number]).permutation(size)
 
     def fit(
         self,
         x: Arrays,
         y: Arrays | None = None,
         batch_size: int = 32,
-        epochs: int = 1,
+        epochs: int | None = None,
         verbose: int = 1,
         callbacks: Iterable[Callback] = (),
         validation_split: float = 0.0,
@@ -155,16 +343,26 @@ class Model:
         initial_epoch: int = 0,
         class_weight: tp.Any = None,
         validation_freq: tp.Any = 1,
+        *,
+        max_steps: int | None = None,
+        validate_every: int | None = None,
+        sanity_steps: int = 0,
+        overfit_batches: int | None = None,
+        fast_dev_run: bool | int = False,
+        accumulate: int = 1,
+        steps_per_execution: int = 1,
     ) -> History:
         """Trains.
 
         **Arguments:**
 
         - `x`: the inputs: an array whose first axis is that of the samples; a tuple of arrays for a module that takes
-          several arguments; a dict for one that takes them by keyword.
+          several arguments; a dict for one that takes them by keyword. Where all arrays are those of JAX they stay on
+          the device, and a compiled step picks the samples of its batch.
         - `y`: the targets, an array, tuple or dict as losses and metrics take it.
-        - `batch_size`: the last batch of an epoch has what remains. It has another shape, so it is compiled on its own.
-        - `epochs`: how many epochs there are, counted from 0: training makes those from `initial_epoch` on.
+        - `batch_size`: the last batch of an epoch has what remains.
+        - `epochs`: how many epochs there are, counted from 0: training makes those from `initial_epoch` on. The default
+          is 1, or with `max_steps` as many as it takes.
         - `verbose`: 0 shows nothing; 1 a line that is kept up to date if the output is a terminal, and otherwise, as
           2, a line for each epoch.
         - `callbacks`: instances of `elegy.callbacks.Callback`, called in this order.
@@ -185,6 +383,21 @@ class Model:
 
         - `validation_freq`: after every how many epochs to validate; or a list of the epochs after which to validate,
           counted from 1. Other epochs have `nan` in the history.
+        - `max_steps`: at how many steps to end, counted as epochs are, from the first step of epoch 0; also within an
+          epoch. A step is one update of the parameters.
+        - `validate_every`: after how many steps, counted likewise, to validate besides. The values of an epoch are
+          those of the last validation in it.
+        - `sanity_steps`: on how many batches of the validation data to try the validation before all else, so that a
+          mistake there is found at once.
+        - `overfit_batches`: trains on the first so many batches alone, in their order: a model that is right can learn
+          them by heart.
+        - `fast_dev_run`: True, or a number of batches: one epoch of so many batches, of training and of validation, and
+          nothing is written by callbacks. It tries whether everything runs.
+        - `accumulate`: how many batches of `batch_size` make one step: its gradients are those of all of them, and the
+          memory of activations is that of one. Layers that look at a whole batch, as `BatchNormalization` does, look at
+          one of `batch_size`.
+        - `steps_per_execution`: how many steps to compile as one loop, which runs on the device without Python. It is
+          for small steps; callbacks see the last batch of each loop.
 
         **Returns:** the `History`: `history.history["loss"]` is a list with a float for each epoch. The values of an
         epoch are means over samples, taken while the parameters change; those of a `Metric` are its own.
@@ -228,11 +441,25 @@ class Model:
 
         **Raises:** `ValueError` or `TypeError` for arguments that do not fit together.
         """
-        _require_positive("batch_size", batch_size)
-        _require_positive("epochs", epochs, least=0)
-        _require_positive("initial_epoch", initial_epoch, least=0)
         _require_list(callbacks)
         shown = progress(verbose)
+        for name, value in {
+            "batch_size": batch_size,
+            "accumulate": accumulate,
+            "steps_per_execution": steps_per_execution,
+        }.items():
+            _require_positive(name, value)
+        for name, value in {
+            "max_steps": max_steps,
+            "validate_every": validate_every,
+            "overfit_batches": overfit_batches,
+        }.items():
+            if value is not None:
+                _require_positive(name, value)
+        epochs = 1 if epochs is None and max_steps is None else epochs
+        for name, value in {"epochs": epochs, "initial_epoch": initial_epoch, "sanity_steps": sanity_steps}.items():
+            if value is not None:
+                _require_positive(name, value, least=0)
         data = self._data(x, y, sample_weight)
         validation: Data | None = None
         if validation_data is not None:
@@ -241,60 +468,55 @@ class Model:
             validation = _validation(validation_data)
         elif validation_split:
             data, validation = split(data, validation_split)
-        data = with_class_weight(data, class_weight)
+        feed = Feed(with_class_weight(data, class_weight), batch_size * accumulate, steps_per_execution)
+        tested = None if validation is None else Feed(validation, batch_size)
+        if validate_every and tested is None:
+            raise ValueError("validate_every was given, and there are no validation data: give validation_data=.")
+        if overfit_batches is not None:
+            feed, shuffle = feed.first(overfit_batches), False
+        callbacks = list(callbacks)
+        if fast_dev_run:
+            number = 1 if fast_dev_run is True else fast_dev_run
+            _require_positive("fast_dev_run", number)
+            feed, tested = feed.first(number), None if tested is None else tested.first(number)
+            epochs, initial_epoch, max_steps = 1, 0, None
+            callbacks = [callback for callback in callbacks if not callback.writes]
         validates = _validates(validation_freq)
-        steps = -(-data.size // batch_size)
-        if self._reference.steps == 0:
-            self._reference.steps = initial_epoch * steps
+        is_validated = tested is not None and (
+            validate_every is not None or epochs is None or any(map(validates, range(initial_epoch, epochs)))
+        )
+        if not is_validated and tested is not None and max(epochs or 0, initial_epoch) > initial_epoch:
+            _require_unwatched(callbacks, f"validation_freq={validation_freq!r} leaves out each of the {epochs} epochs")
+        if self._steps == 0:
+            self._steps, self._orders = initial_epoch * feed.steps, initial_epoch
         params = {
             "epochs": epochs,
             "initial_epoch": initial_epoch,
             "batch_size": batch_size,
-            "samples": data.size,
-            "steps": steps,
+            "samples": feed.samples,
+            "steps": feed.steps,
         }
+        plan = loop.Plan(
+            epochs,
+            initial_epoch,
+            max_steps,
+            validates,
+            validate_every,
+            sanity_steps,
+            batch_size if accumulate > 1 else None,
+            shuffle,
+        )
         history, before = History(), self.stop_training
         everything = Callbacks([history, *callbacks, *shown], self, params)
         self._history, self.stop_training = history, False
         try:
-            if everything.need_state:
-                self._train.flatten(self._reference.to_train(), _batched(data, batch_size)[1])
-            everything.train_begin()
-            for epoch in range(initial_epoch, epochs):
-                everything.epoch_begin(epoch)
-                order = self._order(data.size) if shuffle else None
-                self._skips_validation = validation is not None and not validates(epoch)
-                due = None if self._skips_validation else validation
-                logs = self._epoch(data, order, due, batch_size, everything)
-                everything.epoch_end(epoch, logs)
-                if self.stop_training:
-                    break
-            everything.train_end()
-        except Exception as error:
-            shorten(error)
-            raise
+            with shortened():
+                loop.fit(self, feed, tested, everything, plan)
         finally:
             # A callback may have called `fit` in between, or itself be called by a `fit`.
             self._history, self.stop_training = history, before
             everything.close()
         return history
-
-    def _epoch(
-        self, data: Data, order: np.ndarray | None, validation: Data | None, batch_size: int, callbacks: Callbacks
-    ) -> dict[str, float]:
-        """Trains and validates once. **Returns:** the logs of both."""
-        eagerly = self.run_eagerly
-        tell = None if eagerly else callbacks.compiling
-        with self._train.tracing.telling(tell), self._test.tracing.telling(tell):
-            logs = loop.train(self._train, self._reference, *_batched(data, batch_size, order), callbacks, eagerly)
-            if (rate := self.optimizer.learning_rate) is not None:
-                logs.setdefault("learning_rate", float(rate))
-            if validation is None:
-                return logs
-            tested = loop.test(self._test, self._reference, *_batched(validation, batch_size), callbacks, eagerly)
-        for name, value in tested.items():
-            logs[numbered(f"val_{name}", logs)[0]] = value
-        return logs
 
     def train_on_batch(
         self, x: Arrays, y: Arrays | None = None, sample_weight: tp.Any = None, class_weight: tp.Any = None
@@ -320,12 +542,19 @@ class Model:
         ```
         """
         data = with_class_weight(self._data(x, y, sample_weight), class_weight)
-        try:
-            callbacks = Callbacks([], self, {})
-            return loop.train(self._train, self._reference, [data], [data], callbacks, self.run_eagerly)
-        except Exception as error:
-            shorten(error)
-            raise
+        feed = Feed(data, data.size)
+        with shortened():
+            eagerly = self.run_eagerly
+            program = self._program("train", donates=self._donates and not eagerly)
+            self._adapt()
+            with self._turn:
+                carry = program.start(feed.example(), self._steps)
+                if self._donates:
+                    program.renew()
+                ((_, batch),) = feed.batches()
+                carry = program(carry, batch, eagerly)
+                self._steps += 1
+            return carry.logs()
 
     def test_on_batch(self, x: Arrays, y: Arrays | None = None, sample_weight: tp.Any = None) -> dict[str, float]:
         """The losses and metrics of one batch: `evaluate` of all of it at once."""
@@ -354,17 +583,14 @@ class Model:
         there is no `"loss"`.
         """
         _require_positive("batch_size", batch_size)
-        data = self._data(x, y, sample_weight)
         _require_list(callbacks)
-        batches, examples = _batched(data, batch_size)
-        steps = -(-data.size // batch_size)
-        everything = Callbacks(callbacks, self, {"batch_size": batch_size, "samples": data.size, "steps": steps})
-        with self._shown("Evaluate", batches, steps, self._test, verbose) as (shown, logs):
+        feed = Feed(self._data(x, y, sample_weight), batch_size)
+        params = {"batch_size": batch_size, "samples": feed.samples, "steps": feed.steps}
+        line = PassLine("Evaluate", feed.steps, verbose)
+        everything = Callbacks([*callbacks, *line.callbacks()], self, params)
+        with shortened(), line.shown() as logs:
             try:
-                logs.update(loop.test(self._test, self._reference, shown, examples, everything, self.run_eagerly))
-            except Exception as error:
-                shorten(error)
-                raise
+                logs.update(loop.evaluate(self, feed, everything))
             finally:
                 everything.close()
         return logs
@@ -379,14 +605,10 @@ class Model:
         Where the module draws random numbers, they are the same in each call.
         """
         _require_positive("batch_size", batch_size)
-        data = as_data(x)
-        batches, examples = _batched(data, batch_size)
-        with self._shown("Predict", batches, -(-data.size // batch_size), self._predict, verbose) as (shown, _):
-            try:
-                return loop.predict(self._predict, self._reference, shown, examples, self.run_eagerly)
-            except Exception as error:
-                shorten(error)
-                raise
+        feed = Feed(as_data(x), batch_size)
+        line = PassLine("Predict", feed.steps, verbose)
+        with shortened(), line.shown():
+            return loop.predict(self, feed, line)
 
     def summary(self, x: Arrays) -> Summary:
         """The modules that run when the model predicts for `x`: what they return, hold and multiply. Nothing is
@@ -407,35 +629,21 @@ class Model:
         assert summary.trainable == summary.rows[0].trainable == 7850
         ```
         """
-        args, kwargs = arguments_of(self.module, x, training=False)
         with training_context(False):
+            args, kwargs = arguments_of(self.module, x)
             return summary(self.module, *args, **kwargs)
 
-    @contextlib.contextmanager
-    def _shown(
-        self, name: str, batches: Iterable[Data], steps: int, step: Step, verbose: int
-    ) -> Iterator[tuple[Iterable[Data], dict[str, float]]]:
-        """Shows how far a pass is: gives the batches, and a dict for what is to be shown at the end."""
-        line = PassLine(name, steps, verbose)
-        if not verbose:
-            yield batches, {}
-            return
-        with step.tracing.telling(None if self.run_eagerly else line.compiling), line.shown() as logs:
-            yield line.over(batches), logs
-
     def __repr__(self) -> str:
-        names = (
-            f"losses=[{', '.join(self._reference.losses.names)}], metrics=[{', '.join(self._reference.metrics.names)}]"
-        )
-        made = f"optimizer={type(self.optimizer).__name__}, steps={self._reference.steps}"
+        names = f"losses=[{', '.join(self._losses.names)}], metrics=[{', '.join(self._metrics.names)}]"
+        made = f"optimizer={type(self.optimizer).__name__}, steps={self._steps}"
         return f"{type(self).__name__}(module={type(self.module).__name__}, {names}, {made})"
 
     def __str__(self) -> str:
         """What it was made of, how far it has trained, and the module as `print` shows it."""
-        losses, metrics = self._reference.losses.names, self._reference.metrics.names
+        losses, metrics = self._losses.names, self._metrics.names
         return "\n".join(
             [
-                f"{type(self).__name__} after {self._reference.steps} steps",
+                f"{type(self).__name__} after {self._steps} steps",
                 f"  losses: {', '.join(losses) or 'those of add_loss'}",
                 f"  metrics: {', '.join(metrics) or 'none'}",
                 f"  optimizer: {type(self.optimizer).__name__}. {totals(self.optimizer)}",
@@ -445,12 +653,8 @@ class Model:
 
     def _data(self, x: tp.Any, y: tp.Any, sample_weight: tp.Any) -> Data:
         data = as_data(x, y, sample_weight)
-        require_targets(self._reference.losses, self._reference.metrics, x, y)
+        require_targets(self._losses, self._metrics, x, y)
         return data
-
-    def _order(self, size: int) -> np.ndarray:
-        # From the number of steps made, so that each epoch has another order, also across several calls of `fit`.
-        return np.random.default_rng([self._seed, self._reference.steps]).permutation(size)
 
 
 def _validates(validation_freq: tp.Any) -> Callable[[int], bool]:
@@ -462,6 +666,14 @@ def _validates(validation_freq: tp.Any) -> Callable[[int], bool]:
         return lambda epoch: epoch + 1 in epochs
     _require_positive("validation_freq", validation_freq)
     return lambda epoch: (epoch + 1) % validation_freq == 0
+
+
+def _require_unwatched(callbacks: Iterable[Callback], why: str) -> None:
+    """Refuses callbacks that watch a value of validation data where there will be none."""
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.startswith("val_"):
+            raise ValueError(f"{type(callback).__name__} watches {monitor!r}, and {why}.")
 
 
 def _size(x: tp.Any) -> int:
@@ -485,8 +697,11 @@ def _validation(data: tp.Any) -> Data:
     return as_data(*data)
 
 
-def _batched(data: Data, batch_size: int, order: np.ndarray | None = None) -> tuple[Iterator[Data], list[Data]]:
-    """The batches, and an example of each shape that they have."""
-    first = next(batches(data, batch_size))
-    rest = data.size % first.size
-    return batches(data, batch_size, order), [first, next(batches(data, rest))] if rest else [first]
+@contextlib.contextmanager
+def shortened() -> Iterator[None]:
+    """Shortens the traceback of what fails within."""
+    try:
+        yield
+    except Exception as error:
+        shorten(error)
+        raise

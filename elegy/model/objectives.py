@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from elegy.frames import name_of
 from elegy.habits import object_for
 from elegy.hooks import numbered
 from elegy.leaves import is_array
 from elegy.losses import Loss
-from elegy.losses.arguments import missing_axis, weights_for
+from elegy.losses.arguments import mask_for, missing_axis, takes, weights_for
 from elegy.metrics import Adapted, Metric
 from elegy.metrics.adapted import is_mergeable, maker_of
 from elegy.module import Module
-from elegy.state import transaction
+from elegy.state import sample_mask, transaction
 
 
 class Weighted(tp.NamedTuple):
@@ -55,6 +55,10 @@ class Losses(Module):
         named = list(_named("loss", losses))
         self.names = tuple("/".join([_as_loss(first), *rest]) for (first, *rest), _ in named)
         self.functions = tuple(function for _, function in named)
+
+    def named(self) -> dict[str, tp.Any]:
+        """The functions by name."""
+        return dict(zip(self.names, self.functions, strict=True))
 
     def call(self, **inputs: tp.Any) -> Scalars:
         values: Scalars = {}
@@ -130,7 +134,7 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: 
 
     `weighted(values, weights)` is what becomes of the values of a function that takes no `sample_weight` itself.
     """
-    weight = inputs["sample_weight"]
+    weight, mask = inputs["sample_weight"], sample_mask()
     taken = accepted(function)
     if inputs["y_true"] is None and _needs_targets(taken):
         raise ValueError(_no_targets(name))
@@ -141,12 +145,19 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: 
         arguments = {
             name: inputs[key] for key, names in INPUTS.items() for name in names if inputs.get(key) is not None
         }
+    is_of_samples = bool(_OF_SAMPLES & taken.keys())
+    if mask is not None and is_of_samples and isinstance(function, (Loss, Metric)):
+        if isinstance(function, Metric) and not takes(function, "mask"):
+            raise NotMaskable(f"{name} takes no mask")
+        arguments["mask"] = mask
     if isinstance(function, Metric):
         return function(**arguments)
     value = function(**arguments) if isinstance(function, Loss) else _sample_by_sample(name, function, arguments)
-    if weight is None or "sample_weight" in taken or not _OF_SAMPLES & taken.keys():
-        return jax.tree.map(lambda value: jnp.mean(jnp.asarray(value, dtype=jnp.result_type(float))), value)
-    return jax.tree.map(lambda value: weighted(*_with_weights(name, jnp.asarray(value), weight)), value)
+    if isinstance(function, Loss) or not is_of_samples:
+        mask = None
+    if weight is None or "sample_weight" in taken or not is_of_samples:
+        return jax.tree.map(lambda value: _mean(name, jnp.asarray(value, dtype=jnp.result_type(float)), mask), value)
+    return jax.tree.map(lambda value: weighted(*_with_weights(name, jnp.asarray(value), weight), mask), value)
 
 
 def _needs_targets(taken: dict[str, inspect.Parameter]) -> bool:
@@ -239,13 +250,33 @@ def accepted(function: tp.Any) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _mean_of_weighted(values: Float[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, ""]:
+class NotMaskable(Exception):
+    """A loss or a metric cannot leave out the padding of a batch."""
+
+
+def _mean(name: str, values: Float[Array, "*shape"], mask: Bool[Array, "samples"] | None) -> Float[Array, ""]:
+    """The mean over the samples that are no padding."""
+    if mask is None:
+        return jnp.mean(values)
+    if values.ndim == 0:
+        raise NotMaskable(f"{name} returns a scalar")
+    counted = mask_for(lambda: name, values, mask)
+    return jnp.sum(jnp.where(counted, values, 0)) / jnp.sum(counted).astype(values.dtype)
+
+
+def _mean_of_weighted(
+    values: Float[Array, "*shape"], weights: Float[Array, "*shape"], mask: Bool[Array, "samples"] | None
+) -> Float[Array, ""]:
     """The mean of the values, each times its weight: that of a loss."""
-    return jnp.mean(values * weights)
+    return _mean("", values * weights, mask)
 
 
-def _weighted_mean(values: Float[Array, "*shape"], weights: Float[Array, "*shape"]) -> Weighted:
+def _weighted_mean(
+    values: Float[Array, "*shape"], weights: Float[Array, "*shape"], mask: Bool[Array, "samples"] | None
+) -> Weighted:
     """The weighted mean of the values, and 0 where all weights are 0: that of a metric."""
+    if mask is not None:
+        weights = jnp.where(mask_for(lambda: "", weights, mask), weights, 0)
     weight = jnp.sum(weights)
     return Weighted(jnp.sum(values * weights) / jnp.where(weight == 0, jnp.ones_like(weight), weight), weight)
 

@@ -81,6 +81,8 @@ class Optimizer(Module):
         if more:
             raise TypeError(_not_a_transformation(transformation, more))
         self.transformation = _as_transformation(transformation)
+        # Whether an update may ask for the gradients and for the loss as a function of the parameters.
+        self.takes_functions = isinstance(transformation, optax.GradientTransformationExtraArgs)
         if is_node(where):
             raise TypeError("where= of an optimiser takes no module, which would become a part of it: give its path.")
         # A selection holds arrays, so its paths are kept in its place.
@@ -316,6 +318,19 @@ def _default_promotion() -> Iterator[None]:
     """Optax needs JAX's default promotion of dtypes and ranks; a program that forbids it can use Optax all the same."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def require_fixed(module: tp.Any, losses: dict[str, tp.Any]) -> None:
+    """Refuses losses that have trainable parameters which are not those of the module: they would stay as they are."""
+    named = [(name, loss) for name, loss in losses.items() if isinstance(loss, Module)]
+    _, found = trainable_parameters([module, [loss for _, loss in named]])
+    paths = ["/".join([named[int(number)][0], *below]) for number, *below in parts_of_leaves(found)]
+    if paths:
+        raise ParameterError(
+            f"losses have trainable parameters, and training changes those of the module only: {', '.join(paths)}.\n"
+            "  Put what is to be learnt into the module, which can declare the loss by elegy.add_loss; freeze what is "
+            "not to be learnt, loss.trainable = False."
+        )
 
 
 def trainable_parameters(modules: tp.Any) -> Parameters:

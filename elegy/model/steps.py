@@ -1,102 +1,78 @@
-"""What one batch does: train, test, predict; and how that runs, compiled, as a pure function of arrays."""
+"""What one batch does: train, test, predict; and how that is compiled.
+
+A step runs the methods of a model, `train_step`, `test_step` or `pred_step`, which change modules in place as code
+without transforms does; `elegy.jit(step, modules=...)` threads the modules. What an epoch adds up, and the metrics,
+are a value, a `Carry`, that a step takes and gives: passes that run at the same time do not meet.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import threading
 import typing as tp
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
+from elegy.contexts import is_initializing
 from elegy.draws import rng_context
-from elegy.errors import ParameterError, StructureError
-from elegy.frames import name_of, paths_below
-from elegy.hooks import get_losses, get_metrics, hooks_context
 from elegy.initialise import run_init_pass
-from elegy.layout import walk
-from elegy.model.data import Data, run_module
-from elegy.model.objectives import Losses, Metrics, Scalars, Weighted, accepted, add_values
-from elegy.model.optimizer import trainable_parameters
-from elegy.module import Module
+from elegy.layout import nodes_in, walk
+from elegy.model.data import Data
+from elegy.model.objectives import Metrics, Scalars, Weighted, add_values
 from elegy.pytree import layout_of
 from elegy.random import RNG, fold_in_path
-from elegy.selections import parts_of_leaves
-from elegy.state import training_context
-from elegy.transaction import lock
-from elegy.transforms import jit, value_and_grad
+from elegy.state import sample_mask_context, training_context, transact
+from elegy.transaction import lock, structure
+from elegy.transforms import fori_loop, jit
+from elegy.transforms.core import Threaded, check_structure
+
+if tp.TYPE_CHECKING:
+    from elegy.model.model import Model
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Steps: they change modules in place, as code without transforms does
+# What goes from batch to batch
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Parts(Module):
-    """The modules of a model as one module, so that what two of them share, as a regulariser may, stays shared."""
+class Structure:
+    """The structure of metrics. One object stands for all equal ones: JAX compares it by identity."""
 
-    def __init__(self, module: Module, losses: tp.Any = None, metrics: tp.Any = None, optimizer: tp.Any = None):
-        self.module = module
-        self.losses = losses
-        self.metrics = metrics
-        self.optimizer = optimizer
-
-
-class State(tp.NamedTuple):
-    """All that a step reads and changes; a part that it has no use for is None.
-
-    - `step`: how many batches went before.
-    """
-
-    parts: Parts
-    step: Int[Array | np.ndarray, ""]
+    def __init__(self, treedef: tp.Any):
+        self.treedef = treedef
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["sums", "so_far"], meta_fields=["names", "names_so_far"]
+    jax.tree_util.register_dataclass,
+    data_fields=["metrics", "sums", "so_far", "step"],
+    meta_fields=["structure", "names", "names_so_far"],
 )
 @dataclasses.dataclass(frozen=True)
-class Totals:
-    """What an epoch has added up, in two vectors: a handful of scalars makes a small step on a CPU half as long again.
+class Carry:
+    """What a pass over data has counted, in few arrays: a handful of scalars makes a small step on a CPU half as long
+    again.
 
+    - `metrics`: the arrays of the metrics.
     - `sums`: for each of `names` the sum over samples, and then for each the number of samples, or the sum of their
       weights.
     - `so_far`: for each of `names_so_far` a metric that adds up by itself.
+    - `step`: how many steps came before the next one. Random keys derive from it.
     """
 
-    # Float[Array, "2*names"] and Float[Array, "names_so_far"], not said as types: JAX also puts shapes in their places.
+    # Arrays, not said as types: JAX also puts shapes in their places.
+    metrics: tp.Any
     sums: tp.Any
     so_far: tp.Any
+    step: tp.Any
+    structure: tp.Any
     names: tuple[str, ...]
     names_so_far: tuple[str, ...]
-
-    @classmethod
-    def of_batch(cls, size: int, means: Scalars, so_far: Scalars) -> Totals:
-        dtype = jnp.result_type(float)
-        values = [value.mean if isinstance(value, Weighted) else value for value in means.values()]
-        counts = [
-            value.weight if isinstance(value, Weighted) else jnp.full([], size, dtype) for value in means.values()
-        ]
-        sums = [value * count for value, count in zip(values, counts, strict=True)]
-        stacked = lambda parts: jnp.stack(parts) if parts else jnp.zeros([0], dtype)  # noqa: E731
-        return cls(stacked(sums + counts), stacked([*so_far.values()]), (*means,), (*so_far,))
-
-    def after(self, before: Totals | None) -> Totals:
-        """The totals of this batch and of those before."""
-        if before is None:
-            return self
-        names, names_before = ((totals.names, totals.names_so_far) for totals in (self, before))
-        if names != names_before:
-            listed, listed_before = (", ".join(of_batch + so_far) for of_batch, so_far in (names, names_before))
-            raise ValueError(
-                f"the batches of one epoch log different values: {listed_before}; and then {listed}.\n"
-                "  Losses, metrics, add_loss and add_metric must give the same names for every batch, of any size."
-            )
-        return dataclasses.replace(self, sums=before.sums + self.sums)
 
     def logs(self) -> dict[str, float]:
         """The means, as floats: this waits for the device. `"loss"` comes first, and what it is the sum of last."""
@@ -107,97 +83,107 @@ class Totals:
         return {name: values[name] for name in sorted(values, key=lambda name: (name != "loss", "loss" in name))}
 
 
-def train(parts: Parts, totals: Totals | None, batch: Data) -> Totals:
-    """One step of the optimiser."""
-
-    def loss_fn() -> tuple[Float[Array, ""], tp.Any, Scalars]:
-        y_pred, values = _evaluate(parts, batch, training=True)
-        if "loss" not in values:
-            raise ValueError(
-                "there is nothing to minimise: Model(loss=None), and no module called elegy.add_loss.\n"
-                "  Give the model a loss, such as loss=elegy.losses.MeanSquaredError()."
-            )
-        return values["loss"], y_pred, values
-
-    modules = {"module": parts.module, "losses": parts.losses}
-    differentiated = value_and_grad(
-        loss_fn, modules=modules, parameters_fn=lambda modules: parts.optimizer.parameters(modules["module"])
-    )
-    (loss, y_pred, values), gradients = differentiated()
-    _require_fixed(parts)
-    parts.optimizer.update(parts.module, gradients, value=loss)
-    return _add(parts, totals, batch, y_pred, values)
+def _summed(size: tp.Any, means: Scalars) -> tp.Any:
+    """The sums of values over samples, and then the weights by which they count."""
+    dtype = jnp.result_type(float)
+    values = [value.mean if isinstance(value, Weighted) else value for value in means.values()]
+    counts = [
+        value.weight if isinstance(value, Weighted) else jnp.asarray(size, dtype).reshape([])
+        for value in means.values()
+    ]
+    return _stacked([value * count for value, count in zip(values, counts, strict=True)] + counts)
 
 
-def _require_fixed(parts: Parts) -> None:
-    """Refuses losses that have trainable parameters: the optimiser would leave them as they are."""
-    named = zip(parts.losses.names, parts.losses.functions, strict=True)
-    losses = [(name, function) for name, function in named if isinstance(function, Module)]
-    _, found = trainable_parameters([parts.module, [loss for _, loss in losses]])
-    paths = ["/".join([losses[int(number)][0], *below]) for number, *below in parts_of_leaves(found)]
-    if paths:
-        raise ParameterError(
-            f"losses have trainable parameters, and training changes those of the module only: {', '.join(paths)}.\n"
-            "  Put what is to be learnt into the module, which can declare the loss by elegy.add_loss; freeze what is "
-            "not to be learnt, loss.trainable = False."
+def _stacked(scalars: list[tp.Any]) -> tp.Any:
+    dtype = jnp.result_type(float)
+    return jnp.stack([jnp.asarray(scalar, dtype) for scalar in scalars]) if scalars else jnp.zeros([0], dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A step
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Running:
+    """What the methods of a model share in one step.
+
+    - `model`: whose step it is.
+    - `metrics`: those that count.
+    - `part`: for how many samples gradients are computed together; None: for all of a batch.
+    - `so_far`: the values of metrics that add up by themselves.
+    """
+
+    def __init__(self, model: Model, metrics: Metrics, part: int | None):
+        self.model = model
+        self.metrics = metrics
+        self.part = part
+        self.so_far: Scalars = {}
+
+
+_running: contextvars.ContextVar[Running | None] = contextvars.ContextVar("running", default=None)
+
+
+def running(model: Model, method: str) -> Running:
+    """The step that runs.
+
+    **Raises:** `RuntimeError` outside of one.
+    """
+    found = _running.get()
+    if found is None or found.model is not model:
+        raise RuntimeError(
+            f"{type(model).__name__}.{method} is a part of a step, which fit, evaluate and predict run.\n"
+            "  Outside of them call train_on_batch, test_on_batch or predict_on_batch."
         )
+    return found
 
 
-def test(parts: Parts, totals: Totals | None, batch: Data) -> Totals:
-    """Losses and metrics of a batch."""
-    y_pred, values = _evaluate(parts, batch, training=False)
-    return _add(parts, totals, batch, y_pred, values)
+@contextlib.contextmanager
+def _run_by(step: Running) -> Iterator[None]:
+    token = _running.set(step)
+    try:
+        yield
+    finally:
+        _running.reset(token)
 
 
-def predict(parts: Parts, totals: None, batch: Data) -> tp.Any:
-    """The outputs of the module for a batch."""
-    return run_module(parts.module, batch.x, training=False)
+def _counted(model: Model, training: bool, carry: Carry | None, batch: Data, real: tp.Any, part: int | None) -> Carry:
+    """Trains or tests on a batch, and adds to the carry what was counted. None begins one."""
+    metrics = model._metrics if carry is None else carry.structure.treedef.unflatten(carry.metrics)
+    step = Running(model, metrics, part)
+    with _run_by(step):
+        found = (model.train_step if training else model.test_step)(*batch)
+    values = _values(model, "train_step" if training else "test_step", found)
+    size = batch.size if real is None else real
+    sums, so_far = _summed(size, values), _stacked([*step.so_far.values()])
+    names, names_so_far = (*values,), (*step.so_far,)
+    if carry is None:
+        return Carry([], sums, so_far, jnp.zeros([], jnp.int32), None, names, names_so_far)
+    if (names, names_so_far) != (carry.names, carry.names_so_far):
+        before, now = (", ".join(all_of) for all_of in (carry.names + carry.names_so_far, names + names_so_far))
+        raise ValueError(
+            f"the batches of one epoch log different values: {before}; and then {now}.\n"
+            "  Losses, metrics, add_loss and add_metric must give the same names for every batch, of any size."
+        )
+    return dataclasses.replace(
+        carry, metrics=jax.tree.leaves(metrics), sums=carry.sums + sums, so_far=so_far, step=jnp.add(carry.step, 1)
+    )
 
 
-def _evaluate(parts: Parts, batch: Data, training: bool) -> tuple[tp.Any, Scalars]:
-    """The outputs for a batch, and what is to be logged of it so far: losses, and what the modules declared."""
-    with hooks_context():
-        y_pred = run_module(parts.module, batch.x, training)
-        losses = parts.losses(**_inputs(parts, parts.losses, batch, y_pred))
-        for name, value in (get_losses() or {}).items():
-            add_values(losses, name, value)
-        values = {"loss": sum(losses.values(), jnp.zeros([]))} if losses else {}
-        for name, value in (losses | (get_metrics() or {})).items():
-            add_values(values, name, value)
-    return y_pred, values
-
-
-def _inputs(parts: Parts, objectives: Losses | Metrics, batch: Data, y_pred: tp.Any) -> dict[str, tp.Any]:
-    """What losses or metrics may ask for. Parameters are many, and in an error message too: only if one does."""
-    inputs = {"x": batch.x, "y_true": batch.y, "y_pred": y_pred, "sample_weight": batch.sample_weight}
-    if any("parameters" in accepted(function) for function in objectives.functions):
-        inputs["parameters"] = parts.module.get_parameters(trainable=True)
-    return inputs
-
-
-def _add(parts: Parts, totals: Totals | None, batch: Data, y_pred: tp.Any, values: Scalars) -> Totals:
-    of_batch, so_far = parts.metrics(**_inputs(parts, parts.metrics, batch, y_pred))
-    for name, value in of_batch.items():
+def _values(model: Model, method: str, found: tp.Any) -> Scalars:
+    if not isinstance(found, dict):
+        raise TypeError(
+            f"{type(model).__name__}.{method} returned {type(found).__name__}; it returns a dict of what is logged, "
+            'such as {"loss": loss}.'
+        )
+    values: Scalars = {}
+    for name, value in found.items():
         add_values(values, name, value)
-    running: Scalars = {}
-    for name, value in so_far.items():
-        add_values(running, name, value, taken=values)
-    return Totals.of_batch(batch.size, values, running).after(totals)
+    return values
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Running a step
+# Compiled
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class Structure:
-    """The structure of a state. One object stands for all equal ones: a compiled step compares it by identity."""
-
-    def __init__(self, treedef: tp.Any):
-        self.treedef = treedef
-
-
-Leaves = list[Array | np.ndarray]
 
 
 class Listener:
@@ -219,109 +205,248 @@ class Listener:
             self._tell = before
 
 
-class Step:
-    """Runs one of the functions above as a pure function: `(leaves of a state, totals) -> (leaves, totals)`.
+class Batch(tp.NamedTuple):
+    """What a step gets.
 
-    A module costs a Python call whenever it is flattened. So a compiled step takes the leaves of its state and gives
-    the new ones, and a state is flattened and put together once for a whole epoch.
+    - `data`: the arrays of a batch; or of several, stacked, for a step that makes several.
+    - `real`: how many samples of each batch are real; those after them are padding. None if all are.
+    - `count`: of several batches, how many there are. Those after them are padding.
+    - `source`: arrays from which `data` says the places, if they are on the device; else None.
+    """
+
+    data: tp.Any
+    real: tp.Any = None
+    count: tp.Any = None
+    source: Data | None = None
+
+
+class Program:
+    """One kind of step, for the modules of one model.
 
     **Arguments:**
 
-    - `function`: what to run. It changes the modules of its state in place, which here are copies.
-    - `training`: the mode in which it runs.
-    - `seed`: random keys derive from it, from the name of the function and from `State.step`.
+    - `model`: the model, which is not kept alive by it.
+    - `kind`: `"train"`, `"test"` or `"predict"`.
+    - `modules`: all modules that the step uses.
+    - `seed`: random keys derive from it, from the kind of step and from `Carry.step`.
     - `initial`: the stream from which parameters are initialised.
-
-    **Attributes:** `eager` runs the step as it is, and `compiled` compiles it. Neither refers to this object, so there
-    is no circle of references. `tracing` is called when the step is traced.
+    - `donates`: whether XLA may use the memory of the modules' arrays again.
+    - `part`: for how many samples gradients are computed together; None: for all of a batch.
+    - `is_many`: whether the step makes several steps, one for each of a stack of batches.
+    - `followers`: modules of which `follow` is called with the module of the model after each step.
     """
 
-    def __init__(self, function: Callable[..., tp.Any], training: bool, seed: int, initial: RNG):
-        self._function = function
-        self._training = training
+    def __init__(
+        self,
+        model: Model,
+        kind: str,
+        modules: tp.Any,
+        seed: int,
+        initial: RNG,
+        donates: bool,
+        part: int | None = None,
+        is_many: bool = False,
+        followers: Sequence[tp.Any] = (),
+    ):
+        self.kind = kind
+        self.donates = donates
+        self.tracing = Listener()
+        self._model = weakref.ref(model)
+        self._roots = nodes_in([modules, [] if kind == "predict" else model._metrics])
+        everything = [modules, list(followers)]
+        self._threaded = Threaded(everything)
         self._initial = initial
-        self._structures: dict[tp.Any, Structure] = {}
+        self._part = part
+        self._metrics = model._metrics
         # The stream of initial keys is one for all threads: they take their turns.
         self._first = threading.RLock()
-        # The shapes and dtypes of the outputs, by those of a batch and by the structure of the state.
-        self._outputs: dict[tp.Any, tp.Any] = {}
-        self.tracing = Listener()
-        self.eager = _as_pure(function, training, seed, self.tracing)
-        self.compiled = jit(self.eager, static_argnums=0)
+        self._starts: dict[tp.Any, tuple[tp.Any, ...]] = {}
+        self._structures: dict[tp.Any, Structure] = {}
+        self._latest: tuple[tp.Any, ...] | None = None
+        one = functools.partial(_one, self._model, kind, seed, self.tracing, part, followers)
+        if kind != "train":
+            one = functools.partial(_unchanged, one, self._threaded)
+        self._body = _named(functools.partial(_many, one, everything) if is_many else one, kind)
+        self.compiled = jit(self._body, modules=everything, donate_modules=donates)
 
-    def flatten(self, state: State, examples: Sequence[Data]) -> tuple[Structure, Leaves, tp.Any]:
-        """Takes a state apart. What its modules lack is created before, by an init pass for each new shape of a batch.
+    @property
+    def traces(self) -> int:
+        return self.compiled.traces
+
+    def __call__(self, carry: Carry | None, batch: Batch, eagerly: bool = False) -> tp.Any:
+        """Runs the step. **Returns:** the new carry; for `"predict"` the outputs with it."""
+        if not eagerly:
+            return self.compiled(carry, *batch)
+
+        def run() -> tp.Any:
+            view = self._threaded.view()
+            found = self._body(carry, *batch)
+            if structure.version is not view.version:
+                check_structure(view)
+            return found
+
+        return transact(run)
+
+    def read(self) -> list[tp.Any]:
+        """The arrays of the modules."""
+        with lock:
+            return self._threaded.view().read()
+
+    def write(self, leaves: list[tp.Any]) -> None:
+        """Gives the modules other arrays, in the order of `read`."""
+        with lock:
+            self._threaded.view().write(range(len(leaves)), leaves)
+
+    def renew(self) -> None:
+        """Gives the modules copies of their arrays: those of before stay with whoever holds them. Large ones are
+        copied one by one, so that no more than one of them is there twice."""
+        leaves = self.read()
+        small = [i for i, leaf in enumerate(leaves) if not isinstance(leaf, jax.Array) or leaf.nbytes < _SMALL]
+        copies: list[tp.Any] = list(leaves)
+        for i, copy in zip(small, _copied([leaves[i] for i in small]), strict=True):
+            copies[i] = copy
+        self.write(copies)
+        del leaves
+        for i in sorted({*range(len(copies))} - {*small}):
+            copy, copies[i] = jnp.copy(copies[i]), None
+            with lock:
+                self._threaded.view().write([i], [copy])
+
+    def start(self, batch: Data, step: int) -> Carry:
+        """The carry before the first batch, after `step` steps. What the modules lack is created before, by an init
+        pass for each new shape of a batch.
 
         **Arguments:**
 
-        - `examples`: a batch of each shape.
-
-        **Returns:** also the shapes and dtypes of what the step gives for the last example.
+        - `batch`: an example of the batches to come, arrays or `jax.ShapeDtypeStruct`s.
         """
-        with self._first:
-            return self._flatten(state, examples)
+        leaves, treedef = jax.tree.flatten(batch)
+        shapes = (treedef, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        latest = self._latest
+        if latest is None or latest[0] is not structure.version or latest[1] != shapes:
+            with self._first:
+                found = self._starts.get((shapes, self._signature()))
+                if found is None:
+                    found = self._begin(batch)
+                    self._starts[shapes, self._signature()] = found
+                self._latest = latest = (structure.version, shapes, *found)
+        _, _, kind, names, names_so_far, metrics = latest
+        metrics = [leaf.copy() if isinstance(leaf, np.ndarray) else jnp.copy(leaf) for leaf in metrics]
+        zeros = functools.partial(np.zeros, dtype=jax.dtypes.canonicalize_dtype(float))
+        return Carry(
+            metrics,
+            zeros(2 * len(names)),
+            zeros(len(names_so_far)),
+            np.asarray(step, np.int32),
+            kind,
+            names,
+            names_so_far,
+        )
 
-    def _flatten(self, state: State, examples: Sequence[Data]) -> tuple[Structure, Leaves, tp.Any]:
-        leaves, treedef = _flatten(state)
-        outputs: tp.Any = None
-        for batch in examples:
-            shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch)), jax.tree.structure(batch)
-            outputs = self._outputs.get((shapes, treedef))
-            if outputs is None:
-                self.tracing()
-                outputs = self._initialise(state, batch)
-                leaves, treedef = _flatten(state)
-                self._outputs[shapes, treedef] = outputs
-        return self._structures.setdefault(treedef, Structure(treedef)), leaves, outputs
+    def _signature(self) -> tp.Any:
+        return tuple(layout_of(node) for node in walk(self._roots))
 
-    def _initialise(self, state: State, batch: Data) -> tp.Any:
-        parts = state.parts
-        if parts.optimizer is not None and parts.module.initialized:
-            parts.optimizer.adapt(parts.module)
-        outputs: list[tp.Any] = []
+    def _begin(self, batch: Data) -> tuple[tp.Any, ...]:
+        self.tracing()
+        model = self._model()
+        assert model is not None
+        training = self.kind == "train"
+        if training:
+            model._adapt()
+        names: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
 
-        def run(state: State, batch: Data) -> None:
-            totals = self._function(state.parts, None, batch)
-            shape = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))  # noqa: E731
-            outputs.append(jax.tree.map(shape, totals))
+        def run(batch: Data) -> None:
+            nonlocal names
+            if self.kind == "predict":
+                with _run_by(Running(model, self._metrics, None)):
+                    model.pred_step(batch.x)
+                return
+            counted = _counted(model, training, None, batch, None, self._part)
+            names = counted.names, counted.names_so_far
 
-        with rng_context(self._initial), training_context(self._training):
-            run_init_pass(run, (state, batch), {}, [parts])
-        return outputs[-1]
-
-
-def _flatten(state: State) -> tuple[Leaves, tp.Any]:
-    with lock:  # else another thread that trains may write in between
-        return jax.tree.flatten(state)
-
-
-def _as_pure(
-    function: Callable[..., tp.Any], training: bool, seed: int, tracing: Listener
-) -> Callable[..., tuple[Leaves, tp.Any]]:
-    """A step as a function of arrays."""
-
-    def run(structure: Structure, leaves: Leaves, totals: tp.Any, batch: Data) -> tuple[Leaves, tp.Any]:
-        tracing()
-        state = structure.treedef.unflatten(leaves)
-        stream = fold_in_path(jax.random.key(seed), function.__name__)
-        with rng_context(jax.random.fold_in(stream, state.step)), training_context(training):
-            totals = function(state.parts, totals, batch)
-        new, treedef = jax.tree.flatten(state._replace(step=jnp.add(state.step, 1)))
-        if treedef != structure.treedef:
-            raise StructureError(
-                f"{_changed(structure.treedef.unflatten(leaves).parts, state.parts)}: the structure of the module "
-                "changed while the model ran it.\n"
-                "  Change it outside, or in a callback: what is not an array is fixed while a step runs."
-            )
-        return new, totals
-
-    run.__qualname__ = f"Model: {function.__name__}"  # in warnings of recompilation
-    return run
+        with rng_context(self._initial), training_context(training):
+            run_init_pass(run, (batch,), {}, self._roots)
+        if self.kind == "predict":
+            return None, (), (), []
+        leaves, treedef = jax.tree.flatten(self._metrics)
+        kind = self._structures.setdefault(treedef, Structure(treedef))
+        return kind, *names, [_on_host(leaf) for leaf in leaves]
 
 
-def _changed(before: Parts, after: Parts) -> str:
-    """The path of the first module whose structure is not what it was."""
-    pairs = zip(walk([before]), walk([after]), strict=False)
-    changed = next((new for old, new in pairs if layout_of(old) != layout_of(new)), after)
-    part, *below = paths_below(after)[id(changed)] or ("module",)
-    return "/".join([name_of(getattr(after, part)), *below])
+_SMALL = 1 << 16  # bytes
+_copied = jax.jit(lambda arrays: [jnp.copy(array) for array in arrays])
+
+
+def _named(function: Callable[..., tp.Any], kind: str) -> Callable[..., tp.Any]:
+    def step(*args: tp.Any) -> tp.Any:
+        return function(*args)
+
+    step.__name__ = step.__qualname__ = f"Model: {kind}"  # in warnings of recompilation
+    return step
+
+
+def _on_host(leaf: tp.Any) -> tp.Any:
+    """NumPy's memory is not given away, so it serves for every pass."""
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else np.asarray(leaf)
+
+
+def _one(
+    reference: weakref.ref[Model],
+    kind: str,
+    seed: int,
+    tracing: Listener,
+    part: int | None,
+    followers: Sequence[tp.Any],
+    carry: tp.Any,
+    data: tp.Any,
+    real: tp.Any,
+    count: tp.Any,
+    source: Data | None,
+) -> tp.Any:
+    """One step, in place."""
+    tracing()
+    model = reference()
+    assert model is not None
+    if source is not None:
+        data = jax.tree.map(lambda array: array[data], source)
+    mask = None if real is None else jnp.arange(data.size) < real
+    stream = jax.random.fold_in(fold_in_path(jax.random.key(seed), kind), carry.step)
+    # An init pass draws from the stream around.
+    stream = contextlib.nullcontext() if is_initializing() else rng_context(stream)
+    with stream, training_context(kind == "train"), sample_mask_context(mask):
+        if kind == "predict":
+            with _run_by(Running(model, model._metrics, None)):
+                outputs = model.pred_step(data.x)
+            return dataclasses.replace(carry, step=jnp.add(carry.step, 1)), outputs
+        counted = _counted(model, kind == "train", carry, data, real, part)
+        for follower in followers:
+            follower.follow(model.module)
+        return counted
+
+
+def _unchanged(one: Callable[..., tp.Any], threaded: Threaded, *args: tp.Any) -> tp.Any:
+    """A step that leaves the modules as they are."""
+    view = threaded.view()
+    before = view.read()
+    found = one(*args)
+    if structure.version is view.version:  # else what changed is refused by who runs the step
+        view.write(range(len(before)), before)
+    return found
+
+
+def _many(
+    one: Callable[..., tp.Any],
+    modules: tp.Any,
+    carry: tp.Any,
+    data: tp.Any,
+    real: tp.Any,
+    count: tp.Any,
+    source: Data | None,
+) -> tp.Any:
+    """A step for each of the first `count` batches."""
+
+    def step(number: tp.Any, carry: tp.Any) -> tp.Any:
+        here, kept = jax.tree.map(lambda array: array[number], (data, real))
+        return one(carry, here, kept, None, source)
+
+    return fori_loop(0, count, step, carry, modules=modules)

@@ -16,8 +16,9 @@ class ActivityRegularization(Module):
     """Returns its input, and declares a penalty for its size as a loss.
 
     The loss `"activity_regularization_loss"` is `(l1 · sum(|x|) + l2 · sum(x²)) / batch`, where `batch` is the size of
-    the first axis, as in Keras. Of a padded batch only the samples count, by `elegy.sample_mask`. A `Model` minimises it
-    together with its own losses; in a loop of your own `elegy.get_losses` has it. The losses of several layers are summed.
+    the first axis, as in Keras. Of a padded batch only the samples count, by `elegy.sample_mask`. A `Model` minimises
+    it together with its own losses; in a loop of your own `elegy.get_losses` has it. The losses of several layers are
+    summed.
 
     **Arguments:**
 

@@ -22,7 +22,7 @@ from elegy import tracing
 from elegy.captures import check_constants, constants, placed_for
 from elegy.draws import require_lanes_apart
 from elegy.errors import StructureError
-from elegy.frames import RNG_ATTRIBUTE, note_update, parts_of, path_of, paths_below, require_same_trace
+from elegy.frames import RNG_ATTRIBUTE, note_update, parts_of, paths_below, require_same_trace
 from elegy.hooks import Collector, Event
 from elegy.initialise import Axis, NeedsInitPass, run_init_pass
 from elegy.kept import compiled
@@ -150,12 +150,16 @@ class View:
     def path(self, index: int) -> str:
         """The readable path of an array: `net/linear/w`."""
         node, name = self.owners[index]
+        return f"{self.path_of(node)}/{name}"
+
+    def path_of(self, node: Node) -> str:
+        """The readable path of a module: `net/linear`."""
         if self._paths is None:
             self._paths = {}
             for root in self.roots:
                 for identity, parts in paths_below(root).items():
                     self._paths.setdefault(identity, (*parts_of(root), *parts))
-        return "/".join((*self._paths[id(node)], name))
+        return "/".join(self._paths[id(node)])
 
     def trainable_tree(self, modules: tp.Any) -> tp.Any:
         """`modules` with the dict of `get_parameters(trainable=True)` in the place of each, and in it the numbers of
@@ -333,7 +337,7 @@ def run(
             with placed_for(view.positions):
                 out = function(*args, **kwargs)
                 if structure.version is not version:
-                    _check_structure(view)
+                    check_structure(view)
         except jax.errors.UnexpectedTracerError as error:
             if not getattr(error, "_elegy_explained", False):
                 error._elegy_explained = True  # type: ignore[attr-defined]
@@ -385,11 +389,11 @@ def inside(threaded: Threaded, view: View, leaves: Sequence[tp.Any]) -> Iterator
     commit(overlay, but=view.positions)
 
 
-def _check_structure(view: View) -> None:
+def check_structure(view: View) -> None:
     for node, layout in zip(view.nodes, view.signature, strict=True):
         if layout_of(node) != layout:
             raise StructureError(
-                f"{path_of(node)}: the structure of the module changed inside a transformed function.\n"
+                f"{view.path_of(node)}: the structure of the module changed inside a transformed function.\n"
                 "  Change it outside: what is not an array is fixed while a function is compiled."
             )
 

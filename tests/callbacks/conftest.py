@@ -45,7 +45,7 @@ class Fit:
         parameters, state = self._at_first
         self.model.module.set_parameters(parameters)
         self.model.optimizer.set_parameters(state)
-        self.model._reference.steps = 0
+        self.model._steps = self.model._orders = 0
 
     def __call__(self, *callbacks, epochs=5, validation=True, **kwargs):
         x, y = self.x, self.y

@@ -10,7 +10,7 @@ import pytest
 
 import elegy
 from elegy.callbacks import EMA, Callback, LambdaCallback
-from elegy.model.loop import Reference
+from elegy.callbacks.ema import Average
 from tests.helpers import assert_close, assert_same
 
 
@@ -92,14 +92,20 @@ def test_an_exception_in_validation_leaves_the_modules_own_parameters(fitted, ho
     assert_same(recorder.now(), recorder.steps[-1])
 
 
-def test_no_step_waits_for_the_device(fitted, monkeypatch):
-    average, events = EMA(0.8), []
-    mix = average._after_step
-    monkeypatch.setattr(average, "_after_step", lambda module: events.append("step") or mix(module))
-    write = Reference.write
-    monkeypatch.setattr(Reference, "write", lambda *given: events.append("write") or write(*given))
-    fitted(average, epochs=1, validation=False)
-    assert events == ["step"] * 3 + ["write"]  # the module is written once, at the end of the epoch
+def test_it_is_a_part_of_compiled_steps(fitted):
+    fitted(EMA(0.7), epochs=1, validation=False)
+    traces = fitted.model.traces["train"]
+    fitted.reset()
+    recorder, average = Recorder(), EMA(0.7)
+    fitted(average, epochs=2, validation=False)
+    assert fitted.model.traces["train"] == traces
+    fitted.reset()
+    fitted(EMA(0.7), recorder, epochs=2, validation=False)
+    assert_close(average.parameters, by_optax(0.7, recorder.steps)[-1])
+    fitted.reset()
+    together = EMA(0.7)
+    fitted(together, epochs=2, validation=False, steps_per_execution=3)
+    assert_close(together.parameters, by_optax(0.7, recorder.steps)[-1])
 
 
 def test_it_begins_anew_unless_it_goes_on(fitted):
@@ -119,18 +125,30 @@ def test_it_begins_anew_unless_it_goes_on(fitted):
 
 def test_half_precision_is_averaged_in_float32_and_frozen_parameters_are_left():
     module = elegy.nn.Linear(1, dtype=jnp.bfloat16).init(jnp.ones([1, 2], jnp.bfloat16))
-    average, steps = EMA(0.9), []
-    average.model = type("Stub", (), {"module": module})
+    average, steps = Average(0.9), []
+    average.begin(module, None)
     for step in range(20):
         module.set_parameters({"w": jnp.full([2, 1], 1 + step / 10, jnp.bfloat16)})
         steps.append({"w": np.asarray(module.w, np.float32)})
-        average._after_step(module)
-    assert_close(average._average["w"], by_optax(0.9, steps)[-1]["w"])
-    assert average.parameters["w"].dtype == jnp.bfloat16
-    module = average.model.module = elegy.select(module, "w").freeze()
-    assert set(average.parameters) == {"b"}
-    average._after_step(module)
-    assert (average._steps["w"], average._steps["b"]) == (20, 21)
+        average.follow(module)
+    assert_close(average.state["average"]["w"], by_optax(0.9, steps)[-1]["w"])
+    frozen = elegy.select(module, "w").freeze()
+    average.adapt(frozen)
+    average.follow(frozen)
+    assert average.state["steps"].tolist() == [21, 20]  # of b and w
+
+
+def test_parameters_that_are_thawed_have_an_average_from_then_on():
+    x = np.ones([4, 2], np.float32)
+    module = elegy.nn.Linear(1).init(x)
+    frozen = elegy.select(module, "b").freeze()
+    average = Average(0.9)
+    average.begin(frozen, None)
+    average.follow(frozen)
+    average.adapt(module)
+    assert average.state["steps"].tolist() == [0, 1]
+    average.follow(module)
+    assert_close(average.state["average"], {"b": module.b, "w": module.w})
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])

@@ -46,11 +46,11 @@ def test_the_step_is_the_smaller_and_is_not_compiled_anew(fitted):
 
     look = LambdaCallback(on_epoch_end=lambda epoch, logs: note(fitted.model.module))
     fitted(epochs=1, validation=False)
-    traces = fitted.model._train.compiled.traces
+    traces = fitted.model.traces["train"]
     stop = LearningRateScheduler(lambda epoch: 0.05 * (epoch < 2))
     fitted(stop, look, epochs=4, validation=False)
     assert moves[0] > 0 and moves[1] > 0 and moves[2:] == [0, 0]
-    assert fitted.model._train.compiled.traces == traces
+    assert fitted.model.traces["train"] == traces
 
 
 def test_a_plateau_begins_anew_unless_it_goes_on(fitted):

@@ -24,7 +24,8 @@ from jax.core import Tracer
 
 import elegy
 from elegy.callbacks import progress
-from elegy.model import Callback, model as elegy_model, steps
+from elegy.model import Callback, steps
+from elegy.model.batches import Feed
 from tests.helpers import assert_close
 
 
@@ -136,7 +137,7 @@ def test_the_guide_without_an_optimiser():
     history = model.fit(x=rng.uniform(size=(15, 3)), y=rng.uniform(size=(15, 1)), batch_size=15, epochs=100, verbose=0)
     losses = history.history["loss"]
     assert losses[-1] < 0.5 * losses[0]
-    assert model._train.compiled.traces == 1
+    assert model.traces["train"] == 1
 
 
 def test_evaluate_is_a_mean_over_samples_whatever_the_batch_size():
@@ -503,6 +504,13 @@ def test_some_epochs_are_validated(validation_freq, validated):
     np.testing.assert_array_equal(history.get("val_loss", [math.nan] * 4), expected)
 
 
+def test_a_value_that_will_never_come_is_not_watched():
+    x, y = data()
+    stopping = elegy.callbacks.EarlyStopping(monitor="val_loss")
+    with pytest.raises(ValueError, match="EarlyStopping watches 'val_loss', and validation_freq=5 leaves out each of"):
+        make_model().fit(x, y, validation_data=(x, y), epochs=4, validation_freq=5, callbacks=[stopping], verbose=0)
+
+
 def test_callbacks_wait_for_the_next_validation():
     """Of epochs with validation alone they count how many were not better."""
     x, y = data()
@@ -661,8 +669,8 @@ def test_bad_arguments_of_fit(arguments, error, message, unchecked):
 
 
 def test_bad_arguments_of_a_model(unchecked):
-    with pytest.raises(TypeError, match="elegy.to_module"):
-        elegy.Model(tp.cast(tp.Any, lambda x: x))
+    with pytest.raises(TypeError, match="Give it a module, a function, or a callable pytree"):
+        elegy.Model(3)
     with pytest.raises(TypeError, match="a loss must be a function.*\n.*Construct it: MeanSquaredError"):
         make_model(loss=elegy.losses.MeanSquaredError)
     with pytest.raises(TypeError, match="a metric must be a function or a module, got 'accuracy'"):
@@ -885,36 +893,19 @@ def test_an_exception_keeps_what_a_callback_has_changed():
     assert module.b == 7
 
 
-def test_with_a_batch_callback_a_state_is_taken_apart_once_for_each_batch(monkeypatch):
-    x, y = data(20)
-    taken = []
-    flatten = steps._flatten
-    monkeypatch.setattr(steps, "_flatten", lambda state: taken.append(None) or flatten(state))
-
-    class Watch(Callback):
-        def on_train_batch_end(self, batch, logs):
-            pass
-
-    model = make_model()
-    model.fit(x, y, batch_size=4, verbose=0)
-    taken.clear()
-    model.fit(x, y, batch_size=4, callbacks=[Watch()], verbose=0)
-    assert len(taken) == 1 + 5
-
-
 def test_a_model_is_freed_without_the_garbage_collector():
     x, y = data()
     model = make_model(mlp())
     model.fit(x, y, validation_data=(x, y), verbose=0)
     model.predict(x)
     history = model.history
-    references = [weakref.ref(part) for part in (model, model.module, model._train, model._predict)]
+    references = [weakref.ref(part) for part in (model, model.module, *model._programs.values())]
     references.append(weakref.ref(model.module.layers[0].w))
     gc.collect()
     gc.disable()
     try:
         del model
-        assert [reference() for reference in references] == [None] * 5
+        assert [reference() for reference in references] == [None] * 6
     finally:
         gc.enable()
     assert history is not None and history.history["loss"]
@@ -969,7 +960,7 @@ def test_stop_training(hook):
     model = make_model()
     history = model.fit(x, y, batch_size=4, epochs=5, callbacks=[Stop()], verbose=0)
     assert history.epoch == ([0] if hook == "on_train_batch_end" else [0, 1])
-    assert model._reference.steps == (2 if hook == "on_train_batch_end" else 6)
+    assert model.steps == (2 if hook == "on_train_batch_end" else 6)
 
 
 def test_history_of_names_that_come_late():
@@ -1125,8 +1116,8 @@ def test_the_progress_line_reads_the_device_at_a_limited_rate(monkeypatch):
             return True
 
     reads = []
-    read = steps.Totals.logs
-    monkeypatch.setattr(steps.Totals, "logs", lambda totals: reads.append(totals) or read(totals))
+    read = steps.Carry.logs
+    monkeypatch.setattr(steps.Carry, "logs", lambda totals: reads.append(totals) or read(totals))
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setattr(progress.ProgressBar, "_SECONDS", 3600)
     x, y = data(20)
@@ -1143,23 +1134,23 @@ def test_how_often_things_are_traced():
     x, y = data(20)
     model = make_model(metrics=mse)
     model.fit(x, y, batch_size=10, epochs=3, validation_split=0.5, verbose=0)
-    assert (model._train.compiled.traces, model._test.compiled.traces) == (1, 1)
+    assert (model.traces["train"], model.traces["test"]) == (1, 1)
     model.fit(x, y, batch_size=8, epochs=3, verbose=0)
-    assert model._train.compiled.traces == 3  # batches of 8, and a last one of 4
+    assert model.traces["train"] == 3  # batches of 8, and a last one of 4
     model.evaluate(x, y, batch_size=10)
     model.fit(x, y, batch_size=10, verbose=0)
-    assert (model._train.compiled.traces, model._test.compiled.traces) == (3, 1)
+    assert (model.traces["train"], model.traces["test"]) == (3, 1)
     model.predict(x[:10])
     model.fit(x, y, batch_size=10, verbose=0)
     model.predict(x[10:])
-    assert model._predict.compiled.traces == 1
+    assert model.traces["predict"] == 1
 
     model.module.layers[0].trainable = False
     model.fit(x, y, batch_size=10, verbose=0)
-    assert model._train.compiled.traces == 4
+    assert model.traces["train"] == 4
     model.module.layers[0].trainable = True
     model.fit(x, y, batch_size=10, verbose=0)
-    assert model._train.compiled.traces == 4
+    assert model.traces["train"] == 4
 
 
 def test_targets_of_another_structure():
@@ -1172,9 +1163,9 @@ def test_targets_of_another_structure():
     assert {"each_loss/a", "each/a"} <= set(model.evaluate(x, {"a": y}))
     assert {"each_loss/a", "each_loss/b", "each/a", "each/b"} <= set(model.evaluate(x, {"a": y, "b": y}))
     assert "each/a" not in model.evaluate(x, {"b": y})
-    assert model._test.compiled.traces == 3
+    assert model.traces["test"] == 3
     assert set(model.evaluate(x, {"a": y})) == {"loss", "each_loss/a", "each/a"}
-    assert model._test.compiled.traces == 3
+    assert model.traces["test"] == 3
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "ab")])
@@ -1200,7 +1191,7 @@ def test_a_module_that_changes_its_structure(eagerly):
     x, y = data(8)
     model = make_model(elegy.nn.Sequential(lambda: [elegy.nn.Linear(2), Freezing()]), run_eagerly=eagerly)
     for run in (lambda: model.predict(x), lambda: model.evaluate(x, y)):
-        with pytest.raises(elegy.errors.StructureError, match="sequential/layers/1/linear: the structure of "):
+        with pytest.raises(elegy.errors.StructureError, match="sequential/layers/1/linear: "):
             run()
     with pytest.raises(elegy.errors.StructureError, match="sequential/layers/1/linear: "):
         model.fit(x, y, verbose=0)
@@ -1305,7 +1296,7 @@ def test_training_goes_on_in_another_process(tmp_path):
     assert_equal_parameters(once.module, second.module)
     # Both go on in the same way, with numbers that have not been drawn before.
     assert fit(once, 2) == fit(second, 2)
-    assert once._reference.steps == second._reference.steps == 6 * 3
+    assert once.steps == second.steps == 6 * 3
 
 
 def test_each_epoch_has_its_own_order_and_every_sample_once():
@@ -1352,10 +1343,10 @@ def test_an_interrupt_leaves_the_last_completed_step(watched):
     reference = mlp().init(x, rng=1)
 
     model = make_model(module)
-    batches = elegy_model.batches
+    batches = Feed.batches
 
-    def interrupted(*args):
-        for number, batch in enumerate(batches(*args)):
+    def interrupted(*args, **options):
+        for number, batch in enumerate(batches(*args, **options)):
             if number == 3:
                 raise KeyboardInterrupt
             yield batch
@@ -1365,12 +1356,12 @@ def test_an_interrupt_leaves_the_last_completed_step(watched):
             pass
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(elegy_model, "batches", interrupted)
+        patch.setattr(Feed, "batches", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.fit(x, y, batch_size=8, shuffle=False, verbose=0, callbacks=[Watch()] if watched else [])
     make_model(reference).fit(x[:24], y[:24], batch_size=8, shuffle=False, verbose=0)
     assert_equal_parameters(module, reference)
-    assert model._reference.steps == 3
+    assert model.steps == 3
     model.fit(x, y, verbose=0)
 
 
@@ -1388,7 +1379,7 @@ def test_a_signal_at_any_time_leaves_a_completed_step():
     finally:
         timer.cancel()
         signal.signal(signal.SIGINT, handler)
-    epochs, rest = divmod(model._reference.steps, 1024)
+    epochs, rest = divmod(model.steps, 1024)
     reference = make_model(mlp().init(x, rng=1))
     reference.fit(x, y, batch_size=4, shuffle=False, epochs=epochs, verbose=0)
     if rest:
@@ -1396,7 +1387,8 @@ def test_a_signal_at_any_time_leaves_a_completed_step():
     assert_equal_parameters(module, reference.module)
 
 
-def test_a_failing_computation_leaves_the_module_usable():
+@pytest.mark.parametrize("donate", [False, True], ids=["kept", "donated"])
+def test_a_failing_computation(donate):
     x, y = data(20)
     failing = threading.Event()
 
@@ -1410,16 +1402,42 @@ def test_a_failing_computation_leaves_the_module_usable():
             return elegy.nn.Linear(1)(jax.pure_callback(check, jax.typeof(x), x))
 
     module = Net()
-    model = make_model(module)
+    model = make_model(module, donate=donate)
     model.fit(x, y, batch_size=4, verbose=0)
-    before = parameters_of(module)
+    before, steps = parameters_of(module), model.steps
     failing.set()
-    with pytest.raises(Exception, match="broken"):
+    with pytest.raises(Exception, match="broken") as raised:
         model.fit(x, y, batch_size=4, verbose=0)
     failing.clear()
+    if donate:
+        assert "donate=False" in raised.value.__notes__[-1]
+        return
     for a, b in zip(parameters_of(module), before, strict=True):
         np.testing.assert_array_equal(a, b)
+    assert model.steps == steps
     model.fit(x, y, batch_size=4, verbose=0)
+
+
+def test_arrays_that_were_taken_from_the_module_stay():
+    x, y = data(20)
+    module = mlp().init(x)
+    taken = [module.get_parameters()]
+
+    class Take(Callback):
+        def on_epoch_end(self, epoch, logs):
+            taken.append(module.get_parameters())
+
+    class TakeEach(Callback):
+        def on_train_batch_end(self, batch, logs):
+            taken.append(module.get_parameters())
+
+    model = make_model(module)
+    model.fit(x, y, batch_size=10, epochs=2, callbacks=[Take()], verbose=0)
+    model.fit(x, y, batch_size=10, epochs=2, callbacks=[TakeEach()], verbose=0)
+    model.train_on_batch(x, y)
+    assert len(taken) == 7
+    values = [np.asarray(found["layers"][0]["w"]) for found in taken]
+    assert len({value.tobytes() for value in values}) == 7
 
 
 def test_threads_that_predict_with_one_model():
@@ -1592,10 +1610,10 @@ def test_running_eagerly():
     model = make_model(Net(), run_eagerly=True)
     eager = model.fit(x, y, batch_size=4, shuffle=False, verbose=0).history
     assert any(concrete)
-    assert model._train.compiled.traces == 0
+    assert model.traces["train"] == 0
     model.run_eagerly = False
     model.fit(x, y, batch_size=4, verbose=0)
-    assert model._train.compiled.traces == 1
+    assert model.traces["train"] == 1
     compiled = make_model(Net()).fit(x, y, batch_size=4, shuffle=False, verbose=0).history
     np.testing.assert_allclose(eager["loss"], compiled["loss"], rtol=1e-5)
 
