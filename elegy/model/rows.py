@@ -1,0 +1,931 @@
+"""Whether the rows with which a batch is padded can have an effect on anything but themselves.
+
+The samples of a batch stand along one axis of an array. What is computed of each for itself stays apart from that of
+the others, also in the rows of the padding, whose values are garbage. This file follows the arrays through a traced
+function and tells whether garbage may get into a result: by a mean over the batch, a sort of it, a scan through it.
+
+It is an abstract interpretation: for each array it is known in which rows there may be garbage, and in which there is a
+known value, such as the zeros that a mask leaves there. What is not known to be harmless counts as harmful.
+
+It rests on one assumption: what is computed in the rows of the padding, and of the mask, is finite, so that zero times
+garbage is zero. It does not tell one zero from the other: -0.0 is 0.0.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sysconfig
+import typing as tp
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal
+
+from elegy.errors import SampleMaskError
+from elegy.transforms import jit
+
+
+class Place(tp.NamedTuple):
+    """Where the samples are in an array: the index along `axis` is `(a * samples + sample) * inner + b`, with `a` below
+    `outer` and `b` below `inner`, which are 1 but where the axis was merged with others."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+
+Scalar = bool | int | float
+Shape = tuple[int, ...]
+
+
+class Value(tp.NamedTuple):
+    """What is known of an array.
+
+    An element belongs to one sample by each place of `rows` and `fixed`.
+
+    - `rows`: its elements may be garbage if one of these samples is padding.
+    - `fixed`: its elements have the given value if that sample is padding, whatever the others are.
+    - `fill`: the value of all elements, if that is known. Then there are no `rows`.
+    - `mixed`: not empty if any element may be garbage; it says why.
+    """
+
+    rows: frozenset[Place] = frozenset()
+    fixed: frozenset[tuple[Place, Scalar]] = frozenset()
+    fill: Scalar | None = None
+    mixed: str = ""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no element can be garbage."""
+        return not self.rows and not self.mixed
+
+    @property
+    def places(self) -> set[Place]:
+        return {place for place, _ in self.fixed}
+
+    def at(self, place: Place) -> Scalar | None:
+        """The value in the padding along a place, if it is known."""
+        return next((value for known, value in self.fixed if known == place), self.fill)
+
+
+CLEAN = Value()
+_Mapping = Callable[[Place], Place | None]
+
+
+def leaks(jaxpr: ClosedJaxpr, rows: Sequence[bool], mask: int | None, clean_outputs: Sequence[bool]) -> str | None:
+    """Whether padded rows may have an effect on the outputs of a traced function, or on what sees values on the host.
+
+    **Arguments:**
+
+    - `jaxpr`: the traced function, as `jax.make_jaxpr` gives it.
+    - `rows`: for each input whether its first axis are the samples, with garbage in the rows of the padding. The other
+      inputs have nothing to do with it.
+    - `mask`: the number of the input that says, by bools, which samples are none of the padding, if there is one.
+    - `clean_outputs`: for each output whether it must not depend on garbage.
+
+    **Returns:** None if they have none, provided that all values are finite; else a line that says where rows meet.
+    """
+    outer = jaxpr.jaxpr
+    shapes = [_shape(variable) for number, variable in enumerate(outer.invars) if rows[number] or number == mask]
+    sizes = {shape[0] if shape else None for shape in shapes}
+    if len(sizes) != 1 or None in sizes:
+        return f"the arrays of a batch have different numbers of rows: {shapes}" if sizes else None
+    analysis = _Analysis(shapes[0][0])
+    first = Place(0)
+    given = [
+        Value(fixed=frozenset({(first, False)}))
+        if number == mask
+        else Value(rows=frozenset({first}))
+        if is_padded
+        else CLEAN
+        for number, is_padded in enumerate(rows)
+    ]
+    results = analysis.run(outer, given)
+    for number, (result, is_needed) in enumerate(zip(results, clean_outputs, strict=True)):
+        if is_needed and not result.is_clean:
+            return result.mixed or f"output {number} has a row for each sample"
+    return analysis.seen
+
+
+def leaks_of(function: Callable[..., tp.Any], modules: tp.Any, mask: tp.Any, *batch: tp.Any) -> str | None:
+    """Whether padded rows may have an effect on what `function(mask, *batch)` returns, and on the state of its modules.
+
+    **Arguments:**
+
+    - `function`: evaluates a batch, and opens the `sample_mask_context`.
+    - `modules`: those that it uses without taking them as arguments, as for `elegy.jit`.
+    - `mask`, `batch`: arrays, or `jax.ShapeDtypeStruct`s, whose first axis are the samples; those of the batch in any
+      structure.
+
+    **Returns:** None if they have none, else a line that says why.
+    """
+    try:
+        jaxpr = jit(function, modules=modules).trace(mask, *batch).jaxpr
+    except SampleMaskError as error:
+        return str(error).partition("\n")[0]
+    inputs = len(jaxpr.jaxpr.invars)
+    first = inputs - len(jax.tree.leaves(batch))
+    rows = [number >= first for number in range(inputs)]
+    return leaks(jaxpr, rows, first - 1, [True] * len(jaxpr.jaxpr.outvars))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Following the arrays
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Analysis:
+    """One analysis.
+
+    - `samples`: how many rows the batch has.
+    - `seen`: a line for the first garbage that the host may see.
+    """
+
+    def __init__(self, samples: int):
+        self.samples = samples
+        self.seen: str | None = None
+        # What became of the inputs of a function, which may be called many times. By identity: they live in the trace.
+        self._known: dict[tuple[int, tuple[Value, ...]], list[Value]] = {}
+
+    def run(self, jaxpr: tp.Any, given: Sequence[Value]) -> list[Value]:
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        key = id(jaxpr), tuple(given)
+        if key not in self._known:
+            self._known[key] = self._run(jaxpr, given)
+        return self._known[key]
+
+    def _run(self, jaxpr: tp.Any, given: Sequence[Value]) -> list[Value]:
+        values: dict[tp.Any, Value] = dict.fromkeys(jaxpr.constvars, CLEAN)
+        values.update(zip(jaxpr.invars, given, strict=True))
+
+        def read(variable: tp.Any) -> Value:
+            return _of_literal(variable) if isinstance(variable, Literal) else values[variable]
+
+        for equation in jaxpr.eqns:
+            results = self._apply(_Equation(self, equation, [read(variable) for variable in equation.invars]))
+            for variable, result in zip(equation.outvars, results, strict=True):
+                values[variable] = CLEAN if 0 in _shape(variable) else result
+        return [read(variable) for variable in jaxpr.outvars]
+
+    def _apply(self, equation: _Equation) -> list[Value]:
+        mixed = next((value.mixed for value in equation.values if value.mixed), "")
+        is_clean = all(value.is_clean for value in equation.values)
+        if equation.name in _CALLS:
+            return equation.call()
+        if equation.effects and not is_clean:
+            self.seen = self.seen or mixed or equation.line("shows padded rows to the host")
+        if equation.name in _CONTROL and not is_clean:
+            return _CONTROL[equation.name](equation)
+        if mixed and equation.name not in _EACH:
+            return equation.everywhere(Value(mixed=mixed))
+        rule = _RULES.get(equation.name)
+        if rule is not None and (not is_clean or any(value != CLEAN for value in equation.values)):
+            return rule(equation)
+        return equation.everywhere(CLEAN) if is_clean else equation.mix()
+
+
+class _Equation:
+    """One equation of a trace, with what is known of its inputs."""
+
+    def __init__(self, analysis: _Analysis, equation: tp.Any, values: list[Value]):
+        self.analysis = analysis
+        self.equation = equation
+        self.values = values
+        self.name: str = equation.primitive.name
+        self.params: dict[str, tp.Any] = equation.params
+        self.effects = bool(equation.effects)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return [_shape(variable) for variable in self.equation.invars]
+
+    @property
+    def out_shapes(self) -> list[Shape]:
+        return [_shape(variable) for variable in self.equation.outvars]
+
+    def everywhere(self, value: Value) -> list[Value]:
+        return [value] * len(self.equation.outvars)
+
+    def mix(self, what: str = "mixes the rows of the batch") -> list[Value]:
+        return self.everywhere(Value(mixed=self.line(what)))
+
+    def line(self, what: str) -> str:
+        where = _user_line(self.equation)
+        return f"{self.name} {what}" + (f" ({where})" if where else "")
+
+    def call(self) -> list[Value]:
+        inner = next(self.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in self.params)
+        return self.analysis.run(inner, self.values)
+
+    def moved(
+        self,
+        mapping: _Mapping,
+        value: Value | None = None,
+        kept: Callable[[Scalar], Scalar | None] | None = None,
+        has_fill: bool = False,
+    ) -> list[Value]:
+        """What becomes of an array whose places go where `mapping` says; where that is None, rows meet.
+
+        - `value`: that of the array. The default is the first input.
+        - `kept`: what becomes of a fixed value. The default forgets it.
+        - `has_fill`: whether a fill stays the same.
+        """
+        value = self.values[0] if value is None else value
+        rows = [mapping(place) for place in value.rows]
+        if None in rows:
+            return self.mix()
+        fixed = {
+            (place, new)
+            for old, was in value.fixed
+            if kept is not None and (place := mapping(old)) is not None and (new := kept(was)) is not None
+        }
+        found = frozenset(place for place in rows if place is not None)
+        return self.everywhere(Value(found, frozenset(fixed), value.fill if has_fill else None))
+
+
+def _shape(variable: tp.Any) -> Shape:
+    return tuple(getattr(variable.aval, "shape", ()))
+
+
+def _of_literal(literal: tp.Any) -> Value:
+    return Value(fill=_plain(literal.val)) if np.ndim(literal.val) == 0 else CLEAN
+
+
+def _plain(value: tp.Any) -> Scalar | None:
+    """A scalar of NumPy as one of Python. What is not exact on each device, and NaN, is not known."""
+    try:
+        value = np.asarray(value)
+        found = value.item() if value.dtype.kind in "biu" else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if found != found or 0 < abs(found) < 1e-30 else found
+
+
+def _joined(one: Value, other: Value) -> Value:
+    """What is known of an array that is one or the other."""
+    if one.mixed or other.mixed:
+        return one if one.mixed else other
+    fixed = {
+        (place, value)
+        for place in one.places | other.places
+        if (value := one.at(place)) is not None and value == other.at(place)
+    }
+    return Value(one.rows | other.rows, frozenset(fixed), one.fill if one.fill == other.fill else None)
+
+
+def _all_joined(ones: Sequence[Value], others: Sequence[Value]) -> list[Value]:
+    return [_joined(one, other) for one, other in zip(ones, others, strict=True)]
+
+
+_PACKAGES = tuple(
+    str(path) + "/"
+    for path in (
+        Path(__file__).parents[1],
+        *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    )
+)
+
+
+def _user_line(equation: tp.Any) -> str:
+    """Where the user's code does what an equation does: `"train.py:12"`. JAX has no public name for this; where its
+    private ones are missing, nothing."""
+    try:
+        frames = equation.source_info.traceback.frames
+        names = [(frame.file_name, frame.line_num) for frame in frames]
+    except AttributeError:
+        return ""
+    for name, number in names:
+        if not name.startswith((*_PACKAGES, "<")):
+            return f"{Path(name).name}:{number}"
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Element by element
+# ---------------------------------------------------------------------------------------------------------------------
+
+# These are exact: the same on each device.
+_EXACT: dict[str, Callable[..., tp.Any]] = {
+    "abs": np.abs,
+    "add": np.add,
+    "add_any": np.add,
+    "and": np.bitwise_and,
+    "ceil": np.ceil,
+    "eq": np.equal,
+    "floor": np.floor,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "is_finite": np.isfinite,
+    "le": np.less_equal,
+    "lt": np.less,
+    "max": np.maximum,
+    "min": np.minimum,
+    "mul": np.multiply,
+    "ne": np.not_equal,
+    "neg": np.negative,
+    "not": np.invert,
+    "or": np.bitwise_or,
+    "sign": np.sign,
+    "square": np.square,
+    "sub": np.subtract,
+    "xor": np.bitwise_xor,
+}
+# These are exact at some points.
+_POINTS: dict[str, dict[Scalar, Scalar]] = {
+    "erf": {0.0: 0.0},
+    "exp": {0.0: 1.0, -math.inf: 0.0},
+    "exp2": {0.0: 1.0, -math.inf: 0.0},
+    "expm1": {0.0: 0.0, -math.inf: -1.0},
+    "integer_pow": {1.0: 1.0},
+    "log": {0.0: -math.inf, 1.0: 0.0},
+    "log1p": {0.0: 0.0},
+    "logistic": {-math.inf: 0.0},
+    "sin": {0.0: 0.0},
+    "sinh": {0.0: 0.0},
+    "sqrt": {0.0: 0.0, 1.0: 1.0},
+    "rsqrt": {1.0: 1.0},
+    "tan": {0.0: 0.0},
+    "tanh": {0.0: 0.0},
+}
+# Each output is an input, perhaps of another kind.
+_SAME = set(
+    "copy copy_p name pcast pvary reshard mesh_cast sharding_constraint layout_constraint stop_gradient".split()
+)
+_ELEMENTWISE = (
+    set(_EXACT)
+    | set(_POINTS)
+    | _SAME
+    | set(
+        "acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt clamp clz complex conj convert_element_type "
+        "cos cosh digamma div eq_to erf_inv erfc igamma igamma_grad_a igammac imag le_to lgamma log2 lt_to nextafter "
+        "one_minus_square polygamma polynomial population_count pow real reduce_precision regularized_incomplete_beta rem round "
+        "select_n shift_left shift_right_arithmetic shift_right_logical zeta".split()
+    )
+)
+
+
+def _elementwise(equation: _Equation) -> list[Value]:
+    values, (out,) = equation.values, equation.out_shapes
+    for value, shape in zip(values, equation.shapes, strict=True):
+        # Axes of size 1 are broadcast. If that is the axis of the samples, all rows come from one.
+        if shape and any(shape[place.axis] != out[place.axis] for place in (*value.rows, *value.places)):
+            return equation.mix()
+    selected: set[Place] = set()
+    fixed: dict[Place, Scalar] = {}
+    for place in {place for value in values for place in value.places}:
+        known = [value.at(place) for value in values]
+        result = _folded(equation, known)
+        if result is not None:
+            fixed[place] = result
+        elif equation.name == "select_n" and known[0] is not None:
+            if place not in values[1 + int(known[0])].rows:
+                selected.add(place)
+        elif _is_wild(equation, known, [place in value.rows for value in values]):
+            return equation.mix("makes infinite values of padded rows")
+    fills = [value.fill for value in values]
+    fill = _folded(equation, fills)
+    if fill is not None:
+        return [Value(fill=fill)]
+    rows = frozenset[Place]().union(*(value.rows for value in values)).difference(fixed, selected)
+    if rows and _is_wild(equation, fills, [bool(value.rows) for value in values]):
+        return equation.mix("makes infinite values of padded rows")
+    return [Value(rows, frozenset(fixed.items()))]
+
+
+def _folded(equation: _Equation, known: Sequence[Scalar | None]) -> Scalar | None:
+    """The result of an operation on these values, if it is known. None is a value that is not known; it is finite."""
+    name, first = equation.name, known[0]
+    if name == "select_n":
+        _, *cases = known
+        if first is not None:
+            return cases[int(first)]
+        return cases[0] if all(case == cases[0] for case in cases) else None
+    if name in _SAME:
+        return first
+    if None not in known:
+        return _computed(equation, known)
+    some = [value for value in known if value is not None]
+    if not some:
+        return None
+    value = some[0]
+    if name == "mul":
+        return value if value == 0 else None
+    if name in ("add", "add_any", "sub"):
+        return (-value if name == "sub" and first is None else value) if math.isinf(value) else None
+    if name in ("max", "min"):
+        return value if value == (math.inf if name == "max" else -math.inf) else None
+    if name == "and":
+        return value if value == 0 else None
+    if name == "or":
+        return value if value is True else None
+    if name == "div":
+        return value if value == 0 and first is not None and equation.values[1].is_clean else None
+    return None
+
+
+def _computed(equation: _Equation, known: Sequence[tp.Any]) -> Scalar | None:
+    name, value = equation.name, known[0]
+    if name in _POINTS:
+        if name == "integer_pow" and value == 0 and equation.params["y"] > 0:
+            return value
+        return _POINTS[name].get(value)
+    if name == "div":
+        return value if value == 0 and known[1] != 0 else None
+    if name == "clamp":
+        low, value, high = known
+        return max(low, min(value, high)) if low <= high else None
+    with np.errstate(all="ignore"):
+        try:
+            if name == "convert_element_type":
+                dtype = np.dtype(equation.params["new_dtype"])
+                is_safe = dtype.kind not in "iu" or (math.isfinite(value) and 0 <= value < 100)
+                return _plain(np.asarray(value).astype(dtype)) if is_safe else None
+            if name in _EXACT:
+                operands = [
+                    np.asarray(value, variable.aval.dtype)
+                    for value, variable in zip(known, equation.equation.invars, strict=True)
+                ]
+                return _plain(_EXACT[name](*operands))
+        except (TypeError, ValueError, OverflowError):
+            pass  # a dtype that NumPy does not know
+    return None
+
+
+def _is_wild(equation: _Equation, known: Sequence[Scalar | None], is_garbage: Sequence[bool]) -> bool:
+    """Whether an operation of a known value and garbage is infinite, or no number: then zero times it is not zero."""
+    if not any(is_garbage):
+        return False
+    if equation.name in ("div", "rem"):
+        return known[1] == 0 or any(value is not None and math.isinf(value) for value in known)
+    if equation.name == "pow":
+        return any(value is not None for value in known) and not isinstance(equation.equation.invars[1], Literal)
+    return equation.name == "mul" and any(value is not None and math.isinf(value) for value in known)
+
+
+def _each(equation: _Equation) -> list[Value]:
+    """Each output is one of the inputs."""
+    return list(equation.values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shapes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+# What becomes of fixed values.
+
+
+def _same(value: Scalar) -> Scalar | None:
+    return value
+
+
+def _zero(value: Scalar) -> Scalar | None:
+    return value if value == 0 else None
+
+
+def _broadcast_in_dim(equation: _Equation) -> list[Value]:
+    axes, (shape, *_), (new,) = equation.params["broadcast_dimensions"], equation.shapes, equation.out_shapes
+
+    def mapping(place: Place) -> Place | None:
+        axis = axes[place.axis]
+        return place._replace(axis=axis) if shape[place.axis] == new[axis] else None
+
+    return equation.moved(mapping, kept=_same, has_fill=True)
+
+
+def _reshape(equation: _Equation) -> list[Value]:
+    (shape, *_), (new,) = equation.shapes, equation.out_shapes
+    if equation.params.get("dimensions") is not None:
+        return equation.mix()
+    samples = equation.analysis.samples
+    return equation.moved(lambda place: _reshaped(place, samples, shape, new), kept=_same, has_fill=True)
+
+
+def _reshaped(place: Place, samples: int, shape: Shape, new: Shape) -> Place | None:
+    """Where the samples are after a reshape, which keeps the order of all elements."""
+    before = math.prod(shape[: place.axis]) * place.outer
+    after = math.prod(shape[place.axis + 1 :]) * place.inner
+    for axis, size in enumerate(new):
+        outer, rest = divmod(before, math.prod(new[:axis]))
+        inner, more = divmod(after, math.prod(new[axis + 1 :]))
+        if not rest and not more and size == outer * samples * inner:
+            return Place(axis, outer, inner)
+    return None
+
+
+def _transpose(equation: _Equation) -> list[Value]:
+    order = list(equation.params["permutation"])
+    return equation.moved(lambda place: place._replace(axis=order.index(place.axis)), kept=_same, has_fill=True)
+
+
+def _without(axes: Iterable[int], ndim: int) -> _Mapping:
+    """Where places are when axes are gone."""
+    gone = {axis % ndim for axis in axes}
+
+    def mapping(place: Place) -> Place | None:
+        before = sum(axis < place.axis for axis in gone)
+        return None if place.axis in gone else place._replace(axis=place.axis - before)
+
+    return mapping
+
+
+def _squeeze(equation: _Equation) -> list[Value]:
+    mapping = _without(equation.params["dimensions"], len(equation.shapes[0]))
+    return equation.moved(mapping, kept=_same, has_fill=True)
+
+
+def _but(axes: Iterable[int]) -> _Mapping:
+    """Places stay, but those along some axes, whose rows meet, or are in another order."""
+    touched = set(axes)
+    return lambda place: None if place.axis in touched else place
+
+
+def _rev(equation: _Equation) -> list[Value]:
+    return equation.moved(_but(equation.params["dimensions"]), kept=_same, has_fill=True)
+
+
+def _changed(shape: Shape, new: Shape) -> list[int]:
+    return [axis for axis, (old, size) in enumerate(zip(shape, new, strict=True)) if old != size]
+
+
+def _slice(equation: _Equation) -> list[Value]:
+    return equation.moved(_but(_changed(equation.shapes[0], equation.out_shapes[0])), kept=_same, has_fill=True)
+
+
+def _dynamic_slice(equation: _Equation) -> list[Value]:
+    if not all(index.is_clean for index in equation.values[1:]):
+        return equation.mix("takes a part that depends on padded rows")
+    return _slice(equation)
+
+
+def _dynamic_update_slice(equation: _Equation) -> list[Value]:
+    operand, update, *indices = equation.values
+    if not all(index.is_clean for index in indices):
+        return equation.mix("changes a part that depends on padded rows")
+    (changed,) = equation.moved(_but(_changed(*equation.shapes[:2])), update, kept=_same)[:1]
+    return [_joined(operand._replace(fill=None), changed)]
+
+
+def _pad(equation: _Equation) -> list[Value]:
+    value, padding = equation.values
+    if not padding.is_clean:
+        return equation.mix()
+    touched = [axis for axis, config in enumerate(equation.params["padding_config"]) if any(config)]
+    return equation.moved(_but(touched), value, kept=lambda value: value if value == padding.fill else None)
+
+
+def _concatenate(equation: _Equation) -> list[Value]:
+    axis, values, shapes = equation.params["dimension"], equation.values, equation.shapes
+    total = equation.out_shapes[0][axis]
+    samples = equation.analysis.samples
+
+    def mapping(place: Place) -> Place | None:
+        if place.axis != axis:
+            return place
+        # The samples come round in all parts in the same way, or there is no one place for them.
+        period = samples * place.inner
+        return Place(axis, total // period, place.inner) if all(shape[axis] % period == 0 for shape in shapes) else None
+
+    parts = [equation.moved(mapping, value, kept=_same)[0] for value in values]
+    # Where a part is a fill, it has that value also where others have a fixed one.
+    parts = [part._replace(fill=value.fill) for part, value in zip(parts, values, strict=True)]
+    return [functools.reduce(_joined, parts)]
+
+
+def _split(equation: _Equation) -> list[Value]:
+    axis, sizes = equation.params["axis"], equation.params["sizes"]
+    samples = equation.analysis.samples
+    results: list[Value] = []
+    for size in sizes:
+
+        def mapping(place: Place) -> Place | None:
+            if place.axis != axis:
+                return place
+            period = samples * place.inner
+            is_whole = all(size % period == 0 for size in sizes)
+            return Place(axis, size // period, place.inner) if is_whole else None  # noqa: B023
+
+        results.append(equation.moved(mapping, kept=_same, has_fill=True)[0])
+    return results
+
+
+def _stack(equation: _Equation) -> list[Value]:
+    new = equation.params["axis"]
+
+    def mapping(place: Place) -> Place | None:
+        return place._replace(axis=place.axis + (place.axis >= new))
+
+    parts = [equation.moved(mapping, value, kept=_same, has_fill=True)[0] for value in equation.values]
+    return [functools.reduce(_joined, parts)]
+
+
+def _unstack(equation: _Equation) -> list[Value]:
+    mapping = _without([equation.params["axis"]], len(equation.shapes[0]))
+    return equation.moved(mapping, kept=_same, has_fill=True)
+
+
+def _tile(equation: _Equation) -> list[Value]:
+    times = equation.params["reps"]
+    return equation.moved(
+        lambda place: place._replace(outer=place.outer * times[place.axis]), kept=_same, has_fill=True
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Along axes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _reduction(equation: _Equation) -> list[Value]:
+    kept = {"reduce_sum": _zero, **dict.fromkeys(_IDEMPOTENT, _same)}.get(equation.name)
+    return equation.moved(_without(equation.params["axes"], len(equation.shapes[0])), kept=kept)
+
+
+_IDEMPOTENT = {"reduce_max", "reduce_min", "reduce_and", "reduce_or"}
+
+
+def _reduce(equation: _Equation) -> list[Value]:
+    mapping = _without(equation.params["dimensions"], len(equation.shapes[0]))
+    parts = [equation.moved(mapping, value)[0] for value in equation.values if value.rows]
+    return equation.everywhere(functools.reduce(_joined, parts, CLEAN))
+
+
+def _cumulative(equation: _Equation) -> list[Value]:
+    return equation.moved(_but([equation.params["axis"]]), kept=_zero if equation.name == "cumsum" else None)
+
+
+def _sort(equation: _Equation) -> list[Value]:
+    """All arrays are put in one order."""
+    mapping = _but([equation.params["dimension"]])
+    parts = [equation.moved(mapping, value)[0] for value in equation.values]
+    return equation.everywhere(functools.reduce(_joined, parts))
+
+
+def _top_k(equation: _Equation) -> list[Value]:
+    return equation.moved(_but([equation.params.get("axis", -1) % len(equation.shapes[0])]))
+
+
+def _reduce_window(equation: _Equation) -> list[Value]:
+    params, ndim = equation.params, len(equation.shapes[0])
+    factors = [
+        params["window_dimensions"],
+        params["window_strides"],
+        params["base_dilation"] or [1] * ndim,
+        params["window_dilation"] or [1] * ndim,
+    ]
+    touched = [
+        axis for axis in range(ndim) if any(params["padding"][axis]) or any(factor[axis] != 1 for factor in factors)
+    ]
+    parts = [equation.moved(_but(touched), value)[0] for value in equation.values if value.rows]
+    return equation.everywhere(functools.reduce(_joined, parts, CLEAN))
+
+
+def _last_axes(count: Callable[[_Equation], int]) -> Callable[[_Equation], list[Value]]:
+    """A rule for what treats the last axes together, and each index of those before for itself."""
+
+    def rule(equation: _Equation) -> list[Value]:
+        last = count(equation)
+        parts = [
+            equation.moved(_but(range(len(shape) - last, len(shape))), value)[0]
+            for value, shape in zip(equation.values, equation.shapes, strict=True)
+        ]
+        return equation.everywhere(functools.reduce(_joined, parts))
+
+    return rule
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Products
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _dot_general(equation: _Equation) -> list[Value]:
+    contracted, batch = equation.params["dimension_numbers"]
+    shared = len(batch[0])
+    free = [
+        [axis for axis in range(len(shape)) if axis not in {*contracted[side], *batch[side]}]
+        for side, shape in enumerate(equation.shapes)
+    ]
+    sides: list[Value] = []
+    for side, value in enumerate(equation.values):
+        other = equation.values[1 - side]
+        first = shared + (len(free[0]) if side else 0)
+        axes = {axis: number for number, axis in enumerate(batch[side])}
+        axes.update({axis: first + number for number, axis in enumerate(free[side])})
+        for place in value.rows:
+            if place.axis in contracted[side]:
+                partner = contracted[1 - side][list(contracted[side]).index(place.axis)]
+                if other.at(place._replace(axis=partner)) != 0:
+                    return equation.mix()
+        # What is contracted is left out: its rows met zeros.
+        value = value._replace(rows=frozenset(place for place in value.rows if place.axis in axes))
+
+        def mapping(place: Place) -> Place | None:
+            return place._replace(axis=axes[place.axis]) if place.axis in axes else None  # noqa: B023
+
+        sides.append(equation.moved(mapping, value, kept=_zero)[0])
+    one, other = sides
+    fixed = one.fixed | other.fixed
+    return [Value((one.rows | other.rows).difference(place for place, _ in fixed), fixed)]
+
+
+def _convolution(equation: _Equation) -> list[Value]:
+    value, kernel = equation.values
+    numbers = equation.params["dimension_numbers"]
+    if kernel.is_clean and value.is_clean:
+        return equation.everywhere(CLEAN)
+    if not kernel.is_clean or equation.params["batch_group_count"] != 1:
+        return equation.mix()
+    batch, out = numbers.lhs_spec[0], numbers.out_spec[0]
+    return equation.moved(lambda place: place._replace(axis=out) if place.axis == batch else None, value, kept=_zero)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Look-ups
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _gather(equation: _Equation) -> list[Value]:
+    operand, indices = equation.values
+    (shape, of_indices), (out,) = equation.shapes, equation.out_shapes
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    offset = sorted(numbers.offset_dims)
+    looked_up = [axis for axis in range(len(out)) if axis not in offset]
+    window = [
+        axis
+        for axis in range(len(shape))
+        if axis not in {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    ]
+
+    def of_index(place: Place) -> Place | None:
+        return place._replace(axis=looked_up[place.axis]) if place.axis < len(of_indices) - 1 else None
+
+    def of_operand(place: Place) -> Place | None:
+        if place.axis in numbers.operand_batching_dims:
+            number = list(numbers.operand_batching_dims).index(place.axis)
+            return of_index(place._replace(axis=numbers.start_indices_batching_dims[number]))
+        if place.axis in window and sizes[place.axis] == shape[place.axis]:
+            return place._replace(axis=offset[window.index(place.axis)])
+        return None
+
+    return [_joined(equation.moved(of_operand, operand)[0], equation.moved(of_index, indices)[0])]
+
+
+_NEUTRAL: dict[str, Scalar] = {
+    "scatter-add": 0,
+    "scatter-sub": 0,
+    "scatter-mul": 1,
+    "scatter-max": -math.inf,
+    "scatter-min": math.inf,
+}
+
+
+def _scatter(equation: _Equation) -> list[Value]:
+    operand, indices, updates = equation.values
+    shape, _, of_updates = equation.shapes
+    numbers = equation.params["dimension_numbers"]
+    window = [
+        axis
+        for axis in range(len(shape))
+        if axis not in {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    ]
+    scattered = [axis for axis in range(len(of_updates)) if axis not in numbers.update_window_dims]
+    # The places of the indices, as places of the updates; None for a part of an index.
+    placed = {
+        place: place._replace(axis=scattered[place.axis]) if place.axis < len(scattered) else None
+        for place in indices.rows
+    }
+    if None in placed.values():
+        return equation.mix()
+    neutral = _NEUTRAL.get(equation.name)
+    rows = updates.rows | {place for place in placed.values() if place is not None}
+    # What changes nothing may be put anywhere.
+    rows = frozenset(place for place in rows if neutral is None or updates.at(place) != neutral)
+
+    def mapping(place: Place) -> Place | None:
+        if place.axis in numbers.update_window_dims:
+            axis = window[sorted(numbers.update_window_dims).index(place.axis)]
+            return place._replace(axis=axis) if of_updates[place.axis] == shape[axis] else None
+        index = scattered.index(place.axis)
+        if index in numbers.scatter_indices_batching_dims:
+            number = list(numbers.scatter_indices_batching_dims).index(index)
+            return place._replace(axis=numbers.operand_batching_dims[number])
+        return None
+
+    return [_joined(Value(operand.rows), equation.moved(mapping, Value(rows))[0])]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Control flow
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _fixpoint(analysis: _Analysis, carry: Sequence[Value], step: Callable[[list[Value]], list[Value]]) -> list[Value]:
+    """What is known of what a loop carries, after any number of steps."""
+    before, after = None, list(carry)
+    while before != after:
+        before = after
+        after = _all_joined(before, step(before))
+    return after
+
+
+def _scan(equation: _Equation) -> list[Value]:
+    inner, values = equation.params["jaxpr"], equation.values
+    # By the shapes: the versions of JAX say it by different parameters.
+    jaxpr = getattr(inner, "jaxpr", inner)
+    is_scanned = [len(shape) != len(_shape(own)) for shape, own in zip(equation.shapes, jaxpr.invars, strict=True)]
+    carried = [len(shape) == len(_shape(own)) for shape, own in zip(equation.out_shapes, jaxpr.outvars, strict=True)]
+    count, first = sum(carried), len(values) - sum(is_scanned)
+    constants, carry = values[: first - count], values[first - count : first]
+    slices: list[Value] = []
+    for value in values[first:]:
+        (moved,) = equation.moved(_without([0], 2), value, kept=_same, has_fill=True)[:1]
+        slices.append(value if value.mixed else moved)
+
+    def step(carry: list[Value]) -> list[Value]:
+        return equation.analysis.run(inner, [*constants, *carry, *slices])
+
+    carry = _fixpoint(equation.analysis, carry, lambda carry: step(carry)[:count])
+    stacked = [
+        value
+        if value.mixed
+        else equation.moved(lambda place: place._replace(axis=place.axis + 1), value, kept=_same, has_fill=True)[0]
+        for value in step(carry)[count:]
+    ]
+    return [*carry, *stacked]
+
+
+def _while(equation: _Equation) -> list[Value]:
+    params, values = equation.params, equation.values
+    of_cond, of_body = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    constants = values[of_cond:of_body]
+    carry = _fixpoint(
+        equation.analysis,
+        values[of_body:],
+        lambda carry: equation.analysis.run(params["body_jaxpr"], [*constants, *carry]),
+    )
+    (goes_on,) = equation.analysis.run(params["cond_jaxpr"], [*values[:of_cond], *carry])
+    if not goes_on.is_clean:
+        return _decided(equation, goes_on)
+    return carry
+
+
+def _cond(equation: _Equation) -> list[Value]:
+    index, *operands = equation.values
+    if not index.is_clean:
+        return _decided(equation, index)
+    branches = [equation.analysis.run(branch, operands) for branch in equation.params["branches"]]
+    return functools.reduce(_all_joined, branches)
+
+
+def _decided(equation: _Equation, by: Value) -> list[Value]:
+    """What comes of a decision that depends on garbage."""
+    line = by.mixed or equation.line("is decided by padded rows")
+    if equation.effects:
+        equation.analysis.seen = equation.analysis.seen or line
+    return equation.everywhere(Value(mixed=line))
+
+
+_CALLS = set(
+    "call checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr jit pjit remat "
+    "remat2".split()
+)
+_CONTROL: dict[str, Callable[[_Equation], list[Value]]] = {"scan": _scan, "while": _while, "cond": _cond}
+_EACH = {"optimization_barrier", "device_put"}
+_Rule = Callable[[_Equation], list[Value]]
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(_EACH, _each),
+    **dict.fromkeys(["reduce_sum", "reduce_prod", "reduce_xor", "argmax", "argmin", *_IDEMPOTENT], _reduction),
+    **dict.fromkeys(["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"], _cumulative),
+    **dict.fromkeys(["reduce_window", *(f"reduce_window_{kind}" for kind in ("sum", "max", "min"))], _reduce_window),
+    **dict.fromkeys(["scatter", *_NEUTRAL], _scatter),
+    **dict.fromkeys(
+        "cholesky eig eigh hessenberg householder_product lu qr schur svd triangular_solve".split(),
+        _last_axes(lambda equation: 2),
+    ),
+    "broadcast_in_dim": _broadcast_in_dim,
+    "concatenate": _concatenate,
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot_general,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "fft": _last_axes(lambda equation: len(equation.params["fft_lengths"])),
+    "gather": _gather,
+    "pad": _pad,
+    "reduce": _reduce,
+    "reshape": _reshape,
+    "rev": _rev,
+    "slice": _slice,
+    "sort": _sort,
+    "split": _split,
+    "squeeze": _squeeze,
+    "stack": _stack,
+    "tile": _tile,
+    "top_k": _top_k,
+    "transpose": _transpose,
+    "unstack": _unstack,
+}
