@@ -142,12 +142,14 @@ class _Analysis:
 
     - `samples`: how many rows the batch has.
     - `seen`: a line for the first garbage that the host may see.
+    - `traces`: what was traced on the way.
     """
 
     def __init__(self, samples: int):
         self.samples = samples
         self.seen: str | None = None
-        # What became of the inputs of a function, which may be called many times. By identity: they live in the trace.
+        self.traces: list[tp.Any] = []
+        # What became of the inputs of a function, which may be called many times, by its identity.
         self._known: dict[tuple[int, tuple[Value, ...]], list[Value]] = {}
 
     def run(self, jaxpr: tp.Any, given: Sequence[Value]) -> list[Value]:
@@ -361,8 +363,8 @@ _ELEMENTWISE = (
     | set(
         "acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt clamp clz complex conj convert_element_type "
         "cos cosh digamma div eq_to erf_inv erfc igamma igamma_grad_a igammac imag le_to lgamma log2 lt_to nextafter "
-        "one_minus_square polygamma polynomial population_count pow real reduce_precision regularized_incomplete_beta rem round "
-        "select_n shift_left shift_right_arithmetic shift_right_logical zeta".split()
+        "one_minus_square polygamma polynomial population_count pow real reduce_precision regularized_incomplete_beta "
+        "rem round select_n shift_left shift_right_arithmetic shift_right_logical zeta".split()
     )
 )
 
@@ -521,9 +523,9 @@ def _transpose(equation: _Equation) -> list[Value]:
     return equation.moved(lambda place: place._replace(axis=order.index(place.axis)), kept=_same, has_fill=True)
 
 
-def _without(axes: Iterable[int], ndim: int) -> _Mapping:
+def _without(axes: Iterable[tp.SupportsInt], ndim: int) -> _Mapping:
     """Where places are when axes are gone."""
-    gone = {axis % ndim for axis in axes}
+    gone = {int(axis) % ndim for axis in axes}
 
     def mapping(place: Place) -> Place | None:
         before = sum(axis < place.axis for axis in gone)
@@ -537,9 +539,9 @@ def _squeeze(equation: _Equation) -> list[Value]:
     return equation.moved(mapping, kept=_same, has_fill=True)
 
 
-def _but(axes: Iterable[int]) -> _Mapping:
+def _but(axes: Iterable[tp.SupportsInt]) -> _Mapping:
     """Places stay, but those along some axes, whose rows meet, or are in another order."""
-    touched = set(axes)
+    touched = {int(axis) for axis in axes}
     return lambda place: None if place.axis in touched else place
 
 
@@ -881,6 +883,19 @@ def _cond(equation: _Equation) -> list[Value]:
     return functools.reduce(_all_joined, branches)
 
 
+def _expanded(equation: _Equation) -> list[Value]:
+    """What an operation does is traced, if it says that. JAX has no public name for this: where its private ones are
+    missing, rows meet."""
+    try:
+        operation = equation.params["_prim"]
+        given = [jax.ShapeDtypeStruct(_shape(value), value.aval.dtype) for value in equation.equation.invars]
+        expanded = jax.make_jaxpr(lambda *leaves: operation.expand(*operation.in_tree.unflatten(leaves)))(*given)
+    except (AttributeError, KeyError, TypeError, NotImplementedError):
+        return equation.mix()
+    equation.analysis.traces.append(expanded)
+    return equation.analysis.run(expanded, equation.values)
+
+
 def _decided(equation: _Equation, by: Value) -> list[Value]:
     """What comes of a decision that depends on garbage."""
     line = by.mixed or equation.line("is decided by padded rows")
@@ -907,6 +922,7 @@ _RULES: dict[str, _Rule] = {
         "cholesky eig eigh hessenberg householder_product lu qr schur svd triangular_solve".split(),
         _last_axes(lambda equation: 2),
     ),
+    "call_hi_primitive": _expanded,
     "broadcast_in_dim": _broadcast_in_dim,
     "concatenate": _concatenate,
     "conv_general_dilated": _convolution,
