@@ -7,6 +7,9 @@ function and tells whether garbage may get into a result: by a mean over the bat
 It is an abstract interpretation: for each array it is known in which rows there may be garbage, and in which there is a
 known value, such as the zeros that a mask leaves there. What is not known to be harmless counts as harmful.
 
+Only what is computed forwards is looked at. A result that does not depend on padded rows has no gradient by them, if
+its derivative is its own, and no `jax.custom_vjp` that is another.
+
 It rests on one assumption: what is computed in the rows of the padding, and of the mask, is finite, so that zero times
 garbage is zero. It does not tell one zero from the other: -0.0 is 0.0.
 """
@@ -72,6 +75,7 @@ class Value(tp.NamedTuple):
 
 
 CLEAN = Value()
+_MIXES = "mixes the rows of the batch"
 _Mapping = Callable[[Place], Place | None]
 
 
@@ -87,6 +91,9 @@ def leaks(jaxpr: ClosedJaxpr, rows: Sequence[bool], mask: int | None, clean_outp
     - `clean_outputs`: for each output whether it must not depend on garbage.
 
     **Returns:** None if they have none, provided that all values are finite; else a line that says where rows meet.
+
+    That nothing depends on the padding does not make the results those of the batch without it: a sum over the samples
+    that is divided by the number of rows is another one then.
     """
     outer = jaxpr.jaxpr
     shapes = [_shape(variable) for number, variable in enumerate(outer.invars) if rows[number] or number == mask]
@@ -142,22 +149,20 @@ class _Analysis:
 
     - `samples`: how many rows the batch has.
     - `seen`: a line for the first garbage that the host may see.
-    - `traces`: what was traced on the way.
     """
 
     def __init__(self, samples: int):
         self.samples = samples
         self.seen: str | None = None
-        self.traces: list[tp.Any] = []
-        # What became of the inputs of a function, which may be called many times, by its identity.
-        self._known: dict[tuple[int, tuple[Value, ...]], list[Value]] = {}
+        # What became of the inputs of a function, which may be called many times. By its identity; so it is kept.
+        self._known: dict[tuple[int, tuple[Value, ...]], tuple[tp.Any, list[Value]]] = {}
 
     def run(self, jaxpr: tp.Any, given: Sequence[Value]) -> list[Value]:
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         key = id(jaxpr), tuple(given)
         if key not in self._known:
-            self._known[key] = self._run(jaxpr, given)
-        return self._known[key]
+            self._known[key] = jaxpr, self._run(jaxpr, given)
+        return self._known[key][1]
 
     def _run(self, jaxpr: tp.Any, given: Sequence[Value]) -> list[Value]:
         values: dict[tp.Any, Value] = dict.fromkeys(jaxpr.constvars, CLEAN)
@@ -177,10 +182,10 @@ class _Analysis:
         is_clean = all(value.is_clean for value in equation.values)
         if equation.name in _CALLS:
             return equation.call()
+        if equation.name in _CONTROL:
+            return equation.everywhere(CLEAN) if is_clean else _CONTROL[equation.name](equation)
         if equation.effects and not is_clean:
             self.seen = self.seen or mixed or equation.line("shows padded rows to the host")
-        if equation.name in _CONTROL and not is_clean:
-            return _CONTROL[equation.name](equation)
         if mixed and equation.name not in _EACH:
             return equation.everywhere(Value(mixed=mixed))
         rule = _RULES.get(equation.name)
@@ -211,7 +216,7 @@ class _Equation:
     def everywhere(self, value: Value) -> list[Value]:
         return [value] * len(self.equation.outvars)
 
-    def mix(self, what: str = "mixes the rows of the batch") -> list[Value]:
+    def mix(self, what: str = _MIXES) -> list[Value]:
         return self.everywhere(Value(mixed=self.line(what)))
 
     def line(self, what: str) -> str:
@@ -229,23 +234,33 @@ class _Equation:
         kept: Callable[[Scalar], Scalar | None] | None = None,
         has_fill: bool = False,
     ) -> list[Value]:
+        """For each output, what becomes of an array, by default the first input: see `follow`."""
+        return self.everywhere(self.follow(mapping, self.values[0] if value is None else value, kept, has_fill))
+
+    def follow(
+        self,
+        mapping: _Mapping,
+        value: Value,
+        kept: Callable[[Scalar], Scalar | None] | None = None,
+        has_fill: bool = False,
+    ) -> Value:
         """What becomes of an array whose places go where `mapping` says; where that is None, rows meet.
 
-        - `value`: that of the array. The default is the first input.
         - `kept`: what becomes of a fixed value. The default forgets it.
         - `has_fill`: whether a fill stays the same.
         """
-        value = self.values[0] if value is None else value
+        if value.mixed:
+            return value
         rows = [mapping(place) for place in value.rows]
         if None in rows:
-            return self.mix()
+            return Value(mixed=self.line(_MIXES))
         fixed = {
             (place, new)
             for old, was in value.fixed
             if kept is not None and (place := mapping(old)) is not None and (new := kept(was)) is not None
         }
         found = frozenset(place for place in rows if place is not None)
-        return self.everywhere(Value(found, frozenset(fixed), value.fill if has_fill else None))
+        return Value(found, frozenset(fixed), value.fill if has_fill else None)
 
 
 def _shape(variable: tp.Any) -> Shape:
@@ -260,6 +275,8 @@ def _plain(value: tp.Any) -> Scalar | None:
     """A scalar of NumPy as one of Python. What is not exact on each device, and NaN, is not known."""
     try:
         value = np.asarray(value)
+        if value.dtype.kind == "c":
+            return float(value.real) if value.imag == 0 else None
         found = value.item() if value.dtype.kind in "biu" else float(value)
     except (TypeError, ValueError, OverflowError):
         return None
@@ -567,7 +584,7 @@ def _dynamic_update_slice(equation: _Equation) -> list[Value]:
     operand, update, *indices = equation.values
     if not all(index.is_clean for index in indices):
         return equation.mix("changes a part that depends on padded rows")
-    (changed,) = equation.moved(_but(_changed(*equation.shapes[:2])), update, kept=_same)[:1]
+    changed = equation.follow(_but(_changed(*equation.shapes[:2])), update, kept=_same)
     return [_joined(operand._replace(fill=None), changed)]
 
 
@@ -591,7 +608,7 @@ def _concatenate(equation: _Equation) -> list[Value]:
         period = samples * place.inner
         return Place(axis, total // period, place.inner) if all(shape[axis] % period == 0 for shape in shapes) else None
 
-    parts = [equation.moved(mapping, value, kept=_same)[0] for value in values]
+    parts = [equation.follow(mapping, value, kept=_same) for value in values]
     # Where a part is a fill, it has that value also where others have a fixed one.
     parts = [part._replace(fill=value.fill) for part, value in zip(parts, values, strict=True)]
     return [functools.reduce(_joined, parts)]
@@ -610,17 +627,17 @@ def _split(equation: _Equation) -> list[Value]:
             is_whole = all(size % period == 0 for size in sizes)
             return Place(axis, size // period, place.inner) if is_whole else None  # noqa: B023
 
-        results.append(equation.moved(mapping, kept=_same, has_fill=True)[0])
+        results.append(equation.follow(mapping, equation.values[0], kept=_same, has_fill=True))
     return results
 
 
 def _stack(equation: _Equation) -> list[Value]:
-    new = equation.params["axis"]
+    new = equation.params["axis"] % len(equation.out_shapes[0])
 
     def mapping(place: Place) -> Place | None:
         return place._replace(axis=place.axis + (place.axis >= new))
 
-    parts = [equation.moved(mapping, value, kept=_same, has_fill=True)[0] for value in equation.values]
+    parts = [equation.follow(mapping, value, kept=_same, has_fill=True) for value in equation.values]
     return [functools.reduce(_joined, parts)]
 
 
@@ -651,7 +668,7 @@ _IDEMPOTENT = {"reduce_max", "reduce_min", "reduce_and", "reduce_or"}
 
 def _reduce(equation: _Equation) -> list[Value]:
     mapping = _without(equation.params["dimensions"], len(equation.shapes[0]))
-    parts = [equation.moved(mapping, value)[0] for value in equation.values if value.rows]
+    parts = [equation.follow(mapping, value) for value in equation.values if value.rows]
     return equation.everywhere(functools.reduce(_joined, parts, CLEAN))
 
 
@@ -662,7 +679,7 @@ def _cumulative(equation: _Equation) -> list[Value]:
 def _sort(equation: _Equation) -> list[Value]:
     """All arrays are put in one order."""
     mapping = _but([equation.params["dimension"]])
-    parts = [equation.moved(mapping, value)[0] for value in equation.values]
+    parts = [equation.follow(mapping, value) for value in equation.values]
     return equation.everywhere(functools.reduce(_joined, parts))
 
 
@@ -681,7 +698,7 @@ def _reduce_window(equation: _Equation) -> list[Value]:
     touched = [
         axis for axis in range(ndim) if any(params["padding"][axis]) or any(factor[axis] != 1 for factor in factors)
     ]
-    parts = [equation.moved(_but(touched), value)[0] for value in equation.values if value.rows]
+    parts = [equation.follow(_but(touched), value) for value in equation.values if value.rows]
     return equation.everywhere(functools.reduce(_joined, parts, CLEAN))
 
 
@@ -691,7 +708,7 @@ def _last_axes(count: Callable[[_Equation], int]) -> Callable[[_Equation], list[
     def rule(equation: _Equation) -> list[Value]:
         last = count(equation)
         parts = [
-            equation.moved(_but(range(len(shape) - last, len(shape))), value)[0]
+            equation.follow(_but(range(len(shape) - last, len(shape))), value)
             for value, shape in zip(equation.values, equation.shapes, strict=True)
         ]
         return equation.everywhere(functools.reduce(_joined, parts))
@@ -728,7 +745,7 @@ def _dot_general(equation: _Equation) -> list[Value]:
         def mapping(place: Place) -> Place | None:
             return place._replace(axis=axes[place.axis]) if place.axis in axes else None  # noqa: B023
 
-        sides.append(equation.moved(mapping, value, kept=_zero)[0])
+        sides.append(equation.follow(mapping, value, kept=_zero))
     one, other = sides
     fixed = one.fixed | other.fixed
     return [Value((one.rows | other.rows).difference(place for place, _ in fixed), fixed)]
@@ -773,7 +790,7 @@ def _gather(equation: _Equation) -> list[Value]:
             return place._replace(axis=offset[window.index(place.axis)])
         return None
 
-    return [_joined(equation.moved(of_operand, operand)[0], equation.moved(of_index, indices)[0])]
+    return [_joined(equation.follow(of_operand, operand), equation.follow(of_index, indices))]
 
 
 _NEUTRAL: dict[str, Scalar] = {
@@ -817,7 +834,7 @@ def _scatter(equation: _Equation) -> list[Value]:
             return place._replace(axis=numbers.operand_batching_dims[number])
         return None
 
-    return [_joined(Value(operand.rows), equation.moved(mapping, Value(rows))[0])]
+    return [_joined(Value(operand.rows), equation.follow(mapping, Value(rows)))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -842,19 +859,14 @@ def _scan(equation: _Equation) -> list[Value]:
     carried = [len(shape) == len(_shape(own)) for shape, own in zip(equation.out_shapes, jaxpr.outvars, strict=True)]
     count, first = sum(carried), len(values) - sum(is_scanned)
     constants, carry = values[: first - count], values[first - count : first]
-    slices: list[Value] = []
-    for value in values[first:]:
-        (moved,) = equation.moved(_without([0], 2), value, kept=_same, has_fill=True)[:1]
-        slices.append(value if value.mixed else moved)
+    slices = [equation.follow(_without([0], 2), value, kept=_same, has_fill=True) for value in values[first:]]
 
     def step(carry: list[Value]) -> list[Value]:
         return equation.analysis.run(inner, [*constants, *carry, *slices])
 
     carry = _fixpoint(equation.analysis, carry, lambda carry: step(carry)[:count])
     stacked = [
-        value
-        if value.mixed
-        else equation.moved(lambda place: place._replace(axis=place.axis + 1), value, kept=_same, has_fill=True)[0]
+        equation.follow(lambda place: place._replace(axis=place.axis + 1), value, kept=_same, has_fill=True)
         for value in step(carry)[count:]
     ]
     return [*carry, *stacked]
@@ -892,7 +904,6 @@ def _expanded(equation: _Equation) -> list[Value]:
         expanded = jax.make_jaxpr(lambda *leaves: operation.expand(*operation.in_tree.unflatten(leaves)))(*given)
     except (AttributeError, KeyError, TypeError, NotImplementedError):
         return equation.mix()
-    equation.analysis.traces.append(expanded)
     return equation.analysis.run(expanded, equation.values)
 
 

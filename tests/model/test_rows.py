@@ -388,6 +388,27 @@ def test_what_the_host_sees_counts(show):
     assert leak(lambda mask, x: [show(jnp.where(mask, x, 0.0)), masked_mean(mask, x)][1], spec(N)) is None
 
 
+def test_a_loop_may_show_what_is_clean_to_the_host():
+    def function(mask, x):
+        def step(total, row):
+            jax.debug.callback(lambda total: None, total)
+            return total + row, None
+
+        return lax.scan(step, jnp.zeros([]), jnp.where(mask, x, 0.0))[0] + masked_mean(
+            mask, lax.map(jnp.sin, x[None])[0]
+        )
+
+    assert leak(function, spec(N)) is None
+    says(
+        leak(lambda mask, x: lax.scan(lambda c, t: (jax.debug.print("{}", t), c)[::-1], 0, x[None])[0], spec(N)), "host"
+    )
+
+
+def test_complex_numbers():
+    assert leak(lambda mask, x: jnp.sum(jnp.abs(jnp.where(mask, x, 0.0) + 1j)), spec(N, dtype=jnp.complex64)) is None
+    assert leak(lambda mask, x: jnp.sum(mask.astype(jnp.complex64) * x).real, spec(N, dtype=jnp.complex64)) is None
+
+
 def test_outputs_that_may_have_rows_are_not_asked():
     jaxpr = jax.make_jaxpr(lambda mask, x: (masked_mean(mask, x), 2 * x))(MASK, spec(N))
     assert leaks(jaxpr, [False, True], 0, [True, False]) is None
@@ -416,6 +437,12 @@ def test_a_line_without_a_place_where_jax_has_another_traceback():
         source_info = None
 
     assert rows._user_line(Equation()) == ""
+
+
+def test_an_operation_that_does_not_say_what_it_does_mixes():
+    equation = jax.make_jaxpr(jnp.sin)(1.0).jaxpr.eqns[0]
+    (value,) = rows._expanded(rows._Equation(rows._Analysis(N), equation, [rows.CLEAN]))
+    says(value.mixed, "sin mixes the rows")
 
 
 def test_each_layer_of_a_deep_network_is_looked_at_once(monkeypatch):
