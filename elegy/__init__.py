@@ -5,6 +5,7 @@ import typing as _tp
 
 from elegy import (
     callbacks as callbacks,
+    data as data,
     errors as errors,
     habits as _habits,
     initializers as initializers,
@@ -77,6 +78,7 @@ __all__ = [
     "combine",
     "compact",
     "cond",
+    "data",
     "debug",
     "DtypePolicy",
     "errors",

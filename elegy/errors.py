@@ -784,6 +784,74 @@ class SortedDataWarning(ElegyWarning):
     """
 
 
+class ResumptionWarning(ElegyWarning):
+    """Training goes on in the middle of data that can only begin at their beginning.
+
+    The batches before are made once more and dropped. What follows is right only if the data give the same batches each
+    time, and it takes the time to make them.
+
+    Failing: nobody knows where in the file this function was.
+
+    ```python
+    import warnings
+
+    import elegy
+    import numpy as np
+
+
+    def batches():
+        for step in range(10):
+            yield np.full([4, 1], step, np.float32)
+
+
+    source = elegy.data.as_source(batches)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        next(source.batches(epoch=1, start=7))
+    print(caught[0].message)
+    ```
+
+    Fixed: data that can begin anywhere, as those of an `elegy.data.DataLoader` and of Grain can.
+
+    ```python
+    loader = elegy.data.DataLoader(np.arange(40, dtype=np.float32)[:, None], batch_size=4, shuffle=True)
+    next(elegy.data.as_source(loader).batches(epoch=1, start=7))
+    ```
+
+    Where the batches are the same each time, filter the warning out by its class.
+    """
+
+
+class BatchCountWarning(ElegyWarning):
+    """The length that data claim to have, in batches, is not how many they gave.
+
+    Failing:
+
+    ```python
+    import warnings
+
+    import elegy
+    import numpy as np
+
+
+    class Batches:
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            return iter([np.zeros([8, 1], np.float32)] * 3)
+
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        list(elegy.data.as_source(Batches()).batches())
+    print(caught[0].message)
+    ```
+
+    Fixed: a length that is right, or none. The end of the iterator is what counts in any case.
+    """
+
+
 class UninitialisedWarning(ElegyWarning):
     """The trainable parameters of a module were asked for before it ever ran, and there are none yet.
 

@@ -1,0 +1,162 @@
+"""What a batch is: inputs, targets and weights, as NumPy arrays of the dtypes that JAX computes with."""
+
+from __future__ import annotations
+
+import functools
+import typing as tp
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+# What one batch of a source may be, for messages.
+FORMS = "x, (x,), (x, y) or (x, y, sample_weight)"
+# Names and keys from x, y or sample_weight down to an array.
+Path = tuple[tp.Any, ...]
+
+
+class Batch(tp.NamedTuple):
+    """Inputs, targets and weights of some samples: pytrees of arrays whose first axis is that of the samples; or
+    None."""
+
+    x: tp.Any
+    y: tp.Any
+    sample_weight: tp.Any
+
+    @property
+    def size(self) -> int:
+        """The number of samples."""
+        return len(jax.tree.leaves(self)[0])
+
+
+def as_batch(value: tp.Any) -> Batch:
+    """Takes apart what a source gives, and checks and converts its arrays.
+
+    **Raises:** `TypeError` or `ValueError`, with the path of the array.
+    """
+    if type(value) in (tuple, list):
+        if not 1 <= len(value) <= 3:
+            raise ValueError(f"it is a {type(value).__name__} of {len(value)}: a batch is {FORMS}.")
+        parts = value
+    else:
+        parts = (value,)
+    lengths: list[tuple[Path, int]] = []
+    found = [_convert(part, (name,), lengths) for name, part in zip(Batch._fields, parts, strict=False)]
+    if not lengths or lengths[0][0][0] != "x":
+        raise ValueError(f"x holds no array: a batch is {FORMS}, where x is an array, or a tuple or dict of arrays.")
+    sizes = {length for _, length in lengths}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{show_path(path)} has {length}" for path, length in lengths)
+        raise ValueError(f"the arrays differ in length: {shown} samples.")
+    if sizes == {0}:
+        raise ValueError("there are no samples: the arrays are empty.")
+    return Batch(*found, *[None] * (3 - len(found)))
+
+
+def show_path(path: Path) -> str:
+    return path[0] + "".join(f".{part}" if isinstance(part, _Field) else f"[{part!r}]" for part in path[1:])
+
+
+class _Field(str):
+    """A name of a namedtuple, in a path."""
+
+
+def _convert(value: tp.Any, path: Path, lengths: list[tuple[Path, int]]) -> tp.Any:
+    if value is None:
+        return None
+    nest = children(value)
+    if nest is None:
+        array = as_array(value, path)
+        if not array.shape:
+            raise ValueError(f"{show_path(path)} is a scalar: its first axis must be that of the samples.")
+        lengths.append((path, array.shape[0]))
+        return array
+    keys, values, build = nest
+    return build([_convert(child, (*path, key), lengths) for key, child in zip(keys, values, strict=True)])
+
+
+def children(value: tp.Any) -> tuple[tp.Any, tp.Any, tp.Any] | None:
+    """Keys, values, and a function that builds the same of other values; None for what is one array."""
+    if isinstance(value, (np.ndarray, np.generic, jax.Array, bool, int, float, complex, str, bytes)):
+        return None
+    if isinstance(value, tuple):
+        fields: tp.Any = getattr(value, "_fields", None)
+        if fields is not None:
+            return [_Field(name) for name in fields], value, lambda values: type(value)(*values)
+        return range(len(value)), value, tuple
+    if isinstance(value, list):
+        return None if is_numbers(value) else (range(len(value)), value, list)
+    if isinstance(value, Mapping):
+        return list(value), list(value.values()), lambda values: dict(zip(value, values, strict=True))
+    if hasattr(value, "__array__") or hasattr(value, "__dlpack__"):
+        return None
+    leaves, structure = jax.tree_util.tree_flatten_with_path(value)
+    if len(leaves) == 1 and not leaves[0][0]:
+        return None
+    keys = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    return [_Field(key) for key in keys], [leaf for _, leaf in leaves], structure.unflatten
+
+
+def is_numbers(value: list[tp.Any]) -> bool:
+    """Whether a list is an array that is written as nested lists of numbers."""
+    first: tp.Any = value
+    while isinstance(first, list):
+        if not first:
+            return True
+        first = first[0]
+    return isinstance(first, (bool, int, float, complex, np.number, np.bool_))
+
+
+def as_array(value: tp.Any, path: Path) -> tp.Any:
+    """A leaf as a NumPy array of a dtype that JAX computes with. An array of JAX stays what it is."""
+    if isinstance(value, jax.Array):
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{show_path(path)} is a masked array, and would lose its mask.\n  Give its data, and say by "
+            "sample_weight, or by one more input, what is masked."
+        )
+    array = value if type(value) is np.ndarray else _as_numpy(value, path)
+    wanted = _dtype(array.dtype, bool(jax.config.jax_enable_x64))  # pyright: ignore[reportAttributeAccessIssue]
+    if wanted is None:
+        raise TypeError(f"{show_path(path)} has dtype {array.dtype}, with which JAX cannot compute.")
+    return array if array.dtype == wanted else array.astype(wanted)
+
+
+@functools.lru_cache(maxsize=256)
+def _dtype(dtype: np.dtype, x64: bool) -> np.dtype | None:
+    """What JAX makes of a dtype; None where it cannot compute with it. `x64` is in the key of the cache."""
+    if dtype.kind in "OSUTMm" or dtype.names is not None:
+        return None
+    try:
+        return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+    except TypeError:
+        return None
+
+
+def _as_numpy(value: tp.Any, path: Path) -> np.ndarray:
+    where = show_path(path)
+    if isinstance(value, (list, bool, int, float, complex, np.generic)):
+        try:
+            return np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{where} is a list, and no array of one shape: {error}") from error
+    if getattr(value, "requires_grad", False):
+        value = value.detach()  # a tensor of PyTorch refuses __array__ otherwise
+    reason: Exception | None = None
+    if hasattr(value, "__array__"):
+        try:
+            return np.asarray(value)
+        except Exception as error:  # of whichever library
+            reason = error
+    if hasattr(value, "__dlpack__"):
+        try:
+            # NumPy's from_dlpack does not know bfloat16. What it gives lies in memory of the source.
+            return np.array(jax.dlpack.from_dlpack(value))
+        except Exception as error:
+            reason = reason or error
+    if reason is None:
+        raise TypeError(f"{where} is a {type(value).__name__}: give an array, or a tuple or dict of arrays.")
+    raise TypeError(
+        f"{where} is a {type(value).__name__} that is no array in the memory of the host: {reason}"
+    ) from reason
