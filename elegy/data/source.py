@@ -331,8 +331,8 @@ class _Stream(_Converted):
         self._warn_once(
             ResumptionWarning(
                 f"{self._name} has no state to go on from: its first {skipped} batches are made and dropped, to go on "
-                f"with batch {start} of epoch {epoch}.\n  What follows is what would have followed only if it gives the "
-                "same batches each time."
+                f"with batch {start} of epoch {epoch}.\n  What follows is what would have followed only if it gives "
+                "the same batches each time."
             )
         )
         self._at = (0, 0)
@@ -476,8 +476,8 @@ def _refuse(name: str, data: tp.Any) -> None:
     """Refuses what gives no batches."""
     if hasattr(data, "__array__") or isinstance(data, (tuple, Mapping, str, bytes)):
         raise TypeError(
-            f"{name} is no source of batches: give whole arrays as such, as in fit(x, y, batch_size=32), and batches in "
-            "a list, from an iterator, or from a loader."
+            f"{name} is no source of batches: give whole arrays as such, as in fit(x, y, batch_size=32), and batches "
+            "in a list, from an iterator, or from a loader."
         )
     if hasattr(data, "__iter__"):
         return
