@@ -108,7 +108,7 @@ class DataLoader:
         self.worker_type = worker_type
         self.seed = seed
         self.drop_remainder = drop_remainder
-        self.timeout = timeout
+        self.timeout = None if timeout is None else float(timeout)
         self.prefetch = 2 * n_workers if prefetch is None else prefetch
         self.batch_fn = batch_fn
         self._epoch = 0

@@ -70,7 +70,7 @@ class _Shared:
     def take(self) -> tuple[str, tp.Any, tp.Any]:
         with self.changed:
             self.changed.wait_for(lambda: bool(self.ready) or self.stopped)
-            found = self.ready.popleft() if self.ready else ("end", None, None)
+            found = self.ready.popleft() if self.ready else ("closed", None, None)
             self.changed.notify_all()
             return found
 
@@ -133,7 +133,8 @@ class Prefetched(tp.Generic[_T]):
             self._state = state
             return value
         self._done = True
-        self._finalize()
+        if kind != "closed":
+            self._finalize()
         if kind == "error":
             raise value
         raise StopIteration

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import inspect
 import itertools
-import sys
 import typing as tp
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -18,6 +17,8 @@ from elegy.errors import BatchCountWarning, ResumptionWarning
 from elegy.frames import warn
 
 Transform = Callable[[tp.Any], tp.Any]
+# What says that it has more of them has no end: a dataset of Grain that is repeated and batched.
+MOST_BATCHES = 2**45
 # How a state is read and set: iterators of Grain; loaders of torchdata and datasets of Hugging Face.
 STATE_METHODS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
 
@@ -173,9 +174,13 @@ class _Indexed(_Converted):
 
     def _pass(self, number: int, start: int) -> Iterator[tp.Any]:
         found = start
-        for value in self._begin(number, start):
-            yield value
-            found += 1
+        iterator = self._begin(number, start)
+        try:
+            for value in iterator:
+                yield value
+                found += 1
+        finally:
+            _close(iterator)
         if found == 0:
             raise self._empty()
         self._check_count(found, self._count)
@@ -502,7 +507,7 @@ def _count(data: tp.Any) -> float | int | None:
         count = len(data)
     except (TypeError, NotImplementedError):
         return None
-    return np.inf if count >= sys.maxsize else count
+    return np.inf if count > MOST_BATCHES else count
 
 
 def _gives_samples(data: tp.Any) -> bool:

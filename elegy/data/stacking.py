@@ -48,4 +48,4 @@ def _require_alike(
 def _show(value: tp.Any) -> str:
     nest = children(value)
     name = type(value).__name__
-    return name if nest is None else f"{name} of {', '.join(str(key) for key in nest[0]) or 'nothing'}"
+    return f"{name} of {', '.join(str(key) for key in nest[0])}" if nest and nest[1] else name

@@ -124,8 +124,6 @@ def test_what_numpy_does_not_know_comes_by_dlpack_and_is_a_copy():
     assert not np.shares_memory(found, np.asarray(x))
 
 
-
-
 def test_other_pytrees_are_kept():
     graph = jax.tree.map(lambda leaf: leaf, Pair(X.astype(np.float64), Y))
     found = batch_of((graph, Y)).x
@@ -160,7 +158,11 @@ jax.tree_util.register_pytree_with_keys(
         ({}, ValueError, "x holds no array"),
         ((X, 1), ValueError, "y is a scalar"),
         ((X, Y[:2]), ValueError, "the arrays differ in length: x has 3, y has 2 samples"),
-        (({"a": X, "b": (Y, Y[:1])}, Y), ValueError, "the arrays differ in length: x['a'] has 3, x['b'][0] has 3, x['b'][1] has 1, y has 3"),
+        (
+            ({"a": X, "b": (Y, Y[:1])}, Y),
+            ValueError,
+            "the arrays differ in length: x['a'] has 3, x['b'][0] has 3, x['b'][1] has 1, y has 3",
+        ),
         ((Point(X, Y[:2]), Y), ValueError, "the arrays differ in length: x.a has 3, x.b has 2, y has 3"),
         ((X[:0], Y[:0]), ValueError, "there are no samples"),
         ((X, np.array(["a", "b", "c"])), TypeError, "y has dtype <U1, with which JAX cannot compute"),
