@@ -142,6 +142,7 @@ if not _tp.TYPE_CHECKING:  # a static checker would take every name to be there
         _habits.EVERYTHING | _habits.LAYERS | _habits.CALLBACKS,
         [
             "elegy.nn",
+            "elegy.data",
             "elegy.losses",
             "elegy.metrics",
             "elegy.callbacks",

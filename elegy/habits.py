@@ -114,7 +114,7 @@ EVERYTHING = _table(
     ("optimizers", "Optimisers are those of Optax: elegy.Optimizer(optax.adam(1e-3))."),
     ("Policy mixed_precision DTypePolicy", "Write module.dtype_policy = elegy.DtypePolicy(...)."),
     ("nets ResNet resnet VGG", _not_here("Ready-made networks are")),
-    ("data datasets Dataset DataLoader", _not_here("Data sets and loaders are")),
+    ("datasets", _not_here("Data sets are")),
     ("tabulate summarize", "Write elegy.summary(module, x)."),
     ("no_grad stop_gradient", "Write jax.lax.stop_gradient, or module.trainable = False."),
 )

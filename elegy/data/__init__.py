@@ -1,5 +1,8 @@
 """Data that come in batches: loaders, sources of any library, and batches that are on the device in time."""
 
+import typing as _tp
+
+from elegy import habits as _habits
 from elegy.data.batch import Batch as Batch
 from elegy.data.dataset import Dataset as Dataset
 from elegy.data.loader import DataLoader as DataLoader, sample_rng as sample_rng
@@ -16,3 +19,6 @@ __all__ = [
     "sample_rng",
     "Source",
 ]
+
+if not _tp.TYPE_CHECKING:  # a static checker would take every name to be there
+    __getattr__ = _habits.missing_attribute("elegy.data", __all__, {})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from elegy.data.stacking import stack
-from elegy.data.workers import Processes, Threads
+from elegy.data.workers import Make, Processes, Threads
 
 # What a sample may draw from, while it is made.
 current = threading.local()
@@ -160,7 +160,7 @@ class DataLoader:
             else:
                 pool.close()
 
-    def _pool(self, make: _Maker) -> Threads | Processes:
+    def _pool(self, make: Make) -> Threads | Processes:
         if self.worker_type == "thread":
             return Threads(make, self.n_workers)
         pool, self._idle = self._idle, None

@@ -66,12 +66,14 @@ def test_a_name_of_another_library(name, instead):
     assert instead in text
 
 
-@pytest.mark.parametrize("name", ["nets", "DataLoader"])
+@pytest.mark.parametrize("name", ["nets", "datasets"])
 def test_what_is_not_here_yet(name):
     assert "not here yet (docs/index.md#what-is-not-here-yet)" in message(getattr, elegy, name)
 
 
-@pytest.mark.parametrize("module", [elegy, elegy.nn, elegy.losses, elegy.metrics], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [elegy, elegy.data, elegy.nn, elegy.losses, elegy.metrics], ids=lambda module: module.__name__
+)
 def test_modules_of_python_behave_as_without_hints(module):
     assert not hasattr(module, "Dense") and not hasattr(module, "__wrapped__")
     assert getattr(module, "Dense", None) is None

@@ -253,10 +253,19 @@ def test_breaking_off_ends_the_threads():
         del batches
 
 
+def maker(data, size):
+    def make(epoch, number, at_sample):
+        for index in range(size):
+            at_sample(index)
+            data[index]
+
+    return make
+
+
 def test_threads_end_within_a_batch():
     data = Gated(100, gates=[1])
     loader = elegy.data.DataLoader(data, 50, n_workers=1)
-    pool = loader._pool(lambda epoch, number, at_sample: [(at_sample(i), data[i]) for i in range(50)])
+    pool = loader._pool(maker(data, 50))
     pool.submit(0, 0)
     data.begun[1].wait()
     opener = threading.Thread(target=data.gates[1].set)
@@ -295,7 +304,7 @@ def test_a_thread_that_takes_too_long():
 def test_the_time_out_says_the_sample():
     data = Gated(4, gates=[1])
     loader = elegy.data.DataLoader(data, 2, n_workers=1)
-    pool = loader._pool(lambda epoch, number, at_sample: [(at_sample(i), data[i]) for i in range(2)])
+    pool = loader._pool(maker(data, 2))
     pool.submit(0, 0)
     data.begun[1].wait()
     with pytest.raises(TimeoutError, match="a worker is at sample 1"):

@@ -229,7 +229,7 @@ def test_the_reference_shows_each_public_object_once() -> None:
     import elegy
 
     shown = [id(pkgutil.resolve_name(entry)) for entry in reference_entries()]
-    packages = elegy.nn, elegy.losses, elegy.metrics, elegy.initializers, elegy.model
+    packages = elegy.data, elegy.nn, elegy.losses, elegy.metrics, elegy.initializers, elegy.model
     named = [(f"elegy.{name}", getattr(elegy, name)) for name in elegy.__all__]
     for package in packages:
         named += [(f"{package.__name__}.{name}", value) for name, value in vars(package).items() if name[0] != "_"]
