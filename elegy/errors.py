@@ -849,6 +849,15 @@ class BatchCountWarning(ElegyWarning):
     ```
 
     Fixed: a length that is right, or none. The end of the iterator is what counts in any case.
+
+    ```python
+    class Right(Batches):
+        def __len__(self):
+            return 3
+
+
+    list(elegy.data.as_source(Right()).batches())
+    ```
     """
 
 

@@ -7,6 +7,7 @@ import threading
 import typing as tp
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 
 from elegy.data.stacking import stack
@@ -224,23 +225,25 @@ class _Maker:
         self.shuffle = shuffle
         self.seed = seed
         self.batch_fn = batch_fn
+        self.x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]: a context of this thread
         self._order: tuple[int, np.ndarray] | None = None  # of the epoch that was asked for last
 
     def __call__(self, epoch: int, number: int, at_sample: Callable[[int], None] | None = None) -> tp.Any:
         indices = self._indices(epoch, number)
         samples = []
-        for index in indices:
-            if at_sample is not None:
-                at_sample(index)
-            current.draw = [self.seed, epoch, 1, index]
+        with jax.enable_x64(self.x64):
             try:
-                samples.append(self.dataset[index])
+                for index in indices:
+                    if at_sample is not None:
+                        at_sample(index)
+                    current.draw = (self.seed, epoch, 1, index)
+                    samples.append(self.dataset[index])
             except Exception as error:
-                error.add_note(f"Raised by the dataset, for sample {index}.")
+                error.add_note(f"Raised by the dataset, for sample {indices[len(samples)]}.")
                 raise
             finally:
                 current.draw = None
-        return stack(samples, indices) if self.batch_fn is None else self.batch_fn(samples)
+            return stack(samples, indices) if self.batch_fn is None else self.batch_fn(samples)
 
     def _indices(self, epoch: int, number: int) -> list[int]:
         first = number * self.batch_size

@@ -16,9 +16,18 @@ def stack(samples: list[tp.Any], indices: Sequence[int]) -> tp.Any:
 
 
 def _stack(values: list[tp.Any], indices: Sequence[int], path: Path) -> tp.Any:
+    kind = type(values[0])
+    if all(type(value) is kind for value in values):  # the usual cases, at less cost
+        if kind is tuple and all(len(value) == len(values[0]) for value in values):
+            return tuple(
+                _stack(list(column), indices, (*path, key)) for key, column in enumerate(zip(*values, strict=True))
+            )
+        first = values[0]
+        if kind is np.ndarray and all(v.dtype == first.dtype and v.shape == first.shape for v in values):
+            return as_array(np.stack(values), path)
     if all(value is None for value in values):
         return None
-    nests = [children(value) for value in values]
+    nests: list[tp.Any] = [children(value) for value in values]
     first = nests[0]
     kinds = [(type(value), tuple(nest[0])) if nest else None for value, nest in zip(values, nests, strict=True)]
     _require_alike(path, indices, kinds, "the structure", values)

@@ -11,6 +11,7 @@ import weakref
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -164,6 +165,13 @@ def test_samples_are_stacked(samples, expected):
 def test_samples_that_cannot_be_stacked(samples, error, message):
     with pytest.raises(error, match=re.escape(message)):
         list(elegy.data.DataLoader(samples, 2))
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_with_x64_dtypes_stay(n_workers):
+    with jax.enable_x64(True):
+        (batch,) = elegy.data.DataLoader([np.ones(2), np.zeros(2)], 2, n_workers)
+    assert batch.dtype == np.float64
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
