@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import secrets
-import stat
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -25,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from elegy.checkpoints import disk
 from elegy.errors import CheckpointError
 from elegy.layout import child_parts, meta_of
 from elegy.leaves import Node, is_array, is_node
-from elegy.model import Optimizer
 from elegy.selections import Selection
 from elegy.transaction import lock
 
@@ -99,30 +98,50 @@ def save(path: Path, tree: tp.Any) -> None:
     elegy.save("checkpoint.safetensors", {"module": module, "optimizer": state})
     ```
     """
+    if not isinstance(path, (str, os.PathLike, bytes)):
+        raise TypeError(f"elegy.save takes the path first, elegy.save(path, tree); got a {type(path).__name__}")
+    location = os.fsdecode(path)
+    _write(location, collect(tree, location))
+
+
+class Content(tp.NamedTuple):
+    """What a file is to hold: arrays of dtypes that safetensors has, by name, and what stands in the metadata."""
+
+    arrays: dict[str, np.ndarray]
+    header: str
+
+
+def collect(tree: tp.Any, location: str, copy: bool = False) -> Content:
+    """The content of a file with the leaves of a tree. With `copy`, nothing of it is shared with them."""
     if isinstance(tree, Selection):
         tree = tree.get()
     arrays: dict[str, np.ndarray] = {}
     entries: dict[str, tp.Any] = {}
     values: dict[str, tp.Any] = {}
-    if not isinstance(path, (str, os.PathLike, bytes)):
-        raise TypeError(f"elegy.save takes the path first, elegy.save(path, tree); got a {type(path).__name__}")
-    location = os.fsdecode(path)
     leaves, _ = _named_leaves(tree)
     problems = _problems_of_saving(tree, leaves)
     if problems:
-        raise CheckpointError(_message(f"{location} was not written", problems))
+        raise CheckpointError(message(f"{location} was not written", problems))
+    request(leaf for _, leaf in leaves)
     for name, leaf in leaves:
         if type(leaf) in _SCALARS:
             values[name] = {"type": type(leaf).__name__, "value": str(leaf)}
             continue
-        arrays[name], entry = _encode(leaf)
+        arrays[name], entry = encode(leaf, copy)
         if entry is not None:
             entries[name] = entry
-    header = {"format": _FORMAT, "elegy": _version(), "arrays": entries, "values": values}
-    _write(location, arrays, json.dumps(header))
+    header = {"format": _FORMAT, "elegy": version(), "arrays": entries, "values": values}
+    return Content(arrays, json.dumps(header))
 
 
-def _version() -> str:
+def request(leaves: Iterable[tp.Any]) -> None:
+    """Begins to copy arrays from their devices, all at once."""
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array):
+            leaf.copy_to_host_async()
+
+
+def version() -> str:
     import elegy
 
     return elegy.__version__
@@ -139,10 +158,11 @@ def _name(path: tp.Any) -> str:
 
 
 def _problems_of_saving(tree: tp.Any, leaves: Sequence[tuple[str, tp.Any]]) -> list[str]:
-    problems = [f"{name!r}: {problem}" for name, leaf in leaves if (problem := _why_not(leaf)) is not None]
+    problems = [f"{name!r}: {problem}" for name, leaf in leaves if (problem := why_not(leaf)) is not None]
     problems += [f"{name!r}: two leaves have this name. Rename one of them." for name in _repeated(leaves)]
     if any(name == "__metadata__" for name, _ in leaves):
         problems.append("'__metadata__': this name is reserved by the file format. Choose another one.")
+    problems += [f"{name!r}: this name is not valid Unicode." for name, _ in leaves if not _is_unicode(name)]
     if not leaves:
         problems.extend(
             f"{prefix!r}: there is nothing to save: this {type(module).__name__} is not initialised. "
@@ -152,12 +172,16 @@ def _problems_of_saving(tree: tp.Any, leaves: Sequence[tuple[str, tp.Any]]) -> l
     return problems
 
 
+def _is_unicode(name: str) -> bool:
+    return name.isascii() or name.encode(errors="replace").decode() == name
+
+
 def _repeated(leaves: Iterable[tuple[str, tp.Any]]) -> list[str]:
     counts = collections.Counter(name for name, _ in leaves)
     return [name for name, count in counts.items() if count > 1]
 
 
-def _why_not(leaf: tp.Any) -> str | None:
+def why_not(leaf: tp.Any) -> str | None:
     """Why a leaf cannot be saved."""
     if type(leaf) in _SCALARS:
         return None
@@ -172,7 +196,7 @@ def _why_not(leaf: tp.Any) -> str | None:
     if isinstance(leaf, jax.Array):
         if leaf.is_deleted():
             return "the array was donated to a compiled function. Save before that call, or save what it returns."
-        if not leaf.is_fully_addressable:
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             return (
                 "parts of the array belong to other processes. "
                 "Gather it first: jax.experimental.multihost_utils.process_allgather(tree, tiled=True)."
@@ -191,13 +215,12 @@ def _is_key(leaf: tp.Any) -> tp.TypeGuard[jax.Array]:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _encode(leaf: tp.Any) -> tuple[np.ndarray, dict[str, tp.Any] | None]:
+def encode(leaf: tp.Any, copy: bool) -> tuple[np.ndarray, dict[str, tp.Any] | None]:
     """An array of a dtype that safetensors has, and the header's entry if it is not the leaf itself."""
     entry = {"dtype": leaf.dtype.name, "shape": list(leaf.shape)}
     if _is_key(leaf):
-        return np.asarray(jax.random.key_data(leaf)), {**entry, "key": jax.random.key_impl(leaf)}
-    # Not ascontiguousarray, which gives an array of rank 0 an axis.
-    array = np.asarray(leaf, order="C")
+        return _on_host(jax.random.key_data(leaf), copy), {**entry, "key": jax.random.key_impl(leaf)}
+    array = _on_host(leaf, copy)
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     if array.dtype.name in _NATIVE.values():
@@ -205,21 +228,48 @@ def _encode(leaf: tp.Any) -> tuple[np.ndarray, dict[str, tp.Any] | None]:
     return array.reshape(*array.shape, 1).view(np.uint8), entry
 
 
-def _write(path: str, arrays: dict[str, np.ndarray], header: str) -> None:
-    import safetensors.numpy
+def _on_host(leaf: tp.Any, copy: bool) -> np.ndarray:
+    # Not ascontiguousarray, which gives an array of rank 0 an axis.
+    array = np.asarray(leaf, order="C")
+    # On a CPU this is a view of the buffer, which could not be donated while there is one. From other devices it came
+    # as a copy, which the JAX array keeps and nobody writes to.
+    if copy and not (isinstance(leaf, jax.Array) and array.flags.owndata):
+        array = array.copy()
+    return array
 
+
+def serialised(content: Content) -> Iterator[tp.Any]:
+    """The parts of a safetensors file: the length of its table, the table, and the bytes of each array.
+
+    Not by the library, which keeps other threads from running while it writes and reads nothing for a checksum.
+    """
+    arrays, codes = content.arrays, {name: code for code, name in _NATIVE.items()}
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # so that each array is aligned
+    table: dict[str, tp.Any] = {"__metadata__": {_HEADER: content.header}}
+    end = 0
+    for name in order:
+        start, end = end, end + arrays[name].nbytes
+        code = codes[arrays[name].dtype.name]
+        table[name] = {"dtype": code, "shape": list(arrays[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield arrays[name].reshape(-1).view(np.uint8)
+
+
+def _write(path: str, content: Content) -> None:
     with _replacing(path) as temporary:
-        mode = stat.S_IMODE(os.stat(temporary).st_mode)
         try:
-            safetensors.numpy.save_file(arrays, temporary, metadata={_HEADER: header})
-        except safetensors.SafetensorError as error:
-            raise OSError(f"{path} was not written: {error}") from error
-        os.chmod(temporary, mode)  # some versions of safetensors make a file that only its owner can read
+            disk.write(temporary, serialised(content))
+        except OSError as error:
+            error.add_note(f"{path} was not written.")
+            raise
 
 
 @contextlib.contextmanager
 def _replacing(path: str) -> Iterator[str]:
-    """The path of a new, empty file, which takes the place of `path` when the block has ended without an error."""
+    """The path of a new file, which takes the place of `path` when the block has ended without an error."""
     path = os.path.realpath(path)  # a link stays a link
     if os.path.isdir(path):
         raise IsADirectoryError(
@@ -230,25 +280,13 @@ def _replacing(path: str) -> Iterator[str]:
         raise FileNotFoundError(f"the folder {folder} does not exist. Create it first: os.makedirs({folder!r})")
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
-        _synchronise(temporary, os.O_RDWR)
-        os.replace(temporary, path)
+        disk.do(os.replace, temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
+            disk.do(os.unlink, temporary)
         raise
-    if os.name != "nt":  # there, a folder cannot be opened
-        _synchronise(folder, os.O_RDONLY)
-
-
-def _synchronise(path: str, flags: int) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    disk.synchronise_folder(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -299,23 +337,36 @@ def load(path: Path, like: tp.Any, strict: bool = True, rename: Rename | None = 
     assert (other.w == module.w).all()
     ```
     """
-    if isinstance(like, Selection):
-        return like.set(load(path, like.get(), strict, rename))
     location = os.fsdecode(path)
+    with opened(location) as file:
+        return restore(file, location, like, strict, rename)
+
+
+@tp.runtime_checkable
+class File(tp.Protocol):
+    """An open file, as safetensors has it."""
+
+    def metadata(self) -> dict[str, str] | None: ...
+    def keys(self) -> Iterable[str]: ...
+    def get_slice(self, name: str, /) -> tp.Any: ...
+    def get_tensor(self, name: str, /) -> np.ndarray: ...
+
+
+def restore(file: File, location: str, like: tp.Any, strict: bool, rename: Rename | None) -> tp.Any:
+    """A tree like `like` with what is in an open file."""
+    if isinstance(like, Selection):
+        return like.set(restore(file, location, like.get(), strict, rename))
     leaves, structure = _named_leaves(like)
-    with _opened(location) as file:
-        stored = _read_entries(file, location)
-        if rename is not None:
-            stored = _renamed(stored, rename, location)
-        problems = _problems_of_loading(like, leaves, stored, strict)
-        if problems:
-            raise CheckpointError(_message(f"{location} does not fit the tree given as `like`", problems))
-        return structure.unflatten(
-            [_decode(file, stored[name], leaf) if name in stored else leaf for name, leaf in leaves]
-        )
+    stored = read_entries(file, location)
+    if rename is not None:
+        stored = _renamed(stored, rename, location)
+    problems = _problems_of_loading(like, leaves, stored, strict)
+    if problems:
+        raise CheckpointError(message(f"{location} does not fit the tree given as `like`", problems))
+    return structure.unflatten([decode(file, stored[name], leaf) if name in stored else leaf for name, leaf in leaves])
 
 
-class _Entry(tp.NamedTuple):
+class Entry(tp.NamedTuple):
     """What the file says of one name."""
 
     name: str  # in the file
@@ -340,7 +391,7 @@ def _describe(leaf: tp.Any) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[tp.Any]:
+def opened(path: str) -> Iterator[File]:
     import safetensors
 
     if os.path.isdir(path):
@@ -354,7 +405,7 @@ def _opened(path: str) -> Iterator[tp.Any]:
         raise CheckpointError(f"{path} is damaged, or not a safetensors file: {error}") from error
 
 
-def _read_entries(file: tp.Any, path: str) -> dict[str, _Entry]:
+def read_entries(file: File, path: str) -> dict[str, Entry]:
     """What is in a file, by name. Reads no array."""
     try:
         header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
@@ -370,14 +421,14 @@ def _read_entries(file: tp.Any, path: str) -> dict[str, _Entry]:
     return entries
 
 
-def _parse(file: tp.Any, header: tp.Any) -> dict[str, _Entry]:
+def _parse(file: File, header: tp.Any) -> dict[str, Entry]:
     described = header.get("arrays", {})
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, Entry] = {}
     for name in file.keys():  # noqa: SIM118  (not a mapping)
         part = file.get_slice(name)
         stored, code = tuple(part.get_shape()), str(part.get_dtype())
         if name not in described:
-            entries[name] = _Entry(name, _READABLE.get(code, code), stored)
+            entries[name] = Entry(name, _READABLE.get(code, code), stored)
             continue
         dtype, shape, key = described[name]["dtype"], tuple(described[name]["shape"]), described[name].get("key")
         rest = stored[len(shape) :]
@@ -385,15 +436,15 @@ def _parse(file: tp.Any, header: tp.Any) -> dict[str, _Entry]:
             key or (_is_numeric(np.dtype(dtype)) and rest == (np.dtype(dtype).itemsize,))
         ):
             raise ValueError(f"{name!r} cannot be {_description(dtype, shape)}: it is stored as {code}{list(stored)}")
-        entries[name] = _Entry(name, dtype, shape, stored, key)
+        entries[name] = Entry(name, dtype, shape, stored, key)
     scalars = {kind.__name__: read for kind, read in _SCALARS.items()}
     for name, entry in header.get("values", {}).items():
-        entries[name] = _Entry(name, entry["type"], value=scalars[entry["type"]](entry["value"]))
+        entries[name] = Entry(name, entry["type"], value=scalars[entry["type"]](entry["value"]))
     return entries
 
 
-def _renamed(stored: dict[str, _Entry], rename: Rename, path: str) -> dict[str, _Entry]:
-    renamed: dict[str, _Entry] = {}
+def _renamed(stored: dict[str, Entry], rename: Rename, path: str) -> dict[str, Entry]:
+    renamed: dict[str, Entry] = {}
     problems: list[str] = []
     used: set[str] = set()
     for name, entry in stored.items():
@@ -417,7 +468,7 @@ def _renamed(stored: dict[str, _Entry], rename: Rename, path: str) -> dict[str, 
         if not used.issuperset(rename):
             problems.append(f"The file has: {', '.join(map(repr, stored)) or 'nothing'}.")
     if problems:
-        raise CheckpointError(_message(f"{path} cannot be renamed so", problems))
+        raise CheckpointError(message(f"{path} cannot be renamed so", problems))
     return renamed
 
 
@@ -429,7 +480,7 @@ def _moved(name: str, old: str, new: str) -> str:
 
 
 def _problems_of_loading(
-    like: tp.Any, leaves: Sequence[tuple[str, tp.Any]], stored: dict[str, _Entry], strict: bool
+    like: tp.Any, leaves: Sequence[tuple[str, tp.Any]], stored: dict[str, Entry], strict: bool
 ) -> list[str]:
     wanted = dict(leaves)
     missing = [name for name in wanted if name not in stored]
@@ -437,7 +488,7 @@ def _problems_of_loading(
     problems, unexpected = _uninitialised_targets(like, unexpected)
     problems += [f"{name!r}: two leaves of `like` have this name. Rename one of them." for name in _repeated(leaves)]
     for name, leaf in wanted.items():
-        if name in stored and (problem := _misfit(stored[name], leaf)) is not None:
+        if name in stored and (problem := misfit(stored[name], leaf)) is not None:
             problems.append(f"{name!r}: {problem}")
     if strict and (missing or unexpected):
         problems += [f"{name!r}: not in the file ({_describe(wanted[name])} in `like`)." for name in missing]
@@ -449,7 +500,7 @@ def _problems_of_loading(
     return problems
 
 
-def _misfit(entry: _Entry, leaf: tp.Any) -> str | None:
+def misfit(entry: Entry, leaf: tp.Any) -> str | None:
     """Why an entry of the file cannot take the place of a leaf."""
     if str(entry) != _describe(leaf):
         return f"{entry} in the file, {_describe(leaf)} in `like`."
@@ -481,7 +532,7 @@ def _uninitialised_targets(like: tp.Any, unexpected: Sequence[str]) -> tuple[lis
 
 
 def _how_to_initialise(module: Node) -> str:
-    if isinstance(module, Optimizer):
+    if hasattr(module, "adapt"):  # an optimiser
         return "Create its state first: optimizer.adapt(module)."
     return "Initialise it first: module.init(jax.ShapeDtypeStruct(shape, dtype))."
 
@@ -503,7 +554,7 @@ def _uninitialised(tree: tp.Any) -> Iterator[tuple[str, Node]]:
             stack.append(("/".join(filter(None, [prefix, *parts])), child))
 
 
-def _decode(file: tp.Any, entry: _Entry, like: tp.Any) -> tp.Any:
+def decode(file: File, entry: Entry, like: tp.Any) -> tp.Any:
     """The value of an entry that fits `like`, as the kind of array that `like` is."""
     if entry.shape is None:
         return entry.value
@@ -538,5 +589,5 @@ def _weakly_typed(array: np.ndarray) -> tp.Any:
     return weak.at[...].set(array) if weak.dtype == array.dtype else array
 
 
-def _message(what: str, problems: Sequence[str]) -> str:
+def message(what: str, problems: Sequence[str]) -> str:
     return f"{what}:\n  " + "\n  ".join(problems)

@@ -767,7 +767,7 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("error", [OSError("no space"), Stop()], ids=repr)
-@pytest.mark.parametrize("name", ["os.fsync", "os.replace", "os.chmod", "safetensors.numpy.save_file"])
+@pytest.mark.parametrize("name", ["os.fsync", "os.replace", "zlib.crc32"])
 def test_a_failed_write_leaves_the_old_file(name, error, path, monkeypatch):
     elegy.save(path, {"x": jnp.ones(3)})
     before = path.read_bytes()
