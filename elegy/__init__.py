@@ -17,7 +17,7 @@ from elegy import (
 )
 from elegy.calls import compact as compact
 from elegy.captures import debug as debug
-from elegy.checkpoints import load as load, save as save
+from elegy.checkpoints import Checkpoints as Checkpoints, load as load, save as save
 from elegy.contexts import (
     get_dynamic_context as get_dynamic_context,
     get_module as get_module,
@@ -75,6 +75,7 @@ __all__ = [
     "add_metric",
     "add_summary",
     "callbacks",
+    "Checkpoints",
     "combine",
     "compact",
     "cond",

@@ -513,6 +513,9 @@ class TypeCheckError(ElegyError, jaxtyping.TypeCheckError):
 class CheckpointError(ElegyError, ValueError):
     """A file does not fit the tree it is loaded into; every difference is listed at once.
 
+    Of `elegy.Checkpoints` also: a checkpoint is damaged, comes from a later version of the format, or could not be
+    written in the background, where the error that stopped it is the cause.
+
     Failing:
 
     ```python
@@ -558,6 +561,43 @@ class SelectionError(ElegyError, LookupError):
 
     ```python
     weights = elegy.select(mlp, "layers/0/w").get()
+    ```
+    """
+
+
+class CheckpointWarning(ElegyWarning):
+    """A checkpoint is damaged, and an older one takes its place; the message says which file it is, and why.
+
+    Folders that `elegy.Checkpoints` writes appear when they are complete. This one was changed later: by a disk, by
+    somebody, or by a copy that stopped halfway.
+
+    Failing:
+
+    ```python
+    import os
+    import tempfile
+    import warnings
+
+    import elegy
+    import jax.numpy as jnp
+
+    checkpoints = elegy.Checkpoints(tempfile.mkdtemp())
+    checkpoints.save(1, {"w": jnp.ones(3)}, wait=True)
+    checkpoints.save(2, {"w": jnp.zeros(3)}, wait=True)
+    os.remove(os.path.join(checkpoints.directory, "step-0000000002", "arrays.safetensors"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tree, _ = checkpoints.load(like={"w": jnp.empty(3)})  # of step 1
+    print(caught[0].message)
+    ```
+
+    Fixed: copy the folder anew, or remove it.
+
+    ```python
+    import shutil
+
+    shutil.rmtree(os.path.join(checkpoints.directory, "step-0000000002"))
+    tree, _ = checkpoints.load(like={"w": jnp.empty(3)})
     ```
     """
 

@@ -54,6 +54,7 @@ _NATIVE = {
     "F32": "float32",
     "F64": "float64",
 }
+CODES = {name: code for code, name in _NATIVE.items()}
 # In files of other programs only.
 _READABLE = {**_NATIVE, "C64": "complex64"}
 
@@ -223,7 +224,7 @@ def encode(leaf: tp.Any, copy: bool) -> tuple[np.ndarray, dict[str, tp.Any] | No
     array = _on_host(leaf, copy)
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    if array.dtype.name in _NATIVE.values():
+    if array.dtype.name in CODES:
         return array, None
     return array.reshape(*array.shape, 1).view(np.uint8), entry
 
@@ -238,18 +239,22 @@ def _on_host(leaf: tp.Any, copy: bool) -> np.ndarray:
     return array
 
 
+def metadata(header: str) -> dict[str, str]:
+    return {_HEADER: header}
+
+
 def serialised(content: Content) -> Iterator[tp.Any]:
     """The parts of a safetensors file: the length of its table, the table, and the bytes of each array.
 
-    Not by the library, which keeps other threads from running while it writes and reads nothing for a checksum.
+    Not by the library, which copies each array first, and from which a checksum would have to be read back.
     """
-    arrays, codes = content.arrays, {name: code for code, name in _NATIVE.items()}
+    arrays = content.arrays
     order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # so that each array is aligned
-    table: dict[str, tp.Any] = {"__metadata__": {_HEADER: content.header}}
+    table: dict[str, tp.Any] = {"__metadata__": metadata(content.header)}
     end = 0
     for name in order:
         start, end = end, end + arrays[name].nbytes
-        code = codes[arrays[name].dtype.name]
+        code = CODES[arrays[name].dtype.name]
         table[name] = {"dtype": code, "shape": list(arrays[name].shape), "data_offsets": [start, end]}
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -504,6 +509,11 @@ def misfit(entry: Entry, leaf: tp.Any) -> str | None:
     """Why an entry of the file cannot take the place of a leaf."""
     if str(entry) != _describe(leaf):
         return f"{entry} in the file, {_describe(leaf)} in `like`."
+    return unreadable(entry, leaf)
+
+
+def unreadable(entry: Entry, leaf: tp.Any) -> str | None:
+    """Why an entry of the file cannot be had here as the kind of array that a leaf is."""
     if entry.key is not None:
         data = jax.ShapeDtypeStruct(entry.encoded or (), jnp.uint32)
         try:
