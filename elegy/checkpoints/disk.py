@@ -88,10 +88,9 @@ def make_folders(path: str) -> None:
 def remove(path: str) -> None:
     """Removes a folder with all that is in it, as far as nobody else does so at the same time."""
     for folder, folders, files in os.walk(path, topdown=False):
-        with contextlib.suppress(FileNotFoundError):
-            for name in files:
-                do(os.unlink, os.path.join(folder, name))
-            for name in folders:
-                do(os.rmdir, os.path.join(folder, name))
+        for operation, names in ((os.unlink, files), (os.rmdir, folders)):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    do(operation, os.path.join(folder, name))
     with contextlib.suppress(FileNotFoundError):
         do(os.rmdir, path)

@@ -38,7 +38,7 @@ def encode(value: tp.Any) -> Encoded:
     arrays: dict[str, tp.Any] = {}
     problems: list[str] = []
     try:
-        structure = _encode(value, "extra", arrays, problems)
+        structure = _encode(value, (), arrays, problems)
     except RecursionError:
         raise CheckpointError("extra was not saved: it contains itself, or is nested too deeply.") from None
     if problems:
@@ -46,7 +46,7 @@ def encode(value: tp.Any) -> Encoded:
     return Encoded(structure, file.collect(arrays, "extra", copy=True) if arrays else None)
 
 
-def _encode(value: tp.Any, path: str, arrays: dict[str, tp.Any], problems: list[str]) -> tp.Any:
+def _encode(value: tp.Any, path: tuple[tp.Any, ...], arrays: dict[str, tp.Any], problems: list[str]) -> tp.Any:
     kind = type(value)
     if value is None or kind is bool:
         return value
@@ -60,35 +60,39 @@ def _encode(value: tp.Any, path: str, arrays: dict[str, tp.Any], problems: list[
         if set(map(type, value)) == {float} and all(map(math.isfinite, value)):  # a history may be long
             items = list(value)
         else:
-            items = [_encode(item, f"{path}[{index}]", arrays, problems) for index, item in enumerate(value)]
+            items = [_encode(item, (*path, index), arrays, problems) for index, item in enumerate(value)]
         return items if kind is list else {_KIND: "tuple", "items": items}
     if kind is dict:
         for key in value:
             if type(key) not in (str, int):
-                problems.append(f"{path}: the key {key!r} is a {type(key).__name__}. Keys are str or int.")
-        pairs = [[key, _encode(item, f"{path}[{key!r}]", arrays, problems)] for key, item in value.items()]
+                problems.append(f"{_shown(path)}: the key {key!r} is a {type(key).__name__}. Keys are str or int.")
+        pairs = [[key, _encode(item, (*path, key), arrays, problems)] for key, item in value.items()]
         if all(type(key) is str and key != _KIND and _is_unicode(key) for key in value):
             return dict(pairs)
         return {_KIND: "dict", "items": [[_encode(key, path, arrays, problems), item] for key, item in pairs]}
     if isinstance(value, jax.Array) or kind is np.ndarray or isinstance(value, np.generic):
         return _encode_array(value, path, arrays, problems)
-    problems.append(f"{path}: a {kind.__module__}.{kind.__qualname__} cannot be saved. There may be {_TYPES}.")
+    problems.append(f"{_shown(path)}: a {kind.__module__}.{kind.__qualname__} cannot be saved. There may be {_TYPES}.")
     return None
+
+
+def _shown(path: tuple[tp.Any, ...]) -> str:
+    return "extra" + "".join(f"[{part!r}]" for part in path)
 
 
 def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _encode_array(value: tp.Any, path: str, arrays: dict[str, tp.Any], problems: list[str]) -> tp.Any:
+def _encode_array(value: tp.Any, path: tuple[tp.Any, ...], arrays: dict[str, tp.Any], problems: list[str]) -> tp.Any:
     problem = file.why_not(value)
     if problem is not None:
-        problems.append(f"{path}: {problem}")
+        problems.append(f"{_shown(path)}: {problem}")
         return None
     name = str(len(arrays))
     arrays[name] = value
     if isinstance(value, jax.Array):
-        return {_KIND: "array", "name": name, "type": "jax", "weak": value.weak_type}
+        return {_KIND: "array", "name": name, "type": "jax", "weak": getattr(value, "weak_type", False)}
     kind = "numpy" if isinstance(value, np.ndarray) else "scalar"
     return {_KIND: "array", "name": name, "type": kind, "order": value.dtype.byteorder}
 

@@ -10,8 +10,7 @@ import operator
 import os
 import threading
 import typing as tp
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
@@ -19,6 +18,7 @@ from elegy.checkpoints import disk, file, folders, nested
 from elegy.checkpoints.file import Path, Rename, Tree
 from elegy.checkpoints.folders import Damaged, Folder, Manifest
 from elegy.errors import CheckpointError, CheckpointWarning
+from elegy.frames import warn
 from elegy.selections import Selection
 
 _EXTRA = "extra.safetensors"
@@ -60,8 +60,9 @@ class Checkpoints:
     - `backend`: what writes the arrays. `"safetensors"`: one file, as `elegy.save` makes it. `"orbax"`: a folder, by
       [Orbax](https://orbax.readthedocs.io), which must be installed. Either reads what the other wrote.
 
-    The attribute `directory` is the absolute path. By default `save` returns when it has copied the arrays, and a thread writes them. A program that ends waits for
-    that thread. `close` raises what went wrong in it, and so does the end of a `with` block.
+    By default `save` returns when it has copied the arrays, and a thread writes them. A program that ends waits for
+    that thread. `close` raises what went wrong in it, and so does the end of a `with` block. The attribute `directory`
+    is the absolute path.
 
     Several objects and processes may use one directory at once. Where JAX runs in several processes, the first one
     writes, and all may read; nobody waits for the others.
@@ -226,7 +227,7 @@ class Checkpoints:
         """Does what `wait` does. The object may still be used."""
         self.wait()
 
-    def __enter__(self) -> tp.Self:
+    def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, kind: tp.Any, error: BaseException | None, traceback: tp.Any) -> None:
@@ -286,7 +287,7 @@ class Checkpoints:
         ranked = self._ranked(dict(self._read_scores(current.values())))
         return ranked[0].step if ranked else None
 
-    def _read_scores(self, found: tp.Iterable[Folder]) -> Iterator[tuple[Folder, float | None]]:
+    def _read_scores(self, found: Iterable[Folder]) -> Iterator[tuple[Folder, float | None]]:
         """The folders that seem complete, with their scores."""
         for folder in found:
             try:
@@ -419,7 +420,7 @@ class Checkpoints:
 
 
 def _warn_of(folder: Folder, error: Exception) -> None:
-    warnings.warn(CheckpointWarning(f"{folder.path} is damaged, and is passed over: {error}."), stacklevel=4)
+    warn(CheckpointWarning(f"{folder.path} is damaged, and is passed over: {error}."))
 
 
 def _read_extra(folder: Folder, manifest: Manifest) -> tp.Any:
