@@ -29,6 +29,11 @@ def prepare() -> None:
 
 
 def _library() -> tp.Any:
+    if jax.process_count() > 1:
+        raise NotImplementedError(
+            "in several processes Orbax waits for all of them, and of elegy.Checkpoints only the first one writes.\n"
+            "  Write backend='safetensors', or use Orbax itself."
+        )
     for path in _PATHS:
         try:
             library = importlib.import_module(path)
@@ -49,15 +54,13 @@ def _function(library: tp.Any, name: str) -> tp.Any:
 
 def write(folder: str, content: file.Content) -> dict[str, disk.Written]:
     """Writes into a folder; returns the files that are there now."""
-    library, process = _library(), jax.process_index()
-    alone = library.options.MultiprocessingOptions(primary_host=process, active_processes={process})
+    library = _library()
     filled = {name: array for name, array in content.arrays.items() if array.size}
     empty = {name: [array.dtype.name, array.shape] for name, array in content.arrays.items() if not array.size}
     files = {}
     if filled:
         path = os.path.join(folder, _ARRAYS)
-        with library.Context(multiprocessing_options=alone):
-            disk.do(_function(library, "save"), path, filled)
+        disk.do(_function(library, "save"), path, filled)
         for inner, _, names in os.walk(path, topdown=False):
             for name in names:
                 written = os.path.join(inner, name)

@@ -1,6 +1,7 @@
 """Processes that are killed, that end while they write, and that write at the same time."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -111,6 +112,42 @@ def test_processes_that_are_killed_at_any_operation(tmp_path):
     assert returncode == 0, err
     assert int(out) > 40
     assert os.listdir(tmp_path) == ["step-1000000000"]
+
+
+def test_of_several_processes_of_jax_the_first_writes(tmp_path):
+    """An array that all of them have whole is saved by the first, and all of them read it."""
+    code = """
+        import sys
+        import jax
+        import numpy as np
+        import elegy
+
+        directory, address, process = sys.argv[1], sys.argv[2], int(sys.argv[3])
+        jax.distributed.initialize(address, num_processes=2, process_id=process)
+        everywhere = jax.sharding.NamedSharding(jax.make_mesh([2], ["x"]), jax.sharding.PartitionSpec())
+        array = jax.make_array_from_callback((3,), everywhere, lambda index: np.arange(3.0, dtype=np.float32)[index])
+        assert jax.process_count() == 2 and not array.is_fully_addressable
+        with elegy.Checkpoints(directory) as checkpoints:
+            checkpoints.save(process, {"w": array})
+        while not checkpoints.steps:
+            pass
+        assert checkpoints.steps == [0]
+        loaded, _ = checkpoints.load(like={"w": array})
+        assert loaded["w"].sharding == everywhere
+        assert list(np.asarray(loaded["w"])) == [0, 1, 2]
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), address]
+    processes = [
+        subprocess.Popen([*command, str(process)], stderr=subprocess.PIPE, text=True, env=environment)
+        for process in (0, 1)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert os.listdir(tmp_path) == ["step-0000000000"]
 
 
 @posix
