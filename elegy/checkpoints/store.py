@@ -58,7 +58,8 @@ class Checkpoints:
     - `direction`: which scores are better, those that are smaller (`"min"`) or greater (`"max"`). nan is the worst
       score, and of equal scores the earlier one is better. Checkpoints without a score are never the best.
     - `backend`: what writes the arrays. `"safetensors"`: one file, as `elegy.save` makes it. `"orbax"`: a folder, by
-      [Orbax](https://orbax.readthedocs.io), which must be installed. Either reads what the other wrote.
+      [Orbax](https://orbax.readthedocs.io), which must be installed, in a single process. Either reads what the other
+      wrote.
 
     By default `save` returns when it has copied the arrays, and a thread writes them. A program that ends waits for
     that thread. `close` raises what went wrong in it, and so does the end of a `with` block. The attribute `directory`
@@ -67,7 +68,8 @@ class Checkpoints:
     Several objects and processes may use one directory at once. Where JAX runs in several processes, the first one
     writes, and all may read; nobody waits for the others.
 
-    **Raises:** `ValueError` if an argument is none of the above; `ImportError` if Orbax is wanted and is not there.
+    **Raises:** `ValueError` if an argument is none of the above; `ImportError` if Orbax is wanted and is not there,
+    `NotImplementedError` if there are several processes.
 
     ```python
     import elegy
