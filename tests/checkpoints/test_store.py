@@ -57,6 +57,12 @@ class Gate:
 
         monkeypatch.setattr(disk, "do", wait)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.open.set()
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Round trips
@@ -467,7 +473,6 @@ def test_a_later_format_is_refused(tmp_path):
 
 
 def test_arrays_may_be_donated_and_changed_at_once(tmp_path, monkeypatch):
-    gate = Gate(monkeypatch)
     array, host, key = jnp.arange(300_000.0), np.arange(3.0), jax.random.key(3)
     sharding = jax.sharding.NamedSharding(jax.make_mesh([8], ["x"]), jax.sharding.PartitionSpec("x"))
     state = {"array": array, "host": host, "key": key, "spread": jax.device_put(jnp.arange(16.0), sharding)}
@@ -477,16 +482,16 @@ def test_arrays_may_be_donated_and_changed_at_once(tmp_path, monkeypatch):
 
     checkpoints = elegy.Checkpoints(tmp_path)
     extra = [jnp.arange(300_000.0)]
-    checkpoints.save(1, state, extra)
-    gate.reached.wait()
-    host[...] = 7
-    for donated in (array, state["spread"], extra[0]):
-        pointers = [shard.data.unsafe_buffer_pointer() for shard in donated.addressable_shards]
-        new = jax.jit(lambda x: x + 1, donate_argnums=0)(donated)
-        # The buffers were reused, which they are not while something else refers to them.
-        assert donated.is_deleted()
-        assert [shard.data.unsafe_buffer_pointer() for shard in new.addressable_shards] == pointers
-    gate.open.set()
+    with Gate(monkeypatch) as gate:
+        checkpoints.save(1, state, extra)
+        gate.reached.wait()
+        host[...] = 7
+        for donated in (array, state["spread"], extra[0]):
+            pointers = [shard.data.unsafe_buffer_pointer() for shard in donated.addressable_shards]
+            new = jax.jit(lambda x: x + 1, donate_argnums=0)(donated)
+            # The buffers were reused, which they are not while something else refers to them.
+            assert donated.is_deleted()
+            assert [shard.data.unsafe_buffer_pointer() for shard in new.addressable_shards] == pointers
 
     loaded, loaded_extra = checkpoints.load(like=like)
     assert_same(loaded, before)
@@ -494,19 +499,17 @@ def test_arrays_may_be_donated_and_changed_at_once(tmp_path, monkeypatch):
 
 
 def test_save_returns_before_the_checkpoint_is_written(tmp_path, monkeypatch):
-    gate = Gate(monkeypatch)
     checkpoints = elegy.Checkpoints(tmp_path)
-    checkpoints.save(1, tree(1))
-    gate.reached.wait()
-    assert elegy.Checkpoints(tmp_path).steps == []
-    gate.open.set()
+    with Gate(monkeypatch) as gate:
+        checkpoints.save(1, tree(1))
+        gate.reached.wait()
+        assert elegy.Checkpoints(tmp_path).steps == []
     checkpoints.wait()
     assert elegy.Checkpoints(tmp_path).steps == [1]
 
 
 def test_what_is_being_written_is_waited_for(tmp_path, monkeypatch):
     checkpoints = elegy.Checkpoints(tmp_path)
-    gate = Gate(monkeypatch)
     questions = [
         lambda: checkpoints.steps,
         checkpoints.latest,
@@ -519,12 +522,12 @@ def test_what_is_being_written_is_waited_for(tmp_path, monkeypatch):
     def ask(index):
         answers[index] = questions[index]()
 
-    checkpoints.save(3, tree(1), "extra", score=1)
-    gate.reached.wait()
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(questions))]
-    for thread in threads:
-        thread.start()
-    gate.open.set()
+    with Gate(monkeypatch) as gate:
+        checkpoints.save(3, tree(1), "extra", score=1)
+        gate.reached.wait()
+        threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(questions))]
+        for thread in threads:
+            thread.start()
     for thread in threads:
         thread.join()
     assert answers == [[3], 3, 3, "extra", "extra"]

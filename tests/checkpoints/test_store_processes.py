@@ -117,11 +117,13 @@ def test_processes_that_are_killed_at_any_operation(tmp_path):
 def test_of_several_processes_of_jax_the_first_writes(tmp_path):
     """An array that all of them have whole is saved by the first, and all of them read it."""
     code = """
-        import sys
+        import os, sys, traceback
         import jax
         import numpy as np
         import elegy
 
+        # At its end a process waits for the others, which wait for what this one failed to write.
+        sys.excepthook = lambda *error: (traceback.print_exception(*error), sys.stderr.flush(), os._exit(1))
         directory, address, process = sys.argv[1], sys.argv[2], int(sys.argv[3])
         jax.distributed.initialize(address, num_processes=2, process_id=process)
         everywhere = jax.sharding.NamedSharding(jax.make_mesh([2], ["x"]), jax.sharding.PartitionSpec())
@@ -145,8 +147,11 @@ def test_of_several_processes_of_jax_the_first_writes(tmp_path):
         subprocess.Popen([*command, str(process)], stderr=subprocess.PIPE, text=True, env=environment)
         for process in (0, 1)
     ]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    for process in processes:
+        _, errors = process.communicate()
+        if process.returncode:  # the other one would wait for ever
+            processes[1].kill()
+        assert process.returncode == 0, errors
     assert os.listdir(tmp_path) == ["step-0000000000"]
 
 
