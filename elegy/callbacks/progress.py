@@ -84,7 +84,7 @@ def _show(line: str) -> None:
 class PassLine:
     """One line for one pass over data, kept up to date on a terminal: what `evaluate` and `predict` show."""
 
-    def __init__(self, name: str, steps: int, verbose: int):
+    def __init__(self, name: str, steps: int | None, verbose: int):
         self._name = name
         self._steps = steps
         self._silent = _verbosity(verbose) == 0

@@ -1,7 +1,9 @@
-"""Batches of arrays: in which order they come, and what a step gets of them."""
+"""Batches, as steps get them: of arrays, in an order; and of what gives batches by itself."""
 
 from __future__ import annotations
 
+import abc
+import itertools
 import typing as tp
 from collections.abc import Callable, Iterator
 
@@ -9,29 +11,102 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from elegy.data import Source
 from elegy.model.data import Data
 from elegy.model.steps import Batch
 
+Order = Int[np.ndarray, "samples"] | None
+# At which step the batches that go together after so many steps have to end, at the latest; None: anywhere.
+Until = Callable[[int], int | None]
 
-class Feed:
+
+class Feed(abc.ABC):
+    """What a pass over data reads.
+
+    - `steps`, `samples`: how many there are in a pass; None if that is not known.
+    - `is_many`: whether a step gets several batches, to go through them in one loop.
+    - `varies`: whether batches may come in shapes that `example` does not tell.
+    - `source`: what gives batches by itself, and may have a state; None for arrays.
+    - `part`: for how many samples of a batch gradients are computed together; None: for all.
+    """
+
+    is_many: bool
+    varies: bool
+    source: Source | None
+
+    @property
+    @abc.abstractmethod
+    def part(self) -> int | None: ...
+
+    @property
+    @abc.abstractmethod
+    def steps(self) -> int | None: ...
+
+    @property
+    @abc.abstractmethod
+    def samples(self) -> int | None: ...
+
+    @abc.abstractmethod
+    def example(self) -> Data:
+        """A batch of the shape of most, of arrays or `jax.ShapeDtypeStruct`s."""
+
+    @abc.abstractmethod
+    def first(self, steps: int) -> Feed:
+        """The first batches alone."""
+
+    @abc.abstractmethod
+    def batches(
+        self, order: Order = None, epoch: int = 0, start: int = 0, until: Until = lambda made: None
+    ) -> Iterator[tuple[int, Batch]]:
+        """The batches of an epoch from the `start`-th on, each with how many steps it is.
+
+        **Arguments:**
+
+        - `order`: in which order the samples come, if that is not for the data to say.
+        """
+
+
+class Arrays(Feed):
     """Arrays, as batches.
 
     **Arguments:**
 
     - `data`: arrays of NumPy, whose batches are copied to the device one by one; or all of JAX, which are on the
       device already: a compiled step picks the samples of its batch.
-    - `batch_size`: of a step; the last batch has what remains.
+    - `batch_size`: the last batch has what remains.
+    - `joined`: how many batches make one of a step.
     - `together`: how many batches a compiled step goes through.
     - `pads`: whether a short last batch is filled up with samples that do not count.
+    - `most`: how many steps there are in a pass, if not all.
     """
 
-    def __init__(self, data: Data, batch_size: int, together: int = 1, pads: bool = False):
+    varies = False
+    source = None
+
+    def __init__(
+        self,
+        data: Data,
+        batch_size: int,
+        joined: int = 1,
+        together: int = 1,
+        pads: bool = False,
+        most: int | None = None,
+    ):
         self._data = data
-        self._batch_size = min(batch_size, data.size)
-        self._pads = pads and data.size % self._batch_size != 0
+        self._leaves, self._treedef = jax.tree.flatten(data)
+        self._given = batch_size, joined, together
+        self._batch_size = min(batch_size * joined, data.size)
+        self.is_short = data.size % self._batch_size != 0
+        self._pads = pads and self.is_short
+        self._most = most
         self.is_many = together > 1
         self._together = together
-        self._resident = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data))
+        self._resident = all(isinstance(leaf, jax.Array) for leaf in self._leaves)
+
+    @property
+    def part(self) -> int | None:
+        batch_size, joined, _ = self._given
+        return batch_size if joined > 1 else None
 
     @property
     def samples(self) -> int:
@@ -39,54 +114,44 @@ class Feed:
 
     @property
     def steps(self) -> int:
-        return -(-self._data.size // self._batch_size)
+        steps = -(-self._data.size // self._batch_size)
+        return steps if self._most is None else min(steps, self._most)
 
-    def first(self, steps: int) -> Feed:
-        """The first batches alone."""
+    def first(self, steps: int) -> Arrays:
         end = steps * self._batch_size
         data = jax.tree.map(lambda array: array[:end], self._data)
-        return Feed(data, self._batch_size, self._together, self._pads)
+        return Arrays(data, *self._given, self._pads)
+
+    def padded(self) -> Arrays:
+        """The same with a last batch that is filled up."""
+        return Arrays(self._data, *self._given, True, self._most)
 
     def example(self) -> Data:
-        """A batch of the shape of most."""
         shape = lambda leaf: jax.ShapeDtypeStruct((self._batch_size, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
         return jax.tree.map(shape, self._data)
 
-    def size_of(self, batch: Batch) -> int:
-        """How many samples of a single batch count."""
-        return len(jax.tree.leaves(batch.data)[0]) if batch.real is None else int(batch.real)
-
     def batches(
-        self,
-        order: Int[np.ndarray, "samples"] | None = None,
-        start: int = 0,
-        until: Callable[[int], int | None] = lambda made: None,
+        self, order: Order = None, epoch: int = 0, start: int = 0, until: Until = lambda made: None
     ) -> Iterator[tuple[int, Batch]]:
-        """The batches from the `start`-th on, each with how many steps it is.
-
-        **Arguments:**
-
-        - `order`: in which order the samples come.
-        - `until`: at which step the batches that go together after `made` steps have to end, at the latest.
-        """
-        size, made = self._batch_size, start
-        whole = self._data.size // size
-        while made < self.steps:
+        made, steps = start, self.steps
+        whole = steps if self._pads else self._data.size // self._batch_size
+        while made < steps:
             end = until(made)
             if end is not None and end <= made:
                 return
-            last = min(made + self._together, self.steps if self._pads else max(whole, made + 1), end or self.steps)
+            last = min(made + self._together, max(whole, made + 1), steps, steps if end is None else end)
             yield last - made, self._batch(order, made, last)
             made = last
 
-    def _batch(self, order: Int[np.ndarray, "samples"] | None, first: int, last: int) -> Batch:
+    def _batch(self, order: Order, first: int, last: int) -> Batch:
         """The batches from number `first` to before `last`, for one call of a step."""
         size = self._batch_size
         begin, end = first * size, min(last * size, self._data.size)
         real: tp.Any = None
         if not self._pads and not self.is_many and not self._resident:
-            chosen = slice(begin, end) if order is None else order[begin:end]
-            return Batch(jax.tree.map(lambda array: array[chosen], self._data))
+            if order is None:
+                return Batch(self._treedef.unflatten([leaf[begin:end] for leaf in self._leaves]))
+            return Batch(self._taken(order[begin:end]))
         chosen = np.arange(begin, end, dtype=np.int32) if order is None else order[begin:end].astype(np.int32)
         count = last - first
         if self._pads:
@@ -103,4 +168,127 @@ class Feed:
             real, counted = None if real is None else real[0], None
         if self._resident:
             return Batch(chosen, real, counted, self._data)
-        return Batch(jax.tree.map(lambda array: array[chosen], self._data), real, counted)
+        return Batch(self._taken(chosen), real, counted)
+
+    def _taken(self, chosen: np.ndarray) -> Data:
+        return self._treedef.unflatten([np.take(leaf, chosen, axis=0, mode="clip") for leaf in self._leaves])
+
+
+class Stream(Feed):
+    """What gives batches by itself.
+
+    **Arguments:**
+
+    - `source`: gives the batches.
+    - `joined`: how many batches make one of a step.
+    - `together`: how many batches a compiled step goes through; those that go together have one shape.
+    - `transform`: what becomes of each batch.
+    - `epoch`, `start`: where the first pass begins.
+    - `most`: how many steps there are in a pass, if not all.
+    """
+
+    varies = True
+
+    def __init__(
+        self,
+        source: Source,
+        joined: int = 1,
+        together: int = 1,
+        transform: Callable[[Data], Data] = lambda data: data,
+        epoch: int = 0,
+        start: int = 0,
+        most: int | None = None,
+    ):
+        self._source = self.source = source
+        self.is_many = together > 1
+        self._together = together
+        self._joined = joined
+        self._transform = transform
+        self._begin = epoch, start
+        self._most = most
+        self._part: int | None = None
+        # The pass that has begun, to know the shape of its batches.
+        self._begun: tuple[tuple[int, int], Data, Iterator[Data]] | None = None
+
+    @property
+    def samples(self) -> int | None:
+        return self._source.samples
+
+    @property
+    def steps(self) -> int | None:
+        steps = None if self._source.steps is None else -(-self._source.steps // self._joined)
+        return self._most if steps is None or (self._most is not None and self._most < steps) else steps
+
+    @property
+    def part(self) -> int | None:
+        if self._joined == 1:
+            return None
+        if self._part is None:
+            self.example()
+        return self._part
+
+    def first(self, steps: int) -> Stream:
+        return Stream(self._source, self._joined, self._together, self._transform, *self._begin, most=steps)
+
+    def example(self) -> Data:
+        if self._begun is None:
+            data = self._of_epoch(*self._begin)
+            first = next(data, None)
+            if first is None:
+                raise ValueError("there are no batches: the data ended before the first one.")
+            self._begun = self._begin, first, data
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._begun[1])
+
+    def batches(
+        self, order: Order = None, epoch: int = 0, start: int = 0, until: Until = lambda made: None
+    ) -> Iterator[tuple[int, Batch]]:
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == (epoch, start):
+            data: Iterator[Data] = itertools.chain([begun[1]], begun[2])
+        else:
+            data = self._of_epoch(epoch, start)
+        if self._most is not None:
+            data = itertools.islice(data, self._most - start)
+        self._begin = epoch + 1, 0
+        if not self.is_many:
+            for made, batch in enumerate(data, start):
+                end = until(made)
+                if end is not None and end <= made:
+                    return
+                yield 1, Batch(batch)
+            return
+        yield from self._stacked(data, start, until)
+
+    def _of_epoch(self, epoch: int, start: int) -> Iterator[Data]:
+        parts: list[Data] = []
+        for batch in self._source.batches(epoch, start * self._joined):
+            parts.append(self._transform(Data(*batch)))
+            self._part = self._part or parts[0].size
+            if len(parts) == self._joined:
+                yield _concatenated(parts)
+                parts = []
+        if parts:
+            yield _concatenated(parts)
+
+    def _stacked(self, data: Iterator[Data], made: int, until: Until) -> Iterator[tuple[int, Batch]]:
+        waiting: list[Data] = []
+        for batch in itertools.chain(data, [None]):
+            end = until(made)
+            full = len(waiting) == min(self._together, self._together if end is None else max(end - made, 0))
+            if waiting and (batch is None or full or _shapes(batch) != _shapes(waiting[0])):
+                count = len(waiting)
+                rows = waiting + [waiting[0]] * (self._together - count)
+                stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+                yield count, Batch(stacked, None, np.asarray(count, np.int32))
+                made, waiting = made + count, []
+            if batch is None or (end is not None and end <= made):
+                return
+            waiting.append(batch)
+
+
+def _concatenated(parts: list[Data]) -> Data:
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _shapes(data: Data) -> tp.Any:
+    return jax.tree.structure(data), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(data)]

@@ -7,16 +7,16 @@ import typing as tp
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree, Shaped
 
 from elegy.errors import SortedDataWarning
 from elegy.frames import warn
-from elegy.habits import MISSING
 from elegy.module import Module
 from elegy.state import training
 
-Samples = Shaped[np.ndarray, "samples *shape"]
+Samples = Shaped[np.ndarray, "samples *shape"] | Shaped[jax.Array, "samples *shape"]
 
 
 class Data(tp.NamedTuple):
@@ -34,9 +34,7 @@ class Data(tp.NamedTuple):
 
 def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
     """Checks arrays, and brings them to the dtypes that JAX computes with."""
-    if y is None:
-        _refuse_batches(x)
-    data = Data(_as_arrays("x", x), _as_arrays("y", y), _as_arrays("sample_weight", sample_weight))
+    data = on_one_side(Data(_as_arrays("x", x), _as_arrays("y", y), _as_arrays("sample_weight", sample_weight)))
     if not jax.tree.leaves(data.x):
         raise ValueError("x holds no array: give an array, or a tuple or dict of arrays.")
     lengths = {_path(path): len(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(data)[0]}
@@ -49,24 +47,19 @@ def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
     return data
 
 
-def _refuse_batches(x: tp.Any) -> None:
-    """Refuses what gives batches one by one, and a list of batches, which would be one argument of the module."""
-    if hasattr(x, "__iter__") and not hasattr(x, "__array__") and not isinstance(x, (str, Sequence, Mapping)):
-        raise TypeError(
-            f"x is a {type(x).__name__}: give an array, or a tuple or dict of arrays.\n"
-            f"  Data from generators and loaders are not here yet ({MISSING})."
-        )
-    if isinstance(x, list) and x and all(isinstance(item, (tuple, list)) and 2 <= len(item) <= 3 for item in x):
-        what = "(x, y)" if len(x[0]) == 2 else "(x, y, sample_weight)"
-        raise TypeError(
-            f"x is a list of {len(x)} {type(x[0]).__name__}{'s' * (len(x) > 1)}, as {what} or batches of it are: a "
-            "Model takes whole arrays, and makes the batches itself.\n"
-            "  Give the arrays, as in fit(x, y, batch_size=32); np.concatenate joins those of batches."
-        )
+def gives_batches(x: tp.Any) -> bool:
+    """Whether `x` is no array, and no tuple or dict of arrays, but gives batches one by one."""
+    if isinstance(x, list):
+        return bool(x) and all(isinstance(item, (tuple, list)) and 1 <= len(item) <= 3 for item in x)
+    return (
+        (hasattr(x, "__iter__") or callable(x))
+        and not hasattr(x, "__array__")
+        and not isinstance(x, (str, Sequence, Mapping))
+    )
 
 
 def _as_arrays(name: str, tree: tp.Any) -> tp.Any:
-    def convert(path: tp.Any, leaf: tp.Any) -> np.ndarray:
+    def convert(path: tp.Any, leaf: tp.Any) -> tp.Any:
         where = name + jax.tree_util.keystr(path)
         if not hasattr(leaf, "__array__"):
             raise TypeError(f"{where} is a {type(leaf).__name__}: give an array, or a tuple or dict of arrays.")
@@ -75,14 +68,24 @@ def _as_arrays(name: str, tree: tp.Any) -> tp.Any:
                 f"{where} is a masked array, and would lose its mask.\n  Give its data, {where}.data, and say by "
                 "sample_weight, or by one more input, what is masked."
             )
-        array = np.asarray(leaf)
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         if array.ndim == 0:
             raise ValueError(f"{where} is a scalar: its first axis must be that of the samples.")
+        if isinstance(array, jax.Array):
+            return array
         if array.dtype.kind in "OSUMm":
             raise TypeError(f"{where} has dtype {array.dtype}, with which JAX cannot compute.")
         return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
     return jax.tree_util.tree_map_with_path(convert, tree)
+
+
+def on_one_side(data: Data) -> Data:
+    """The data with arrays of JAX, if all are, else with arrays of NumPy."""
+    leaves = jax.tree.leaves(data)
+    if all(isinstance(leaf, jax.Array) for leaf in leaves):
+        return data
+    return jax.tree.map(np.asarray, data)
 
 
 def _path(path: tp.Any) -> str:
@@ -107,6 +110,7 @@ def split(data: Data, fraction: float) -> tuple[Data, Data]:
 def _require_unsorted(y: tp.Any, at: int, fraction: float) -> None:
     """Warns if targets are labels of classes in ascending order, so that the samples from `at` on are of the last."""
     labels: tp.Any = None
+    y = np.asarray(y) if isinstance(y, jax.Array) else y
     if isinstance(y, np.ndarray) and y.dtype.kind in "ui" and y.shape[1:] in ((), (1,)):
         labels = y.reshape(-1)
     elif isinstance(y, np.ndarray) and y.ndim == 2 and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all():
@@ -129,6 +133,8 @@ def with_class_weight(data: Data, class_weight: tp.Any) -> Data:
     """
     if class_weight is None:
         return data
+    resident = isinstance(data.y, jax.Array)
+    data = data._replace(y=np.asarray(data.y)) if resident else data
     weights = _by_class(class_weight)
     labels, classes = _labels(data.y)
     unknown = [label for label in weights if classes is not None and label >= classes]
@@ -139,9 +145,11 @@ def with_class_weight(data: Data, class_weight: tp.Any) -> Data:
     used, places = np.unique(labels, return_inverse=True)
     found = np.asarray([weights.get(int(label), 1.0) for label in used], np.float32)[places].reshape(labels.shape)
     if data.sample_weight is not None:
-        given = data.sample_weight
+        given = np.asarray(data.sample_weight)
         found = found.reshape(found.shape + (1,) * (given.ndim - found.ndim))
         found = found * given.reshape(given.shape + (1,) * (found.ndim - given.ndim)).astype(np.float32)
+    if resident:
+        return data._replace(y=jnp.asarray(data.y), sample_weight=jnp.asarray(found))
     return data._replace(sample_weight=found)
 
 
@@ -176,6 +184,12 @@ def _labels(y: tp.Any) -> tuple[np.ndarray, int | None]:
     if y.dtype.kind in "bui":
         return y.astype(np.int64), None
     if y.ndim > 1 and y.shape[-1] > 1:
+        if not (y >= 0).all() or not np.allclose(y.sum(axis=-1, dtype=np.float64), 1, atol=1e-3):
+            raise ValueError(
+                f"class_weight: the targets are rows of {y.shape[-1]} numbers which are no probabilities of classes: "
+                "some are negative, or a row does not add up to 1.\n  Give sample_weight instead, a number for each "
+                "sample or for each value."
+            )
         return y.argmax(axis=-1), y.shape[-1]
     if not (y == np.round(y)).all():
         raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 from elegy.callbacks.calling import Callbacks, EpochLogs, LazyLogs
 from elegy.callbacks.progress import PassLine
 from elegy.hooks import numbered
-from elegy.model.batches import Feed
+from elegy.model.batches import Arrays, Feed
 from elegy.model.steps import Program
 from elegy.transaction import structure
 
@@ -34,7 +34,6 @@ class Plan:
     - `validates`: whether there is a validation after an epoch, counted from 0.
     - `validate_every`: after how many steps there is one besides, within an epoch; None: after none.
     - `sanity_steps`: on how many batches of the validation data to try the validation before all else.
-    - `part`: for how many samples of a batch gradients are computed together; None: for all.
     - `shuffle`: whether the samples come in another order in each epoch.
     """
 
@@ -44,7 +43,6 @@ class Plan:
     validates: Callable[[int], bool]
     validate_every: int | None
     sanity_steps: int
-    part: int | None
     shuffle: bool
 
 
@@ -62,7 +60,7 @@ def fit(model: Model, feed: Feed, validation: Feed | None, callbacks: Callbacks,
         while (plan.epochs is None or epoch < plan.epochs) and (plan.max_steps is None or done < plan.max_steps):
             callbacks.epoch_begin(epoch)
             training = Training(model, feed, validation, callbacks, plan, interrupted)
-            logs = training.epoch(done)
+            logs = training.epoch(epoch, done)
             done += training.made
             if (rate := model.optimizer.learning_rate) is not None:
                 logs.setdefault("learning_rate", float(rate))
@@ -107,15 +105,16 @@ class Training:
         self.tested: Logs | None = None
         self.is_validated = False
 
-    def epoch(self, done: int) -> Logs:
-        """Makes the steps of an epoch, after `done` before it. **Returns:** the means over its samples."""
+    def epoch(self, epoch: int, done: int) -> Logs:
+        """Makes the steps of an epoch, after `done` of those before it. **Returns:** the means over its samples."""
         model, callbacks, plan = self._model, self._callbacks, self._plan
         eagerly = model.run_eagerly
         program = _program(model, self._feed, callbacks, plan)
-        order = model._next_order(self._feed.samples)
-        batches = self._feed.batches(order if plan.shuffle else None, until=self._until(done))
+        order = model._next_order(self._feed.samples if plan.shuffle else None)
         with program.tracing.telling(None if eagerly else callbacks.compiling), _restored(model, program):
             carry = program.start(self._feed.example(), model.steps)
+            feed = filled(program, self._feed)
+            batches = feed.batches(order, epoch, until=self._until(done))
             adapted = structure.version
             number, steps = -1, model.steps
             for count, batch in batches:
@@ -127,6 +126,8 @@ class Training:
                 if structure.version is not adapted:  # a part was frozen, or thawed
                     model._adapt()
                     adapted = structure.version
+                if feed.varies:
+                    program.start(batch.example(), model.steps)  # initialises what this shape needs
                 with model._turn:
                     if program.donates and callbacks.kept:
                         program.renew()
@@ -166,7 +167,14 @@ class Training:
 
 def _program(model: Model, feed: Feed, callbacks: Callbacks, plan: Plan) -> Program:
     donates = model._donates and not model.run_eagerly and not callbacks.see_module and not _debugging()
-    return model._program("train", plan.part, feed.is_many, donates, callbacks.in_steps)
+    return model._program("train", feed.part, feed.is_many, donates, callbacks.in_steps)
+
+
+def filled(program: Program, feed: Feed) -> Feed:
+    """With a short last batch that is filled up, if that makes no difference: else it is compiled on its own."""
+    if isinstance(feed, Arrays) and feed.is_short and program.can_pad(feed.example()):
+        return feed.padded()
+    return feed
 
 
 def _debugging() -> bool:
@@ -204,11 +212,14 @@ def evaluate(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Interr
     with program.tracing.telling(None if eagerly else callbacks.compiling):
         with model._turn:
             carry = program.start(feed.example(), 0)
+            feed = filled(program, feed)
         number = -1
         for count, batch in feed.batches():
             number += count
             callbacks.test_batch_begin(number)
             with model._turn:
+                if feed.varies:
+                    program.start(batch.example(), 0)
                 carry = program(carry, batch, eagerly)
             if callbacks.of_test_batches:
                 callbacks.test_batch_end(number, LazyLogs(carry.logs))
@@ -228,13 +239,15 @@ def predict(model: Model, feed: Feed, line: PassLine) -> tp.Any:
     with program.tracing.telling(None if eagerly else line.compiling):
         with model._turn:
             carry = program.start(feed.example(), 0)
+            feed = filled(program, feed)
         for number, (_, batch) in enumerate(feed.batches()):
             # One batch stays behind, so that the device has work while another is copied from it.
             ready = waiting
             with model._turn:
                 carry, outputs = program(carry, batch, eagerly)
-            waiting = outputs, feed.size_of(batch)
-            _require_samples(outputs, batch)
+            size = len(jax.tree.leaves(batch.data)[0])
+            waiting = outputs, size if batch.real is None else int(batch.real)
+            _require_samples(outputs, size)
             if ready is not None:
                 done.append(_fetched(*ready))
             line.done(number + 1)
@@ -246,8 +259,7 @@ def _fetched(outputs: tp.Any, size: int) -> tp.Any:
     return jax.tree.map(lambda leaf: leaf[:size], jax.device_get(outputs))
 
 
-def _require_samples(outputs: tp.Any, batch: tp.Any) -> None:
-    size = len(jax.tree.leaves(batch.data)[0])
+def _require_samples(outputs: tp.Any, size: int) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(outputs)[0]:
         if jax.numpy.shape(leaf)[:1] != (size,):
             raise ValueError(

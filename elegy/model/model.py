@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,11 +15,12 @@ from elegy.callbacks import Callback, History
 from elegy.callbacks.calling import Callbacks
 from elegy.callbacks.ema import Average
 from elegy.callbacks.progress import PassLine, progress
+from elegy.data import as_source
 from elegy.habits import optimizer_for
 from elegy.layout import nodes_in
-from elegy.model import loop
+from elegy.model import batches, loop
 from elegy.model.batches import Feed
-from elegy.model.data import Data, arguments_of, as_data, split, with_class_weight
+from elegy.model.data import Data, arguments_of, as_data, gives_batches, split, with_class_weight
 from elegy.model.foreign import as_module
 from elegy.model.gradients import differentiated, value_fn, valued
 from elegy.model.objectives import Losses, Metrics, accepted, require_targets
@@ -323,27 +325,63 @@ class Model:
         are not compiled again for a new one."""
         return self._averages.setdefault(float(decay), Average(decay))
 
-    def _next_order(self, size: int) -> np.ndarray:
-        """The order of the samples in the epoch that begins: a function of the seed and of how many there were."""
+    def _has_default_steps(self, kind: str) -> bool:
+        """Whether a kind of step is computed from `pred_step` and `loss_step`, and by nothing else."""
+        names = {"train": ("train_step", "test_step"), "test": ("test_step",)}.get(kind, ())
+        return all(getattr(type(self), name) is getattr(Model, name) for name in names)
+
+    def _next_order(self, size: int | None) -> np.ndarray | None:
+        """The order of the samples in the epoch that begins: a function of the seed and of how many there were. None
+        if they are not to be shuffled."""
         number, self._orders = self._orders, self._orders + 1
-        return np.random.default_rng([self._seed, number]).permutation(size)
+        return None if size is None else np.random.default_rng([self._seed, number]).permutation(size)
+
+    def _feed(
+        self,
+        x: Arrays,
+        y: Arrays | None,
+        sample_weight: tp.Any,
+        batch_size: int | None,
+        *,
+        class_weight: tp.Any = None,
+        joined: int = 1,
+        together: int = 1,
+        most: int | None = None,
+        single_pass: bool = False,
+        epoch: int = 0,
+    ) -> Feed:
+        """The batches of data: `joined` of them make one of a step, and `together` steps are one loop."""
+        if not gives_batches(x):
+            data = with_class_weight(self._data(x, y, sample_weight), class_weight)
+            return batches.Arrays(data, batch_size or 32, joined, together, most=most)
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                "x gives batches, and y or sample_weight was given besides: a batch is (x, y) or (x, y, sample_weight)."
+            )
+        steps = None if most is None else most * joined
+        source = as_source(x, steps_per_epoch=steps, batch_size=batch_size, single_pass=single_pass)
+        transform = functools.partial(with_class_weight, class_weight=class_weight)
+        return batches.Stream(source, joined, together, transform, epoch=epoch)
 
     def fit(
         self,
         x: Arrays,
         y: Arrays | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         epochs: int | None = None,
         verbose: int = 1,
         callbacks: Iterable[Callback] = (),
         validation_split: float = 0.0,
-        validation_data: tuple[Arrays, ...] | None = None,
-        shuffle: bool = True,
+        validation_data: tp.Any = None,
+        shuffle: bool | None = None,
         sample_weight: tp.Any = None,
         initial_epoch: int = 0,
         class_weight: tp.Any = None,
         validation_freq: tp.Any = 1,
         *,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
         max_steps: int | None = None,
         validate_every: int | None = None,
         sanity_steps: int = 0,
@@ -443,33 +481,48 @@ class Model:
         """
         _require_list(callbacks)
         shown = progress(verbose)
-        for name, value in {
-            "batch_size": batch_size,
-            "accumulate": accumulate,
-            "steps_per_execution": steps_per_execution,
-        }.items():
-            _require_positive(name, value)
-        for name, value in {
-            "max_steps": max_steps,
-            "validate_every": validate_every,
-            "overfit_batches": overfit_batches,
-        }.items():
-            if value is not None:
-                _require_positive(name, value)
+        _require_optional(
+            batch_size=batch_size,
+            accumulate=accumulate,
+            steps_per_execution=steps_per_execution,
+            max_steps=max_steps,
+            validate_every=validate_every,
+            overfit_batches=overfit_batches,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+        )
         epochs = 1 if epochs is None and max_steps is None else epochs
         for name, value in {"epochs": epochs, "initial_epoch": initial_epoch, "sanity_steps": sanity_steps}.items():
             if value is not None:
                 _require_positive(name, value, least=0)
-        data = self._data(x, y, sample_weight)
-        validation: Data | None = None
-        if validation_data is not None:
+        if gives_batches(x):
             if validation_split:
+                raise ValueError("validation_split is for arrays: give validation_data=, which may give batches too.")
+            if shuffle:
+                raise ValueError("x gives batches, which are not shuffled here: shuffle where they are made.")
+        validation: tp.Any = validation_data
+        if validation_split:
+            if validation_data is not None:
                 raise ValueError("validation_split and validation_data were both given: give one of them.")
-            validation = _validation(validation_data)
-        elif validation_split:
-            data, validation = split(data, validation_split)
-        feed = Feed(with_class_weight(data, class_weight), batch_size * accumulate, steps_per_execution)
-        tested = None if validation is None else Feed(validation, batch_size)
+            (x, y, sample_weight), validation = split(self._data(x, y, sample_weight), validation_split)
+        feed = self._feed(
+            x,
+            y,
+            sample_weight,
+            batch_size,
+            class_weight=class_weight,
+            joined=accumulate,
+            together=steps_per_execution,
+            most=steps_per_epoch,
+            epoch=initial_epoch,
+        )
+        tested: Feed | None = None
+        if validation is not None:
+            parts = (validation,) if gives_batches(validation) else _validation(validation)
+            size = validation_batch_size or (None if gives_batches(validation) else batch_size)
+            given, targets, weights = (*parts, None, None)[:3]
+            tested = self._feed(given, targets, weights, size, most=validation_steps)
         if validate_every and tested is None:
             raise ValueError("validate_every was given, and there are no validation data: give validation_data=.")
         if overfit_batches is not None:
@@ -488,11 +541,11 @@ class Model:
         if not is_validated and tested is not None and max(epochs or 0, initial_epoch) > initial_epoch:
             _require_unwatched(callbacks, f"validation_freq={validation_freq!r} leaves out each of the {epochs} epochs")
         if self._steps == 0:
-            self._steps, self._orders = initial_epoch * feed.steps, initial_epoch
+            self._steps, self._orders = initial_epoch * (feed.steps or 0), initial_epoch
         params = {
             "epochs": epochs,
             "initial_epoch": initial_epoch,
-            "batch_size": batch_size,
+            "batch_size": batch_size or 32,
             "samples": feed.samples,
             "steps": feed.steps,
         }
@@ -503,8 +556,7 @@ class Model:
             validates,
             validate_every,
             sanity_steps,
-            batch_size if accumulate > 1 else None,
-            shuffle,
+            shuffle is not False and feed.source is None,
         )
         history, before = History(), self.stop_training
         everything = Callbacks([history, *callbacks, *shown], self, params)
@@ -542,7 +594,7 @@ class Model:
         ```
         """
         data = with_class_weight(self._data(x, y, sample_weight), class_weight)
-        feed = Feed(data, data.size)
+        feed = batches.Arrays(data, data.size)
         with shortened():
             eagerly = self.run_eagerly
             program = self._program("train", donates=self._donates and not eagerly)
@@ -568,10 +620,11 @@ class Model:
         self,
         x: Arrays,
         y: Arrays | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         sample_weight: tp.Any = None,
         verbose: int = 0,
         callbacks: Iterable[Callback] = (),
+        steps: int | None = None,
     ) -> dict[str, float]:
         """The losses and metrics of data, with `elegy.training()` false. The model stays as it is, but a module that is
         not initialised yet gets its parameters.
@@ -582,10 +635,10 @@ class Model:
         **Returns:** a float for each name: means over samples; the values of a `Metric` are its own. Without any loss
         there is no `"loss"`.
         """
-        _require_positive("batch_size", batch_size)
+        _require_optional(batch_size=batch_size, steps=steps)
         _require_list(callbacks)
-        feed = Feed(self._data(x, y, sample_weight), batch_size)
-        params = {"batch_size": batch_size, "samples": feed.samples, "steps": feed.steps}
+        feed = self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=True)
+        params = {"batch_size": batch_size or 32, "samples": feed.samples, "steps": feed.steps}
         line = PassLine("Evaluate", feed.steps, verbose)
         everything = Callbacks([*callbacks, *line.callbacks()], self, params)
         with shortened(), line.shown() as logs:
@@ -595,7 +648,7 @@ class Model:
                 everything.close()
         return logs
 
-    def predict(self, x: Arrays, batch_size: int = 32, verbose: int = 0) -> tp.Any:
+    def predict(self, x: Arrays, batch_size: int | None = None, verbose: int = 0, steps: int | None = None) -> tp.Any:
         """The outputs of the module, with `elegy.training()` false. The model stays as it is, but a module that is not
         initialised yet gets its parameters.
 
@@ -604,8 +657,11 @@ class Model:
         **Returns:** what the module returns, in NumPy arrays for all samples. Several threads may predict at once.
         Where the module draws random numbers, they are the same in each call.
         """
-        _require_positive("batch_size", batch_size)
-        feed = Feed(as_data(x), batch_size)
+        _require_optional(batch_size=batch_size, steps=steps)
+        if gives_batches(x):
+            feed = self._feed(x, None, None, batch_size, most=steps, single_pass=True)
+        else:
+            feed = batches.Arrays(as_data(x), batch_size or 32, most=steps)
         line = PassLine("Predict", feed.steps, verbose)
         with shortened(), line.shown():
             return loop.predict(self, feed, line)
@@ -686,15 +742,23 @@ def _require_positive(name: str, value: tp.Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be {kind}, got {value!r}.")
 
 
+def _require_optional(**values: tp.Any) -> None:
+    for name, value in values.items():
+        if value is not None:
+            _require_positive(name, value)
+
+
 def _require_list(callbacks: tp.Any) -> None:
     if isinstance(callbacks, Callback):
         raise TypeError("callbacks is a list of callbacks, got one: callbacks=[callback].")
 
 
-def _validation(data: tp.Any) -> Data:
+def _validation(data: tp.Any) -> tuple[tp.Any, ...]:
     if not isinstance(data, (tuple, list)) or not 1 <= len(data) <= 3:
-        raise ValueError("validation_data must be a tuple (x, y) or (x, y, sample_weight).")
-    return as_data(*data)
+        raise ValueError(
+            "validation_data must be a tuple (x, y) or (x, y, sample_weight), or give batches, as x of fit may."
+        )
+    return tuple(data)
 
 
 @contextlib.contextmanager

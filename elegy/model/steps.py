@@ -25,7 +25,8 @@ from elegy.draws import rng_context
 from elegy.initialise import run_init_pass
 from elegy.layout import nodes_in, walk
 from elegy.model.data import Data
-from elegy.model.objectives import Metrics, Scalars, Weighted, add_values
+from elegy.model.objectives import Metrics, NotMaskable, Scalars, Weighted, add_values
+from elegy.model.rows import leaks_of
 from elegy.pytree import layout_of
 from elegy.random import RNG, fold_in_path
 from elegy.state import sample_mask_context, training_context, transact
@@ -219,6 +220,12 @@ class Batch(tp.NamedTuple):
     count: tp.Any = None
     source: Data | None = None
 
+    def example(self) -> Data:
+        """A single batch of this shape."""
+        first = 0 if self.count is None else 1
+        shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[first:], leaf.dtype)  # noqa: E731
+        return jax.tree.map(shape, self.data)
+
 
 class Program:
     """One kind of step, for the modules of one model.
@@ -263,6 +270,7 @@ class Program:
         self._starts: dict[tp.Any, tuple[tp.Any, ...]] = {}
         self._structures: dict[tp.Any, Structure] = {}
         self._latest: tuple[tp.Any, ...] | None = None
+        self._pads: tuple[tp.Any, bool] | None = None
         one = functools.partial(_one, self._model, kind, seed, self.tracing, part, followers)
         if kind != "train":
             one = functools.partial(_unchanged, one, self._threaded)
@@ -286,6 +294,42 @@ class Program:
             return found
 
         return transact(run)
+
+    def can_pad(self, batch: Data) -> bool:
+        """Whether samples can be added to a batch, and be left out of everything that is computed of it.
+
+        **Arguments:**
+
+        - `batch`: as for `start`, which was called before.
+        """
+        model = self._model()
+        assert model is not None and self._latest is not None
+        if self._part is not None or not model._has_default_steps(self.kind):
+            return False
+        key = self._latest[:2]
+        if self._pads is None or self._pads[0] != key:
+            self._pads = key, self._leaks(model, batch) is None
+        return self._pads[1]
+
+    def _leaks(self, model: Model, batch: Data) -> str | None:
+        assert self._latest is not None
+        structure, metrics = self._latest[2], [jnp.asarray(leaf) for leaf in self._latest[5]]
+
+        def evaluate(mask: tp.Any, batch: Data) -> tp.Any:
+            counting = model._metrics if structure is None else structure.treedef.unflatten(metrics)
+            step = Running(model, counting, None)
+            with _run_by(step), training_context(self.kind == "train"), sample_mask_context(mask):
+                if self.kind == "predict":
+                    outputs = model.pred_step(batch.x)
+                    return jax.tree.map(lambda leaf: _without_padding(leaf, mask), outputs)
+                values = _values(model, "test_step", model.test_step(*batch))
+                return _summed(jnp.sum(mask), values), _stacked([*step.so_far.values()]), jax.tree.leaves(counting)
+
+        try:
+            mask = jax.ShapeDtypeStruct([batch.size], np.bool_)
+            return leaks_of(evaluate, self._roots, mask, batch)
+        except NotMaskable as error:
+            return str(error)
 
     def read(self) -> list[tp.Any]:
         """The arrays of the modules."""
@@ -375,6 +419,13 @@ class Program:
 
 _SMALL = 1 << 16  # bytes
 _copied = jax.jit(lambda arrays: [jnp.copy(array) for array in arrays])
+
+
+def _without_padding(outputs: tp.Any, mask: tp.Any) -> tp.Any:
+    if jnp.shape(outputs)[:1] != mask.shape:
+        raise NotMaskable("an output has no axis of samples")
+    shape = mask.shape + (1,) * (outputs.ndim - 1)
+    return jnp.where(mask.reshape(shape), outputs, jnp.zeros_like(outputs))
 
 
 def _named(function: Callable[..., tp.Any], kind: str) -> Callable[..., tp.Any]:

@@ -25,7 +25,7 @@ from jax.core import Tracer
 import elegy
 from elegy.callbacks import progress
 from elegy.model import Callback, steps
-from elegy.model.batches import Feed
+from elegy.model.batches import Arrays
 from tests.helpers import assert_close
 
 
@@ -480,7 +480,9 @@ def test_validation_data_have_no_class_weights():
         ({}, np.zeros(4, int), TypeError, "got {}"),
         ({0: 1.0}, {"a": np.zeros(4, int)}, TypeError, "one array of targets, and y is a dict.*\n.*sample_weight"),
         ({0: 1.0}, np.full([4], 0.5, np.float32), ValueError, "no labels of classes.*\n.*sample_weight"),
-        ({3: 1.0}, np.eye(4, 3, dtype=np.float32), ValueError, "a weight for class 3, and y has 3 columns"),
+        ({3: 1.0}, np.eye(3, dtype=np.float32)[[0, 1, 2, 0]], ValueError, "a weight for class 3, and y has 3 columns"),
+        ({0: 1.0}, np.ones([4, 3], np.float32), ValueError, "no probabilities of classes"),
+        ({0: 1.0}, np.full([4, 2], [-1, 2], np.float32), ValueError, "no probabilities of classes"),
     ],
     ids=range(10),
 )
@@ -1343,7 +1345,7 @@ def test_an_interrupt_leaves_the_last_completed_step(watched):
     reference = mlp().init(x, rng=1)
 
     model = make_model(module)
-    batches = Feed.batches
+    batches = Arrays.batches
 
     def interrupted(*args, **options):
         for number, batch in enumerate(batches(*args, **options)):
@@ -1356,7 +1358,7 @@ def test_an_interrupt_leaves_the_last_completed_step(watched):
             pass
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Feed, "batches", interrupted)
+        patch.setattr(Arrays, "batches", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.fit(x, y, batch_size=8, shuffle=False, verbose=0, callbacks=[Watch()] if watched else [])
     make_model(reference).fit(x[:24], y[:24], batch_size=8, shuffle=False, verbose=0)
@@ -1628,9 +1630,10 @@ def test_layers_that_only_some_batches_use():
     model = make_model(Net())
     model.predict(x[:8])
     assert model.module.linear.initialized and not model.module.linear_1.initialized
-    model.fit(x, y, batch_size=8, verbose=0)  # creates the layer of the batch of 4, and state for it
+    model.fit(x, y, batch_size=4, verbose=0)  # creates the layer of the batches of 4, and state for it
     before = model.module.get_parameters()
-    model.fit(x, y, batch_size=8, verbose=0)
+    model.fit(x[:16], y[:16], batch_size=8, verbose=0)
+    model.fit(x, y, batch_size=4, verbose=0)
     for layer in ("linear", "linear_1"):
         assert not np.array_equal(model.module.get_parameters()[layer]["w"], before[layer]["w"])
 
