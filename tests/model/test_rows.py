@@ -2,7 +2,6 @@
 answer is compared with what happens."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -638,11 +637,6 @@ def outcome(seed):
 PROGRAMS = 400
 
 
-def wrong(seeds):
-    """The programs of which the analysis says that nothing leaks, and something does."""
-    return [seed for seed in seeds if outcome(seed)[1]]
-
-
 @pytest.mark.parametrize("part", range(4))
 def test_what_the_analysis_calls_clean_does_not_depend_on_padded_rows(part, default_promotion):
     found = [outcome(seed) for seed in range(part, PROGRAMS, 4)]
@@ -680,10 +674,10 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_rule_is_caught_by_random_programs(name, monkeypatch, default_promotion):
     monkeypatch.setitem(rows._RULES, name, BROKEN[name])
-    assert any(itertools.islice(filter(None, (outcome_or_crash(seed) for seed in range(PROGRAMS))), 1))
+    assert any(shows_a_broken_rule(seed) for seed in range(PROGRAMS))
 
 
-def outcome_or_crash(seed):
+def shows_a_broken_rule(seed):
     """Whether a program shows that a rule is broken: a place that an array does not have is one way."""
     try:
         return outcome(seed)[1]
