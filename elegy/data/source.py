@@ -73,13 +73,41 @@ class Source(abc.ABC):
             raise ValueError(f"a {type(self).__name__} has no state to set: its get_state gives None.")
 
 
+class _Reports:
+    """What is wrong with the data, as it comes to light."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._told: set[type] = set()
+
+    def empty(self) -> ValueError:
+        return ValueError(
+            f"{self._name} gave no batches when it was gone through.\n  If it gives the same iterator each time, that "
+            "is at its end after the first time: give a function that makes it anew."
+        )
+
+    def check_count(self, found: int, promised: int | None) -> None:
+        if promised is not None and found != promised:
+            self.warn_once(
+                BatchCountWarning(
+                    f"{self._name}: len() says that it has {promised} batches, and a pass gave {found}.\n"
+                    "  What was planned by the number of steps, such as a learning rate, is off by as much."
+                )
+            )
+
+    def warn_once(self, warning: Warning) -> None:
+        if type(warning) not in self._told:
+            self._told.add(type(warning))
+            warn(warning)
+
+
 class _Converted(Source):
     """A source whose batches come from elsewhere, and are checked and converted here."""
 
     def __init__(self, name: str, steps: int | None, transform: Transform | None):
         self._name = name
         self._transform = transform
-        self._told: set[type] = set()
+        self._reports = _Reports(name)
         self.steps = steps
 
     @abc.abstractmethod
@@ -112,26 +140,6 @@ class _Converted(Source):
         finally:
             raw.close()  # pyright: ignore[reportAttributeAccessIssue]: each `_raw` is a generator
 
-    def _empty(self) -> ValueError:
-        return ValueError(
-            f"{self._name} gave no batches when it was gone through.\n  If it gives the same iterator each time, that "
-            "is at its end after the first time: give a function that makes it anew."
-        )
-
-    def _check_count(self, found: int, promised: int | None) -> None:
-        if promised is not None and found != promised:
-            self._warn_once(
-                BatchCountWarning(
-                    f"{self._name}: len() says that it has {promised} batches, and a pass gave {found}.\n"
-                    "  What was planned by the number of steps, such as a learning rate, is off by as much."
-                )
-            )
-
-    def _warn_once(self, warning: Warning) -> None:
-        if type(warning) not in self._told:
-            self._told.add(type(warning))
-            warn(warning)
-
 
 class _Indexed(_Converted):
     """A source that can begin at any batch of any pass without making those before. `count` is None if it never
@@ -156,34 +164,42 @@ class _Indexed(_Converted):
 
     def _raw(self, epoch: int, start: int) -> Iterator[tp.Any]:
         if self._per_epoch is None:
-            yield from self._pass(epoch, start)
+            yield from _pass(self._reports, self._begin, self._count, epoch, start)
             return
         position, end = epoch * self._per_epoch + start, (epoch + 1) * self._per_epoch
         # Workers of the last epoch go on, unless somebody broke off.
-        row = self._row if self._row is not None and self._row_at == position else self._endless(position)
+        row = self._row
+        if row is None or self._row_at != position:
+            row = _endless(self._reports, self._begin, self._count, position)
         self._row = None
         yield from itertools.islice(row, max(0, end - position))
         self._row, self._row_at = row, end
 
-    def _endless(self, position: int) -> Iterator[tp.Any]:
-        """All passes in a row, from a batch on."""
-        number, position = divmod(position, self._count) if self._count else (0, position)
-        while True:
-            yield from self._pass(number, position)
-            number, position = number + 1, 0
 
-    def _pass(self, number: int, start: int) -> Iterator[tp.Any]:
-        found = start
-        iterator = self._begin(number, start)
-        try:
-            for value in iterator:
-                yield value
-                found += 1
-        finally:
-            _close(iterator)
-        if found == 0:
-            raise self._empty()
-        self._check_count(found, self._count)
+# Functions, since a source that keeps a generator of its own would die only when garbage is collected.
+Begin = Callable[[int, int], Iterator[tp.Any]]
+
+
+def _endless(reports: _Reports, begin: Begin, count: int | None, position: int) -> Iterator[tp.Any]:
+    """All passes in a row, from a batch on."""
+    number, position = divmod(position, count) if count else (0, position)
+    while True:
+        yield from _pass(reports, begin, count, number, position)
+        number, position = number + 1, 0
+
+
+def _pass(reports: _Reports, begin: Begin, count: int | None, number: int, start: int) -> Iterator[tp.Any]:
+    found = start
+    iterator = begin(number, start)
+    try:
+        for value in iterator:
+            yield value
+            found += 1
+    finally:
+        _close(iterator)
+    if found == 0:
+        raise reports.empty()
+    reports.check_count(found, count)
 
 
 class _Stream(_Converted):
@@ -268,8 +284,8 @@ class _Stream(_Converted):
                 yield value
             self._finished = True
             if self._at[1] == 0:
-                raise self._empty()
-            self._check_count(self._at[1], self._count)
+                raise self._reports.empty()
+            self._reports.check_count(self._at[1], self._count)
         finally:
             if self._iterator is iterator and not self.one_shot:
                 self._kept, self._iterator = self._read(), None
@@ -302,9 +318,9 @@ class _Stream(_Converted):
                         "function that makes the iterator anew."
                     ) from None
                 if self._in_pass == 0:
-                    raise self._empty() from None
+                    raise self._reports.empty() from None
                 if self._in_pass is not None:
-                    self._check_count(self._in_pass, self._count)
+                    self._reports.check_count(self._in_pass, self._count)
                 self._pass += 1
                 self._in_pass = 0
                 self._iterator = self._open(self._pass)
@@ -312,7 +328,7 @@ class _Stream(_Converted):
                 self._given += 1
                 self._in_pass = None if self._in_pass is None else self._in_pass + 1
                 return value
-        raise self._empty()
+        raise self._reports.empty()
 
     def _go_to(self, epoch: int, start: int, number: int, skipped: int) -> None:
         """Has the iterator stand before a batch, which is batch `skipped` from the beginning of pass `number` on."""
@@ -333,7 +349,7 @@ class _Stream(_Converted):
         self._iterator = self._open(number)
         if skipped == 0:
             return
-        self._warn_once(
+        self._reports.warn_once(
             ResumptionWarning(
                 f"{self._name} has no state to go on from: its first {skipped} batches are made and dropped, to go on "
                 f"with batch {start} of epoch {epoch}.\n  What follows is what would have followed only if it gives "

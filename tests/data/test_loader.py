@@ -106,6 +106,33 @@ def test_what_is_skipped_is_not_made():
     assert made == [6, 7, 8, 9]
 
 
+def test_workers_go_on_over_epochs_that_are_cut():
+    threads = set()
+
+    class Watched:
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            threads.add(threading.current_thread())
+            return index
+
+    loader = elegy.data.DataLoader(Watched(), 1, n_workers=1, prefetch=4)
+    source = elegy.data.as_source(loader, steps_per_epoch=4)
+    with nothing_left():
+        assert [[int(batch.x[0]) for batch in source.batches(epoch)] for epoch in range(2)] == [
+            [0, 1, 2, 3],
+            [4, 5, 6, 7],
+        ]
+        gc.disable()
+        try:
+            del source
+            assert our_threads() == []
+        finally:
+            gc.enable()
+    assert len(threads) == 1
+
+
 def test_a_dataset_needs_both_methods():
     with pytest.raises(TypeError, match="abstract"):
         elegy.data.Dataset()  # pyright: ignore[reportAbstractUsage]
