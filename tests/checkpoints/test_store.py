@@ -655,20 +655,36 @@ def test_leftovers_are_removed_unless_somebody_writes_them(tmp_path):
     assert names(tmp_path) == ["step-0000000003", "step-0000000004"]
 
 
-def test_a_folder_that_is_taken_for_a_leftover_before_it_is_locked(tmp_path, monkeypatch):
-    do, taken = disk.do, []
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked", "while it is locked"])
+def test_a_folder_that_is_taken_for_a_leftover_too_early(moment, tmp_path, monkeypatch):
+    import fcntl
 
-    def take(operation, *arguments):
+    do, flock, taken = disk.do, fcntl.flock, []
+
+    def make(operation, *arguments):
         result = do(operation, *arguments)
         if operation is os.mkdir and not taken:
             taken.append(arguments[0])
-            shutil.rmtree(arguments[0])
+            if moment == "before it is opened":
+                shutil.rmtree(arguments[0])
         return result
 
-    monkeypatch.setattr(disk, "do", take)
+    def lock(descriptor, kind):
+        if moment == "before it is locked" and os.path.exists(taken[0]):
+            shutil.rmtree(taken[0])
+        if moment == "while it is locked" and len(taken) == 1:
+            taken.append("locked by another process")
+            raise BlockingIOError
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(disk, "do", make)
+    monkeypatch.setattr(fcntl, "flock", lock)
     checkpoints = elegy.Checkpoints(tmp_path)
     checkpoints.save(1, tree(1), wait=True)
-    assert taken and names(tmp_path) == ["step-0000000001"]
+    assert checkpoints.steps == [1] and taken
+    assert names(tmp_path)[-1] == "step-0000000001"
+    assert os.path.exists(taken[0]) == (moment == "while it is locked")
 
 
 def test_another_process_takes_the_name_first(tmp_path, monkeypatch):
