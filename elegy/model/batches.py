@@ -118,7 +118,7 @@ class Arrays(Feed):
         return steps if self._most is None else min(steps, self._most)
 
     def first(self, steps: int) -> Arrays:
-        end = steps * self._batch_size
+        end = min(steps, self.steps) * self._batch_size
         data = jax.tree.map(lambda array: array[:end], self._data)
         return Arrays(data, *self._given, self._pads)
 
@@ -207,6 +207,7 @@ class Stream(Feed):
         self._begin = epoch, start
         self._most = most
         self._part: int | None = None
+        self._example: Data | None = None
         # The pass that has begun, to know the shape of its batches.
         self._begun: tuple[tuple[int, int], Data, Iterator[Data]] | None = None
 
@@ -228,16 +229,18 @@ class Stream(Feed):
         return self._part
 
     def first(self, steps: int) -> Stream:
+        steps = steps if self._most is None else min(steps, self._most)
         return Stream(self._source, self._joined, self._together, self._transform, *self._begin, most=steps)
 
     def example(self) -> Data:
-        if self._begun is None:
+        if self._example is None:
             data = self._of_epoch(*self._begin)
             first = next(data, None)
             if first is None:
                 raise ValueError("there are no batches: the data ended before the first one.")
             self._begun = self._begin, first, data
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._begun[1])
+            self._example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first)
+        return self._example
 
     def batches(
         self, order: Order = None, epoch: int = 0, start: int = 0, until: Until = lambda made: None
@@ -249,15 +252,16 @@ class Stream(Feed):
             data = self._of_epoch(epoch, start)
         if self._most is not None:
             data = itertools.islice(data, self._most - start)
-        self._begin = epoch + 1, 0
-        if not self.is_many:
-            for made, batch in enumerate(data, start):
-                end = until(made)
-                if end is not None and end <= made:
-                    return
-                yield 1, Batch(batch)
-            return
-        yield from self._stacked(data, start, until)
+        groups = self._stacked(data, start, until) if self.is_many else ((1, Batch(batch)) for batch in data)
+        made, end = start, until(start)
+        # What is not trained on is not drawn either: an iterator would have lost it.
+        while end is None or made < end:
+            group = next(groups, None)
+            if group is None:
+                return
+            yield group
+            made += group[0]
+            end = until(made)
 
     def _of_epoch(self, epoch: int, start: int) -> Iterator[Data]:
         parts: list[Data] = []
@@ -272,18 +276,23 @@ class Stream(Feed):
 
     def _stacked(self, data: Iterator[Data], made: int, until: Until) -> Iterator[tuple[int, Batch]]:
         waiting: list[Data] = []
-        for batch in itertools.chain(data, [None]):
-            end = until(made)
-            full = len(waiting) == min(self._together, self._together if end is None else max(end - made, 0))
-            if waiting and (batch is None or full or _shapes(batch) != _shapes(waiting[0])):
-                count = len(waiting)
-                rows = waiting + [waiting[0]] * (self._together - count)
-                stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-                yield count, Batch(stacked, None, np.asarray(count, np.int32))
-                made, waiting = made + count, []
-            if batch is None or (end is not None and end <= made):
-                return
+        for batch in data:
+            if waiting and _shapes(batch) != _shapes(waiting[0]):
+                yield self._together_as_one(waiting)
+                made, waiting = made + len(waiting), []
             waiting.append(batch)
+            end = until(made)
+            if len(waiting) == (self._together if end is None else min(self._together, end - made)):
+                yield self._together_as_one(waiting)
+                made, waiting = made + len(waiting), []
+        if waiting:
+            yield self._together_as_one(waiting)
+
+    def _together_as_one(self, batches: list[Data]) -> tuple[int, Batch]:
+        count = len(batches)
+        rows = batches + [batches[0]] * (self._together - count)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        return count, Batch(stacked, None, np.asarray(count, np.int32))
 
 
 def _concatenated(parts: list[Data]) -> Data:
