@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree, Shaped
 
+from elegy.data import Source
 from elegy.errors import SortedDataWarning
 from elegy.frames import warn
 from elegy.module import Module
@@ -51,7 +52,7 @@ def gives_batches(x: tp.Any) -> bool:
     """Whether `x` is no array, and no tuple or dict of arrays, but gives batches one by one."""
     if isinstance(x, list):
         return bool(x) and all(isinstance(item, (tuple, list)) and 1 <= len(item) <= 3 for item in x)
-    return (
+    return isinstance(x, Source) or (
         (hasattr(x, "__iter__") or callable(x))
         and not hasattr(x, "__array__")
         and not isinstance(x, (str, Sequence, Mapping))
