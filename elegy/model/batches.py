@@ -55,6 +55,10 @@ class Feed(abc.ABC):
         """The first batches alone."""
 
     @abc.abstractmethod
+    def repeated(self, steps: int) -> Feed:
+        """The first batches alone, and these in each pass."""
+
+    @abc.abstractmethod
     def batches(
         self, order: Order = None, epoch: int = 0, start: int = 0, until: Until = lambda made: None
     ) -> Iterator[tuple[int, Batch]]:
@@ -121,6 +125,9 @@ class Arrays(Feed):
         end = min(steps, self.steps) * self._batch_size
         data = jax.tree.map(lambda array: array[:end], self._data)
         return Arrays(data, *self._given, self._pads)
+
+    def repeated(self, steps: int) -> Arrays:
+        return self.first(steps)
 
     def padded(self) -> Arrays:
         """The same with a last batch that is filled up."""
@@ -232,6 +239,11 @@ class Stream(Feed):
         steps = steps if self._most is None else min(steps, self._most)
         return Stream(self._source, self._joined, self._together, self._transform, *self._begin, most=steps)
 
+    def repeated(self, steps: int) -> Stream:
+        steps = steps if self._most is None else min(steps, self._most)
+        source = _Kept(self._source, *self._begin, steps * self._joined)
+        return Stream(source, self._joined, self._together, self._transform, *self._begin)
+
     def example(self) -> Data:
         if self._example is None:
             data = self._of_epoch(*self._begin)
@@ -293,6 +305,22 @@ class Stream(Feed):
         rows = batches + [batches[0]] * (self._together - count)
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
         return count, Batch(stacked, None, np.asarray(count, np.int32))
+
+
+class _Kept(Source):
+    """The first `count` batches of another source, from a place on, in each pass."""
+
+    def __init__(self, source: Source, epoch: int, start: int, count: int):
+        self.steps = count if source.steps is None else min(count, source.steps)
+        self._begin = lambda: itertools.islice(source.batches(epoch, start), count)
+        self._batches: list[tp.Any] | None = None
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tp.Any]:
+        if self._batches is None:
+            # Copies, since the source may write to the same memory again.
+            copied = lambda leaf: leaf if isinstance(leaf, jax.Array) else np.array(leaf)  # noqa: E731
+            self._batches = [jax.tree.map(copied, batch) for batch in self._begin()]
+        yield from self._batches[start:]
 
 
 def _concatenated(parts: list[Data]) -> Data:

@@ -526,7 +526,7 @@ class Model:
         if validate_every and tested is None:
             raise ValueError("validate_every was given, and there are no validation data: give validation_data=.")
         if overfit_batches is not None:
-            feed, shuffle = feed.first(overfit_batches), False
+            feed, shuffle = feed.repeated(overfit_batches), False
         callbacks = list(callbacks)
         if fast_dev_run:
             number = 1 if fast_dev_run is True else fast_dev_run
