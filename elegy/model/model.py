@@ -483,8 +483,6 @@ class Model:
         shown = progress(verbose)
         _require_optional(
             batch_size=batch_size,
-            accumulate=accumulate,
-            steps_per_execution=steps_per_execution,
             max_steps=max_steps,
             validate_every=validate_every,
             overfit_batches=overfit_batches,
@@ -492,6 +490,8 @@ class Model:
             validation_steps=validation_steps,
             validation_batch_size=validation_batch_size,
         )
+        for name, value in {"accumulate": accumulate, "steps_per_execution": steps_per_execution}.items():
+            _require_positive(name, value)
         epochs = 1 if epochs is None and max_steps is None else epochs
         for name, value in {"epochs": epochs, "initial_epoch": initial_epoch, "sanity_steps": sanity_steps}.items():
             if value is not None:
