@@ -532,7 +532,7 @@ class Model:
             number = 1 if fast_dev_run is True else fast_dev_run
             _require_positive("fast_dev_run", number)
             feed, tested = feed.first(number), None if tested is None else tested.first(number)
-            epochs, initial_epoch, max_steps = 1, 0, None
+            epochs, initial_epoch, max_steps, validation_freq = 1, 0, None, 1
             callbacks = [callback for callback in callbacks if not callback.writes]
         validates = _validates(validation_freq)
         is_validated = tested is not None and (
