@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from elegy.contexts import is_initializing
 from elegy.hooks import get_losses, get_metrics, hooks_context
 from elegy.model.data import Data
 from elegy.model.objectives import Scalars, Weighted, add_values
@@ -75,7 +76,8 @@ def differentiated(
 
     def in_parts(x: tp.Any, y: tp.Any, sample_weight: tp.Any) -> tp.Any:
         data = Data(x, y, sample_weight)
-        if part is None or data.size <= part:
+        # An init pass computes nothing, and what has no parameters yet has no gradients to add up.
+        if part is None or data.size <= part or is_initializing():
             return whole(x, y, sample_weight)
         return _added_up(whole, modules, parameters_fn(modules), data, part)
 
