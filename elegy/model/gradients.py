@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from elegy.contexts import is_initializing
 from elegy.hooks import get_losses, get_metrics, hooks_context
@@ -107,7 +108,15 @@ def _added_up(whole: Callable[..., tp.Any], modules: tp.Any, like: tp.Any, data:
 
     kinds: list[list[str]] = []
     folded = jax.tree.map(lambda leaf: leaf[: number * part].reshape(number, part, *leaf.shape[1:]), (data, mask))
-    gradients, found = scan(step, jax.tree.map(jnp.zeros_like, like), folded, modules=modules)
+    zeros = jax.tree.map(jnp.zeros_like, like)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((folded, zeros))):
+        gradients, found = scan(step, zeros, folded, modules=modules)
+    else:  # without compilation each part runs as code without transforms does
+        gradients, each = zeros, []
+        for i in range(number):
+            gradients, of_part_i = step(gradients, jax.tree.map(lambda leaf: leaf[i], folded))  # noqa: B023
+            each.append(of_part_i)
+        found = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     parts = [found]
     if rest:
         last, of_rest = of_part(*jax.tree.map(lambda leaf: leaf[number * part :], (data, mask)))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from elegy.contexts import is_initializing
 from elegy.draws import rng_context
@@ -500,4 +501,8 @@ def _many(
         here, kept = jax.tree.map(lambda array: array[number], (data, real))
         return one(carry, here, kept, None, source)
 
+    if not isinstance(count, Tracer):  # without compilation
+        for number in range(int(count)):
+            carry = step(number, carry)
+        return carry
     return fori_loop(0, count, step, carry, modules=modules)
