@@ -188,8 +188,8 @@ def _values(model: Model, method: str, found: tp.Any) -> Scalars:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Listener:
-    """Who is told that a step is being traced, to be compiled then."""
+class Listener(threading.local):
+    """Who is told that a step is being traced, to be compiled then: for each thread somebody else."""
 
     def __init__(self) -> None:
         self._tell: Callable[[], None] | None = None
