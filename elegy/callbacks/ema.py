@@ -158,8 +158,10 @@ class Average(Module):
 
     def adapt(self, module: Module) -> None:
         """Fits the state to what is trainable now; what is frozen keeps the average that it had."""
+        if not self.initialized:
+            return
         zeros = _zeros(_by_path(module.get_parameters(trainable=True)))
-        if self.initialized and not zeros["average"].keys() <= self.state["average"].keys():
+        if not zeros["average"].keys() <= self.state["average"].keys():
             self._set(zeros, self.state)
 
     def _set(self, zeros: State, state: State | None) -> None:
