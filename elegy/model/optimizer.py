@@ -118,6 +118,8 @@ class Optimizer(Module):
             begun = _initial_state.get()
             create = lambda: _placed(init(parameters), parameters) if begun is None else begun  # noqa: E731
             whole = _placed(self.add_parameter("state", initializer=create, trainable=False), parameters)
+            if begun is not None:  # there is no step to make, for which `extra` might be needed
+                return given
             state = _select(whole, jax.eval_shape(init, parameters))
             updates, state = self.transformation.update(gradients, state, parameters, **extra)
             if misfits and _misfits(updates, parameters):
