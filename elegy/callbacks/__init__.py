@@ -13,6 +13,7 @@ from elegy.callbacks.learning_rate import (
     ReduceLROnPlateau as ReduceLROnPlateau,
 )
 from elegy.callbacks.log_files import CSVLogger as CSVLogger, JSONLogger as JSONLogger
+from elegy.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoint
 from elegy.callbacks.progress import ProgressBar as ProgressBar
 from elegy.callbacks.remote_monitor import RemoteMonitor as RemoteMonitor
 from elegy.callbacks.tensorboard import TensorBoard as TensorBoard
@@ -29,6 +30,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateScheduler",
     "MLflow",
+    "ModelCheckpoint",
     "ProgressBar",
     "ReduceLROnPlateau",
     "RemoteMonitor",

@@ -87,6 +87,11 @@ class Callback:
     def on_epoch_begin(self, epoch: int) -> None:
         """**Arguments:** `epoch`, counted from 0."""
 
+    def on_epoch_resume(self, epoch: int) -> None:
+        """In the place of `on_epoch_begin` where training goes on in the middle of an epoch, from a checkpoint.
+
+        **Arguments:** `epoch`, counted from 0."""
+
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """**Arguments:** `epoch`, counted from 0, and `logs`, its means; those of validation data begin with `val_`."""
 
@@ -132,6 +137,9 @@ class Callback:
         the update; None."""
         return None
 
+    def _after_failed_test(self) -> None:
+        """After an exception between `on_test_begin` and `on_test_end`."""
+
     def _goes_on(self) -> bool:
         """Whether the training that begins is the rest of another."""
-        return self.params["initial_epoch"] > 0
+        return self.params["initial_epoch"] > 0 or self.params.get("resumes", False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from elegy.callbacks.callback import Callback, Logs
 from elegy.callbacks.history import History
+from elegy.callbacks.model_checkpoint import ModelCheckpoint
 from elegy.callbacks.progress import ProgressBar
 
 
@@ -66,6 +67,10 @@ class Callbacks:
         self.of_test_batches = self._with("on_test_batch_begin", "on_test_batch_end")
         self.see_module = any(callback.sees_module for callback in self.of_batches)
         self.see_epochs = any(callback.sees_module for callback in self._all)
+        self._savers = [callback for callback in self._all if isinstance(callback, ModelCheckpoint)]
+        self.saves = bool(self._savers)
+        # Someone saves at the multiples of these numbers of steps.
+        self.save_every = [saver.every_steps for saver in self._savers if saver.every_steps is not None]
         # Whether someone may hold arrays of the module: then these are not given away.
         self.kept = True
         self.need_state = any(callback.needs_state for callback in self._all)
@@ -90,6 +95,10 @@ class Callbacks:
         for callback in self._all:
             callback.on_epoch_begin(epoch)
 
+    def epoch_resume(self, epoch: int) -> None:
+        for callback in self._all:
+            callback.on_epoch_resume(epoch)
+
     def epoch_end(self, epoch: int, logs: Logs) -> None:
         for callback in self._all:
             callback.on_epoch_end(epoch, logs)
@@ -102,6 +111,39 @@ class Callbacks:
         for callback in self.of_batches:
             callback.on_train_batch_end(batch, logs)
 
+    def save(self, position: tp.Any, logs: Logs | None = None, always: bool = False) -> None:
+        """Lets those that save decide whether to. It comes after all other hooks, whose effects are saved.
+
+        **Arguments:**
+
+        - `position`: how far the training is.
+        - `logs`: those of the epoch that has just ended; None within one.
+        - `always`: whether to save in any case, and to wait until that is done.
+        """
+        for saver in self._savers:
+            saver._save(position, self.states, logs, always)
+
+    def states(self) -> list[dict[str, tp.Any]]:
+        """The states of all callbacks, each with a name by which it is found again."""
+        return [{"name": name, "state": callback.get_state()} for name, callback in self._named()]
+
+    def restore(self, states: list[dict[str, tp.Any]]) -> list[str]:
+        """Gives the callbacks their states. **Returns:** the names of those that are not there now."""
+        known = dict(self._named())
+        for found in states:
+            if (callback := known.get(found["name"])) is not None and found["state"]:
+                callback.set_state(found["state"])
+        return [found["name"] for found in states if found["name"] not in known and found["state"]]
+
+    def _named(self) -> list[tuple[str, Callback]]:
+        names: dict[str, int] = {}
+        found = []
+        for callback in self._all:
+            name = type(callback).__name__
+            names[name] = names.get(name, 0) + 1
+            found.append((f"{name} {names[name]}", callback))
+        return found
+
     @property
     def in_steps(self) -> list[tp.Any]:
         """The modules that take part in each training step."""
@@ -111,6 +153,10 @@ class Callbacks:
     def test_begin(self) -> None:
         for callback in self._all:
             callback.on_test_begin()
+
+    def test_failed(self) -> None:
+        for callback in self._all:
+            callback._after_failed_test()
 
     def test_end(self, logs: Logs) -> None:
         for callback in self._all:

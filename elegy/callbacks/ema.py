@@ -98,6 +98,9 @@ class EMA(Callback):
     def on_test_end(self, logs: Logs) -> None:
         self._put_back()
 
+    def _after_failed_test(self) -> None:
+        self._put_back()
+
     def _put_back(self) -> None:
         if self._own is not None:
             self.model.module.set_parameters(self._own)

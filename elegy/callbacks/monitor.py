@@ -49,11 +49,7 @@ class Monitor:
             return None
         if self._name not in logs:
             raise ValueError(self._not_there(list(logs)))
-        if self._mode is None:
-            raise ValueError(
-                f"{self._who}: whether a larger or a smaller value of {self._name!r} is better cannot be told from its "
-                'name.\n  Say it: mode="max" or mode="min".'
-            )
+        self._known_mode()
         return float(logs[self._name])
 
     def is_better(self, value: float, than: float | int | None) -> bool:
@@ -61,6 +57,22 @@ class Monitor:
         if than is None:
             return not math.isnan(value)
         return value < than - self._min_delta if self._mode == "min" else value > than + self._min_delta
+
+    @property
+    def direction(self) -> tp.Literal["min", "max"]:
+        """Which values are better.
+
+        **Raises:** `ValueError` if that is unknown.
+        """
+        return "max" if self._known_mode() == "max" else "min"
+
+    def _known_mode(self) -> str:
+        if self._mode is None:
+            raise ValueError(
+                f"{self._who}: whether a larger or a smaller value of {self._name!r} is better cannot be told from its "
+                'name.\n  Say it: mode="max" or mode="min".'
+            )
+        return self._mode
 
     @property
     def _mode(self) -> str | None:

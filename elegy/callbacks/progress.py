@@ -20,6 +20,9 @@ class EpochLines(Callback):
     def on_epoch_begin(self, epoch: int) -> None:
         self._began = time.perf_counter()
 
+    def on_epoch_resume(self, epoch: int) -> None:
+        self.on_epoch_begin(epoch)
+
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         print(self._line(epoch, f"{time.perf_counter() - self._began:.1f}s", logs), flush=True)
 

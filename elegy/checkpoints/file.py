@@ -357,15 +357,15 @@ class File(tp.Protocol):
     def get_tensor(self, name: str, /) -> np.ndarray: ...
 
 
-def restore(file: File, location: str, like: tp.Any, strict: bool, rename: Rename | None) -> tp.Any:
+def restore(file: File, location: str, like: tp.Any, strict: bool, rename: Rename | None, part: bool = False) -> tp.Any:
     """A tree like `like` with what is in an open file."""
     if isinstance(like, Selection):
-        return like.set(restore(file, location, like.get(), strict, rename))
+        return like.set(restore(file, location, like.get(), strict, rename, part))
     leaves, structure = _named_leaves(like)
     stored = read_entries(file, location)
     if rename is not None:
         stored = _renamed(stored, rename, location)
-    problems = _problems_of_loading(like, leaves, stored, strict)
+    problems = _problems_of_loading(like, leaves, stored, strict, part)
     if problems:
         raise CheckpointError(message(f"{location} does not fit the tree given as `like`", problems))
     return structure.unflatten([decode(file, stored[name], leaf) if name in stored else leaf for name, leaf in leaves])
@@ -485,11 +485,12 @@ def _moved(name: str, old: str, new: str) -> str:
 
 
 def _problems_of_loading(
-    like: tp.Any, leaves: Sequence[tuple[str, tp.Any]], stored: dict[str, Entry], strict: bool
+    like: tp.Any, leaves: Sequence[tuple[str, tp.Any]], stored: dict[str, Entry], strict: bool, part: bool
 ) -> list[str]:
     wanted = dict(leaves)
     missing = [name for name in wanted if name not in stored]
     unexpected = [name for name in stored if name not in wanted]
+    unexpected = [] if part else unexpected
     problems, unexpected = _uninitialised_targets(like, unexpected)
     problems += [f"{name!r}: two leaves of `like` have this name. Rename one of them." for name in _repeated(leaves)]
     for name, leaf in wanted.items():

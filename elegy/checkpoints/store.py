@@ -358,10 +358,16 @@ class Checkpoints:
         assert extra == "of the first step" and (tree["w"] == 1).all()
         ```
         """
+        return self.load_part(step, like, strict, rename, part=False)
+
+    def load_part(
+        self, step: int | None, like: tp.Any, strict: bool, rename: Rename | None, part: bool = True
+    ) -> tuple[tp.Any, tp.Any]:
+        """As `load`, where `like` is a part of what the checkpoint holds, and the rest is left alone."""
 
         def read(folder: Folder, manifest: Manifest) -> tuple[tp.Any, tp.Any]:
             with _backend(manifest["backend"]).opened(folder.path) as opened:
-                tree = file.restore(opened, folder.path, like, strict, rename)
+                tree = file.restore(opened, folder.path, like, strict, rename, part)
             return tree, _read_extra(folder, manifest)
 
         return self._first(step, read)

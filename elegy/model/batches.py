@@ -50,6 +50,9 @@ class Feed(abc.ABC):
     def example(self) -> Data:
         """A batch of the shape of most, of arrays or `jax.ShapeDtypeStruct`s."""
 
+    def begin_at(self, epoch: int, start: int) -> None:  # noqa: B027  (arrays need not know)
+        """Says which batch the first pass begins with, before anything is asked for."""
+
     @abc.abstractmethod
     def first(self, steps: int) -> Feed:
         """The first batches alone."""
@@ -235,6 +238,9 @@ class Stream(Feed):
             self.example()
         return self._part
 
+    def begin_at(self, epoch: int, start: int) -> None:
+        self._begin = epoch, start
+
     def first(self, steps: int) -> Stream:
         steps = steps if self._most is None else min(steps, self._most)
         return Stream(self._source, self._joined, self._together, self._transform, *self._begin, most=steps)
@@ -251,7 +257,9 @@ class Stream(Feed):
             if first is None:
                 raise ValueError("there are no batches: the data ended before the first one.")
             self._begun = self._begin, first, data
-            self._example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first)
+            example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first)
+            self._example = example
+            return example
         return self._example
 
     def batches(

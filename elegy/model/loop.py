@@ -14,9 +14,10 @@ import numpy as np
 
 from elegy.callbacks.calling import Callbacks, EpochLogs, LazyLogs
 from elegy.callbacks.progress import PassLine
+from elegy.errors import CheckpointError
 from elegy.hooks import numbered
 from elegy.model.batches import Arrays, Feed
-from elegy.model.steps import Program
+from elegy.model.steps import Carry, Program
 from elegy.transaction import structure
 
 if tp.TYPE_CHECKING:
@@ -46,44 +47,58 @@ class Plan:
     shuffle: bool
 
 
-def fit(model: Model, feed: Feed, validation: Feed | None, callbacks: Callbacks, plan: Plan) -> None:
-    """Trains epoch by epoch. After an exception the module holds the parameters of the last completed step."""
-    with interrupts() as interrupted:
-        if validation is not None and plan.sanity_steps:
-            evaluate(model, validation.first(plan.sanity_steps), Callbacks([], model, {}), interrupted)
-        if callbacks.need_state:
-            _program(model, feed, callbacks, plan).start(feed.example(), model.steps)
-        callbacks.train_begin()
-        # Steps are counted as epochs are; those of epochs before the first one are not made here.
-        done = plan.initial_epoch * (feed.steps or 0)
-        epoch = plan.initial_epoch
-        while (plan.epochs is None or epoch < plan.epochs) and (plan.max_steps is None or done < plan.max_steps):
-            callbacks.epoch_begin(epoch)
-            training = Training(model, feed, validation, callbacks, plan, interrupted)
-            logs = training.epoch(epoch, done)
-            done += training.made
-            if (rate := model.optimizer.learning_rate) is not None:
-                logs.setdefault("learning_rate", float(rate))
-            tested = training.tested
-            if validation is not None and not training.is_validated and plan.validates(epoch):
-                tested = evaluate(model, validation, callbacks, interrupted)
-            for name, value in (tested or {}).items():
-                logs[numbered(f"val_{name}", logs)[0]] = value
-            callbacks.epoch_end(epoch, EpochLogs(logs, validation is not None and tested is None))
-            if model.stop_training:
-                break
-            epoch += 1
-        callbacks.train_end()
+@dataclasses.dataclass
+class Position:
+    """How far a training is: what a checkpoint needs besides modules and callbacks to go on from there.
+
+    - `epoch`: the one that runs, or comes next.
+    - `made`: how many of its steps were made.
+    - `done`: how many steps the epochs before it had.
+    - `order`: the number of the order of its samples.
+    - `carry`: what was counted in it; None before its first step. One that was read from a checkpoint holds arrays
+      alone.
+    - `tested`: the logs of the last validation in it; None if there was none.
+    - `is_validated`: whether that was after the last step.
+    """
+
+    epoch: int = 0
+    made: int = 0
+    done: int = 0
+    order: int = 0
+    carry: tp.Any = None
+    tested: Logs | None = None
+    is_validated: bool = False
+
+    def next_epoch(self, order: int) -> Position:
+        return Position(self.epoch + 1, 0, self.done + self.made, order)
+
+
+def fit(
+    model: Model, feed: Feed, validation: Feed | None, callbacks: Callbacks, plan: Plan, position: Position
+) -> None:
+    """Trains epoch by epoch, from a position on. After an exception the module holds the parameters of the last
+    completed step."""
+    with interrupts(callbacks.saves) as interrupted:
+        training = Training(model, feed, validation, callbacks, plan, position, interrupted)
+        try:
+            if validation is not None and plan.sanity_steps:
+                evaluate(model, validation.first(plan.sanity_steps), Callbacks([], model, {}), interrupted)
+            if callbacks.need_state:
+                _program(model, feed, callbacks, plan).start(feed.example(), model.steps)
+            callbacks.train_begin()
+            while training.goes_on():
+                training.epoch()
+            callbacks.train_end()
+        except BaseException:
+            if interrupted.was_raised:
+                callbacks.save(training.position, always=True)
+            raise
 
 
 class Training:
-    """One epoch of training.
+    """A training, epoch by epoch.
 
-    **Attributes**, once it ran:
-
-    - `made`: how many steps it made.
-    - `tested`: the logs of the last validation within the epoch; None if there was none.
-    - `is_validated`: whether that was after the last step.
+    **Attributes:** `position`, how far it is.
     """
 
     def __init__(
@@ -93,6 +108,7 @@ class Training:
         validation: Feed | None,
         callbacks: Callbacks,
         plan: Plan,
+        position: Position,
         interrupted: Interrupts,
     ):
         self._model = model
@@ -101,26 +117,55 @@ class Training:
         self._callbacks = callbacks
         self._plan = plan
         self._interrupted = interrupted
-        self.made = 0
-        self.tested: Logs | None = None
-        self.is_validated = False
+        self._stopped = False
+        self.position = position
 
-    def epoch(self, epoch: int, done: int) -> Logs:
-        """Makes the steps of an epoch, after `done` of those before it. **Returns:** the means over its samples."""
-        model, callbacks, plan = self._model, self._callbacks, self._plan
+    def goes_on(self) -> bool:
+        """Whether there is another epoch."""
+        position, plan = self.position, self._plan
+        ended = plan.epochs is not None and position.epoch >= plan.epochs
+        # An epoch all of whose steps were made may still lack its end.
+        full = plan.max_steps is not None and position.done >= plan.max_steps
+        return not (ended or full or self._stopped)
+
+    def epoch(self) -> None:
+        """Trains for an epoch, or for the rest of one, and validates."""
+        model, callbacks, position = self._model, self._callbacks, self.position
+        if position.made:
+            callbacks.epoch_resume(position.epoch)
+        else:
+            callbacks.epoch_begin(position.epoch)
+        logs = self._steps()
+        if (rate := model.optimizer.learning_rate) is not None:
+            logs.setdefault("learning_rate", float(rate))
+        tested = position.tested
+        if self._validation is not None and not position.is_validated and self._plan.validates(position.epoch):
+            tested = evaluate(model, self._validation, callbacks, self._interrupted)
+        for name, value in (tested or {}).items():
+            logs[numbered(f"val_{name}", logs)[0]] = value
+        shown = EpochLogs(logs, self._validation is not None and tested is None)
+        callbacks.epoch_end(position.epoch, shown)
+        self.position = model._position = position.next_epoch(model._orders)
+        callbacks.save(self.position, shown)
+        self._stopped = model.stop_training
+
+    def _steps(self) -> Logs:
+        """Makes the steps of the epoch that are not made yet. **Returns:** the means over its samples."""
+        model, callbacks, plan, position = self._model, self._callbacks, self._plan, self.position
         eagerly = model.run_eagerly
         program = _program(model, self._feed, callbacks, plan)
+        position.order = model._orders
         order = model._next_order(self._feed.samples if plan.shuffle else None)
         with program.tracing.telling(None if eagerly else callbacks.compiling), _restored(model, program):
             carry = program.start(self._feed.example(), model.steps)
+            if position.carry is not None:
+                carry = _continued(carry, position.carry)
+            position.carry = carry
             feed = filled(program, self._feed)
-            batches = feed.batches(order, epoch, until=self._until(done))
-            adapted = structure.version
-            number, steps = -1, model.steps
-            for count, batch in batches:
-                number += count
+            adapted, steps = structure.version, model.steps
+            for count, batch in feed.batches(order, position.epoch, position.made, self._until(position.done)):
                 if callbacks.of_batches:
-                    callbacks.batch_begin(number)
+                    callbacks.batch_begin(position.made + count - 1)
                     if model.steps != steps:  # a callback has trained
                         carry = dataclasses.replace(carry, step=np.asarray(model.steps, np.int32))
                 if structure.version is not adapted:  # a part was frozen, or thawed
@@ -132,19 +177,18 @@ class Training:
                     if program.donates and callbacks.kept:
                         program.renew()
                         callbacks.kept = False
-                    carry = program(carry, batch, eagerly)
-                    self.made += count
+                    position.carry = carry = program(carry, batch, eagerly)
+                    position.made += count
                     model._steps = steps = model.steps + count
+                    position.is_validated = False
                 if callbacks.of_batches:
-                    callbacks.batch_end(number, LazyLogs(carry.logs))
-                self.is_validated = False
-                if (
-                    self._validation is not None
-                    and plan.validate_every
-                    and not (done + self.made) % plan.validate_every
-                ):
-                    self.tested = evaluate(model, self._validation, callbacks, self._interrupted)
-                    self.is_validated = True
+                    callbacks.batch_end(position.made - 1, LazyLogs(carry.logs))
+                every = plan.validate_every
+                if self._validation is not None and every and (position.done + position.made) % every == 0:
+                    position.tested = evaluate(model, self._validation, callbacks, self._interrupted)
+                    position.is_validated = True
+                if callbacks.saves:
+                    callbacks.save(position)
                 self._interrupted.check()
                 if model.stop_training:
                     break
@@ -153,16 +197,36 @@ class Training:
         return logs
 
     def _until(self, done: int) -> Callable[[int], int | None]:
-        """After how many steps of the epoch, counted from its begin, something else is due; None: not in it."""
+        """After how many steps of the epoch, counted from its begin, something else is due; None: not in it. The
+        epoch ends where that is not after the steps that were made."""
         every, most = self._plan.validate_every, self._plan.max_steps
+        multiples = [*self._callbacks.save_every]
+        if every is not None and self._validation is not None:
+            multiples.append(every)
 
         def until(made: int) -> int | None:
             ends = [] if most is None else [most - done]
-            if every and self._validation is not None:
-                ends.append(((done + made) // every + 1) * every - done)
+            ends.extend(((done + made) // multiple + 1) * multiple - done for multiple in multiples)
             return min(ends, default=None)
 
         return until
+
+
+def _continued(begun: Carry, found: tp.Any) -> Carry:
+    """A carry that begins, with what a checkpoint has counted."""
+    if isinstance(found, Carry):
+        return found
+    given = tuple(found["names"]), tuple(found["names_so_far"])
+    shapes = [(leaf.shape, leaf.dtype) for leaf in begun.metrics]
+    if given != (begun.names, begun.names_so_far) or shapes != [(leaf.shape, leaf.dtype) for leaf in found["metrics"]]:
+        raise CheckpointError(
+            "the checkpoint is of the middle of an epoch, in which other values were counted: "
+            f"{', '.join(given[0] + given[1])}; and now {', '.join(begun.names + begun.names_so_far)}.\n"
+            "  Resume with the losses and metrics of then."
+        )
+    return dataclasses.replace(
+        begun, metrics=[*found["metrics"]], sums=found["sums"], so_far=found["so_far"], step=found["step"]
+    )
 
 
 def _program(model: Model, feed: Feed, callbacks: Callbacks, plan: Plan) -> Program:
@@ -207,6 +271,16 @@ def _restored(model: Model, program: Program) -> Iterator[None]:
 def evaluate(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Interrupts | None = None) -> Logs:
     """The means over the batches. The objects stay as they are."""
     callbacks.test_begin()
+    try:
+        logs = _evaluated(model, feed, callbacks, interrupted)
+    except BaseException:
+        callbacks.test_failed()
+        raise
+    callbacks.test_end(logs)
+    return logs
+
+
+def _evaluated(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Interrupts | None) -> Logs:
     eagerly = model.run_eagerly
     program = model._program("test", is_many=feed.is_many)
     with program.tracing.telling(None if eagerly else callbacks.compiling):
@@ -225,9 +299,7 @@ def evaluate(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Interr
                 callbacks.test_batch_end(number, LazyLogs(carry.logs))
             if interrupted is not None:
                 interrupted.check()
-        logs = carry.logs()
-    callbacks.test_end(logs)
-    return logs
+        return carry.logs()
 
 
 def predict(model: Model, feed: Feed, line: PassLine) -> tp.Any:
@@ -274,40 +346,52 @@ def _require_samples(outputs: tp.Any, size: int) -> None:
 
 
 class Interrupts:
-    """The first Ctrl-C lets the running step end; the second one interrupts at once."""
+    """The first signal lets the running step end; the second one interrupts at once.
+
+    - `was_raised`: whether `check` has raised.
+    """
 
     def __init__(self) -> None:
-        self.is_set = False
+        self._signal: int | None = None
+        self.was_raised = False
 
     def __call__(self, number: int, frame: tp.Any) -> None:
-        if self.is_set:
-            raise KeyboardInterrupt
-        self.is_set = True
+        if self._signal is not None:
+            raise _exception(number)
+        self._signal = number
 
     def check(self) -> None:
-        """Raises `KeyboardInterrupt` if there was a Ctrl-C."""
-        if self.is_set:
-            self.is_set = False
-            raise KeyboardInterrupt
+        """Raises if there was a signal: `KeyboardInterrupt` for Ctrl-C, `SystemExit` if the process was told to end."""
+        if self._signal is not None:
+            self.was_raised, number, self._signal = True, self._signal, None
+            raise _exception(number)
 
 
-_nothing = Interrupts()
+def _exception(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 @contextlib.contextmanager
-def interrupts() -> Iterator[Interrupts]:
-    """Holds Ctrl-C back while steps run, in the main thread and where nobody else handles it."""
-    before = signal.getsignal(signal.SIGINT)
-    if isinstance(before, Interrupts):
-        yield before  # a callback trains too
+def interrupts(saves: bool) -> Iterator[Interrupts]:
+    """Holds Ctrl-C back while steps run, in the main thread and where nobody else handles it; and SIGTERM, if something
+    can be saved then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield Interrupts()
         return
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        yield _nothing
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT), signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+    outer = before[signal.SIGINT]
+    if isinstance(outer, Interrupts):
+        yield outer  # a callback trains too
         return
     held = Interrupts()
-    signal.signal(signal.SIGINT, held)
+    if outer is signal.default_int_handler:
+        signal.signal(signal.SIGINT, held)
+    if saves and before[signal.SIGTERM] is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, held)
     try:
         yield held
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is held:
+                signal.signal(number, handler)
     held.check()

@@ -15,10 +15,13 @@ from elegy.callbacks import Callback, History
 from elegy.callbacks.calling import Callbacks
 from elegy.callbacks.ema import Average
 from elegy.callbacks.progress import PassLine, progress
+from elegy.checkpoints import Checkpoints
+from elegy.checkpoints.file import Path, Rename
 from elegy.data import as_source
+from elegy.errors import CheckpointError
 from elegy.habits import optimizer_for
 from elegy.layout import nodes_in
-from elegy.model import batches, loop
+from elegy.model import batches, checkpointing, loop
 from elegy.model.batches import Feed
 from elegy.model.data import Data, arguments_of, as_data, gives_batches, split, with_class_weight
 from elegy.model.foreign import as_module
@@ -158,6 +161,10 @@ class Model:
         self._initial = RNG(self._seed)
         self._programs: dict[tp.Any, Program] = {}
         self._averages: dict[float, Average] = {}
+        # Where the last `fit` is, or ended, with what; and the states of its callbacks when it ended.
+        self._position: loop.Position | None = None
+        self._last_feed: Feed | None = None
+        self._states: list[tp.Any] | None = None
         # Held while a step is given the arrays of the modules, until the modules have the new ones.
         self._turn = threading.RLock()
         self._constructed = True
@@ -286,10 +293,14 @@ class Model:
     # What runs steps
     # -----------------------------------------------------------------------------------------------------------------
 
+    def _others(self) -> dict[str, tp.Any]:
+        """What a subclass has as attributes that are, or hold, modules."""
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_") and name not in _ARGUMENTS}
+        return {name: value for name, value in own.items() if nodes_in(value)}
+
     def _modules(self, kind: str) -> list[tp.Any]:
         """All modules that a kind of step uses."""
-        own = [value for name, value in vars(self).items() if not name.startswith("_") and name not in _ARGUMENTS]
-        others = [node for node in nodes_in(own) if kind == "train" or not isinstance(node, Optimizer)]
+        others = [node for node in nodes_in(self._others()) if kind == "train" or not isinstance(node, Optimizer)]
         if kind == "predict":
             return [self.module, *others]
         return [self.module, self._losses, *([self.optimizer] if kind == "train" else []), *others]
@@ -315,7 +326,9 @@ class Model:
     def _adapt(self) -> None:
         """Fits the state of the optimiser to what is trainable now."""
         is_default = type(self).train_step is Model.train_step
-        if self.module.initialized and (is_default or self.optimizer.initialized):
+        if not self.module.initialized:
+            return
+        if is_default or self.optimizer.initialized:
             self.optimizer.adapt(self.module)
         for average in self._averages.values():
             average.adapt(self.module)
@@ -389,6 +402,7 @@ class Model:
         fast_dev_run: bool | int = False,
         accumulate: int = 1,
         steps_per_execution: int = 1,
+        resume: Path | None = None,
     ) -> History:
         """Trains.
 
@@ -432,8 +446,12 @@ class Model:
         - `fast_dev_run`: True, or a number of batches: one epoch of so many batches, of training and of validation, and
           nothing is written by callbacks. It tries whether everything runs.
         - `accumulate`: how many batches of `batch_size` make one step: its gradients are those of all of them, and the
-          memory of activations is that of one. Layers that look at a whole batch, as `BatchNormalization` does, look at
-          one of `batch_size`.
+          memory of activations is that of one. Layers that look at a whole batch, as `BatchNormalization` does, look
+          at one of `batch_size`.
+        - `resume`: a directory of checkpoints, as `elegy.callbacks.ModelCheckpoint` and `save` write them. Training
+          goes on from the newest one that is complete, in the middle of an epoch too, as if it had not been
+          interrupted, bit for bit; or it begins, if there is none. The model, the data and the callbacks are made as
+          they were then.
         - `steps_per_execution`: how many steps to compile as one loop, which runs on the device without Python. It is
           for small steps; callbacks see the last batch of each loop.
 
@@ -540,6 +558,8 @@ class Model:
         )
         if not is_validated and tested is not None and max(epochs or 0, initial_epoch) > initial_epoch:
             _require_unwatched(callbacks, f"validation_freq={validation_freq!r} leaves out each of the {epochs} epochs")
+        if resume is not None and initial_epoch:
+            raise ValueError("resume= and initial_epoch= were both given: a checkpoint says which epoch comes next.")
         if self._steps == 0:
             self._steps, self._orders = initial_epoch * (feed.steps or 0), initial_epoch
         params = {
@@ -560,15 +580,98 @@ class Model:
         )
         history, before = History(), self.stop_training
         everything = Callbacks([history, *callbacks, *shown], self, params)
-        self._history, self.stop_training = history, False
+        position: loop.Position | None = None
         try:
             with shortened():
-                loop.fit(self, feed, tested, everything, plan)
+                if resume is not None:
+                    initialise = functools.partial(self._initialise, feed)
+                    position = checkpointing.resumed(self, resume, feed, everything, initialise)
+                if position is None:
+                    position = loop.Position(initial_epoch, 0, initial_epoch * (feed.steps or 0), self._orders)
+                else:
+                    params |= {"initial_epoch": position.epoch, "resumes": True}
+                self._history, self.stop_training = history, False
+                self._position, self._last_feed, self._states = position, feed, None
+                loop.fit(self, feed, tested, everything, plan, position)
         finally:
             # A callback may have called `fit` in between, or itself be called by a `fit`.
             self._history, self.stop_training = history, before
+            self._last_feed, self._states = feed, everything.states()
             everything.close()
         return history
+
+    def save(self, directory: Path) -> None:
+        """Writes a checkpoint: parameters, state, the optimiser, and how far the model has trained.
+
+        **Arguments:**
+
+        - `directory`: of an `elegy.Checkpoints`, in which the checkpoint is one of those that are there. `fit(...,
+          resume=directory)` goes on from it.
+
+        **Raises:** `CheckpointError` for what cannot be saved; `OSError` if it cannot be written.
+
+        ```python
+        import elegy
+        import numpy as np
+
+        x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+        model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+        model.fit(x, 2 * x, epochs=2, verbose=0)
+        model.save("trained")
+
+        other = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+        other.load("trained", x, 2 * x)
+        assert (other.predict(x) == model.predict(x)).all() and other.steps == model.steps
+        ```
+        """
+        with shortened(), self._turn:
+            states = [] if self._states is None else self._states
+            tree, about = checkpointing.snapshot(self, self._position, states, self._last_feed)
+            with Checkpoints(directory, keep=None) as store:
+                store.save(self._steps, tree, about, wait=True)
+
+    def load(
+        self,
+        directory: Path,
+        x: Arrays | None = None,
+        y: Arrays | None = None,
+        *,
+        step: int | None = None,
+        weights_only: bool = False,
+        strict: bool = True,
+        rename: Rename | None = None,
+    ) -> None:
+        """Takes what a checkpoint holds: of `save`, or of `elegy.callbacks.ModelCheckpoint`.
+
+        **Arguments:**
+
+        - `directory`: where the checkpoints are.
+        - `x`, `y`: a batch, of which only the shapes matter, for a model that is not initialised: it has to be.
+        - `step`: which checkpoint; the default is the newest that is complete.
+        - `weights_only`: whether to take parameters and state of the module alone, for another training.
+        - `strict`, `rename`: as for `elegy.load`.
+
+        **Raises:** `CheckpointError`, with all that does not fit. Then nothing has changed.
+        """
+        with shortened(), self._turn:
+            if x is not None:
+                self._initialise(batches.Arrays(self._data(x, y, None), 32))
+            if not self.module.initialized:
+                raise CheckpointError(
+                    f"{type(self).__name__}.load: the module is not initialised, so it has no parameters to give "
+                    "values to.\n  Give load a batch too, model.load(directory, x, y), of which only the shapes matter."
+                )
+            if not weights_only and not self.optimizer.initialized:
+                self._adapt()
+            checkpointing.load(self, directory, step, weights_only, strict, rename)
+
+    def _initialise(self, feed: Feed) -> None:
+        """Creates parameters, and the state of the optimiser."""
+        self._program("train", feed.part, feed.is_many).start(feed.example(), self._steps)
+
+    def _snapshot(self, position: loop.Position, states: list[tp.Any]) -> tuple[tp.Any, tp.Any]:
+        """What a checkpoint in the middle of `fit` holds."""
+        return checkpointing.snapshot(self, position, states, self._last_feed)
 
     def train_on_batch(
         self, x: Arrays, y: Arrays | None = None, sample_weight: tp.Any = None, class_weight: tp.Any = None
