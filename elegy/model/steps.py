@@ -287,6 +287,10 @@ class Program:
         if not eagerly:
             return self.compiled(carry, *batch)
 
+        # As in compiled steps, all is an array of JAX: also what users write `x.at[0]` for.
+        converted = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf  # noqa: E731
+        carry, batch = jax.tree.map(converted, (carry, batch))
+
         def run() -> tp.Any:
             view = self._threaded.view()
             found = self._body(carry, *batch)
