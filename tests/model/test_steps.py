@@ -320,3 +320,23 @@ def test_eager_steps_see_arrays(options):
     np.testing.assert_array_equal(np.concatenate(seen), x)
     compiled = run(False, elegy.to_module(lambda x: elegy.nn.Linear(1)(x))().init(x))
     assert model.steps == compiled.steps
+
+
+def test_eager_steps_get_arrays_of_jax():
+    x, y = data(10)
+
+    class First(elegy.metrics.Metric):
+        def call(self, y_true):
+            total = self.add_parameter("total", [2], initializer=jnp.zeros, trainable=False)
+            self.update_parameter("total", total.at[0].add(jnp.sum(y_true.at[:].get())))
+            return self.total.sum()
+
+    def doubled(x):
+        return elegy.nn.Linear(1)(x.at[:, 0].multiply(2.0))
+
+    found = []
+    for eagerly in (False, True):
+        model = make_model(elegy.to_module(doubled)().init(x, rng=1), metrics=First(), run_eagerly=eagerly)
+        history = model.fit(x, y, batch_size=4, shuffle=False, verbose=0).history
+        found.append([history, model.evaluate(x, y, batch_size=4), model.predict(x, batch_size=4)])
+    assert_close(*found, rtol=1e-4)
