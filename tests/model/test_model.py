@@ -484,7 +484,7 @@ def test_validation_data_have_no_class_weights():
         ({0: 1.0}, np.ones([4, 3], np.float32), ValueError, "no probabilities of classes"),
         ({0: 1.0}, np.full([4, 2], [-1, 2], np.float32), ValueError, "no probabilities of classes"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_class_weights_that_fit_no_targets_are_refused(weights, y, error, match):
     x = np.ones([4, 3], np.float32)
