@@ -190,10 +190,10 @@ class GradFunction(Transformed[..., tp.Any]):
             with inside(threaded, view, leaves):
                 places = {id(leaf): index for index, leaf in enumerate(leaves)}
                 picked = parameters_fn(modules)
-                found.append(jax.tree.map(lambda leaf: places.get(id(leaf)), picked))
+                found.append(jax.tree.map(lambda leaf: places.get(id(leaf), -1), picked))
 
         jax.eval_shape(probe, leaves)
-        if any(index is None for index in jax.tree.leaves(found[0], is_leaf=lambda leaf: leaf is None)):
+        if -1 in jax.tree.leaves(found[0]):
             raise ValueError("parameters_fn must return arrays of the listed modules as they are, in any structure")
         return found[0]
 
