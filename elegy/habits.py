@@ -121,8 +121,8 @@ EVERYTHING = _table(
 
 CALLBACKS = _table(
     (
-        "ModelCheckpoint BackupAndRestore OrbaxCheckpoint",
-        "Derive from elegy.callbacks.Callback, and write elegy.save in on_epoch_end.",
+        "BackupAndRestore OrbaxCheckpoint",
+        "Write elegy.callbacks.ModelCheckpoint(directory), and fit(..., resume=directory).",
     ),
     ("SwapEMAWeights WeightAveraging ExponentialMovingAverage StochasticWeightAveraging", "Write elegy.callbacks.EMA."),
     ("ProgbarLogger TQDMProgressBar RichProgressBar", "Write elegy.callbacks.ProgressBar."),

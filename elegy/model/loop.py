@@ -84,7 +84,9 @@ def fit(
             if validation is not None and plan.sanity_steps:
                 evaluate(model, validation.first(plan.sanity_steps), Callbacks([], model, {}), interrupted)
             if callbacks.need_state:
-                _program(model, feed, callbacks, plan).start(feed.example(), model.steps)
+                program, example = _program(model, feed, callbacks, plan), feed.example()
+                with model._turn:
+                    program.start(example, model.steps)
             callbacks.train_begin()
             while training.goes_on():
                 training.epoch()
@@ -157,7 +159,9 @@ class Training:
         position.order = model._orders
         order = model._next_order(self._feed.samples if plan.shuffle else None)
         with program.tracing.telling(None if eagerly else callbacks.compiling), _restored(model, program):
-            carry = program.start(self._feed.example(), model.steps)
+            example = self._feed.example()
+            with model._turn:
+                carry = program.start(example, model.steps)
             if position.carry is not None:
                 carry = _continued(carry, position.carry)
             position.carry = carry
@@ -168,12 +172,12 @@ class Training:
                     callbacks.batch_begin(position.made + count - 1)
                     if model.steps != steps:  # a callback has trained
                         carry = dataclasses.replace(carry, step=np.asarray(model.steps, np.int32))
-                if structure.version is not adapted:  # a part was frozen, or thawed
-                    model._adapt()
-                    adapted = structure.version
-                if feed.varies:
-                    program.start(batch.example(), model.steps)  # initialises what this shape needs
                 with model._turn:
+                    if structure.version is not adapted:  # a part was frozen, or thawed
+                        model._adapt()
+                        adapted = structure.version
+                    if feed.varies:
+                        program.start(batch.example(), model.steps)  # initialises what this shape needs
                     if program.donates and callbacks.kept:
                         program.renew()
                         callbacks.kept = False

@@ -414,7 +414,7 @@ class Program:
             names = counted.names, counted.names_so_far
 
         with rng_context(self._initial), training_context(training):
-            run_init_pass(run, (batch,), {}, self._roots)
+            transact(lambda: run_init_pass(run, (batch,), {}, self._roots))
         if self.kind == "predict":
             return None, (), (), []
         leaves, treedef = jax.tree.flatten(self._metrics)

@@ -164,7 +164,7 @@ def test_a_progress_bar_of_ones_own(fitted, capsys):
 
 
 def test_names_of_other_libraries():
-    with pytest.raises(AttributeError, match="elegy.save in on_epoch_end"):
-        elegy.callbacks.ModelCheckpoint  # noqa: B018
+    with pytest.raises(AttributeError, match="Write elegy.callbacks.ModelCheckpoint"):
+        elegy.callbacks.BackupAndRestore  # noqa: B018
     with pytest.raises(AttributeError, match="Write elegy.callbacks.EarlyStopping"):
         elegy.EarlyStopping  # noqa: B018
