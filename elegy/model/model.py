@@ -25,7 +25,9 @@ from elegy.model import batches, checkpointing, loop
 from elegy.model.batches import Feed
 from elegy.model.data import Data, arguments_of, as_data, gives_batches, split, with_class_weight
 from elegy.model.foreign import as_module
+from elegy.model.functional import Functional
 from elegy.model.gradients import differentiated, value_fn, valued
+from elegy.model.lr_find import LearningRates, find_rates
 from elegy.model.objectives import Losses, Metrics, accepted, require_targets
 from elegy.model.optimizer import Optimizer, require_fixed, trainable_parameters
 from elegy.model.steps import Program, running
@@ -33,7 +35,7 @@ from elegy.module import Module
 from elegy.random import RNG
 from elegy.rendering import totals
 from elegy.selections import select_trainable
-from elegy.state import training_context
+from elegy.state import training_context, transact
 from elegy.summaries import summary
 from elegy.tables import Summary
 from elegy.tracebacks import shorten
@@ -41,8 +43,9 @@ from elegy.tracebacks import shorten
 Arrays = tp.Any  # an array, or a tuple or dict of arrays
 if tp.TYPE_CHECKING:
     Transformation = optax.GradientTransformation | Optimizer
+    Schedulable = Callable[[tp.Any], Transformation]
 else:
-    Transformation = tp.Any  # other values are refused by messages of our own
+    Transformation = Schedulable = tp.Any  # other values are refused by messages of our own
 
 _ARGUMENTS = ("module", "loss", "metrics", "optimizer", "seed", "donate")
 _ASSIGNABLE = ("run_eagerly", "stop_training")
@@ -769,6 +772,135 @@ class Model:
         with shortened(), line.shown():
             return loop.predict(self, feed, line)
 
+    def functional(self) -> Functional:
+        """The steps of the model as pure functions of one state, for loops of one's own under `jax.jit`,
+        `jax.lax.scan`, `jax.vmap` and others. They compute what `fit` computes, with the same random keys; steps that a
+        subclass defines are among them.
+
+        **Returns:** an object with
+
+        - `init(x, y, sample_weight=None) -> state`, for a batch. What the model lacks of parameters is created, in the
+          model as well; so it is called outside of transforms the first time.
+        - `train_step(state, x, y, sample_weight=None) -> (state, logs)`,
+          `eval_step(state, x, y, sample_weight=None) -> logs` and `predict(state, x) -> outputs`, which are pure.
+          `logs` are scalar arrays, by name: means over the batch; an `elegy.metrics.Metric` gives its value for all
+          batches of training since the beginning, or since `state = reset_metrics(state)`.
+        - `read() -> state` and `write(state)`: out of the model, and into it, in copies.
+
+        A state is a pytree of the arrays of `module`, `optimizer`, `losses`, `metrics` and `others`, in the form of
+        `get_parameters()`, and of `step`, the number of steps so far. What is no array is that of the model. If a part
+        of the model is frozen, or its structure changes otherwise, `read` the state again.
+
+        ```python
+        import elegy
+        import jax
+        import numpy as np
+        import optax
+
+        x = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8, 1)  # eight batches of eight samples
+        model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError(), optimizer=optax.sgd(0.1))
+        functional = model.functional()
+        state = functional.init(x[0], 2 * x[0])
+
+
+        def step(state, batch):
+            return functional.train_step(state, *batch)
+
+
+        state, logs = jax.jit(lambda state: jax.lax.scan(step, state, (x, 2 * x)))(state)
+        assert logs["loss"].shape == (8,)
+        assert functional.eval_step(state, x[0], 2 * x[0])["loss"] < logs["loss"][0]
+        functional.write(state)
+        assert model.steps == 8
+        ```
+        """
+        return Functional(self)
+
+    def lr_find(
+        self,
+        x: Arrays,
+        y: Arrays | None = None,
+        *,
+        optimizer: Schedulable = optax.adam,
+        start: float | int = 1e-7,
+        end: float | int = 10.0,
+        steps: int = 100,
+        batch_size: int | None = None,
+        sample_weight: tp.Any = None,
+    ) -> LearningRates:
+        """Tries learning rates: trains for some steps while the rate rises from `start` to `end`, by the same factor
+        from step to step, and looks at which rates the loss falls (Smith, *Cyclical Learning Rates for Training Neural
+        Networks* (2017), section 3.3). It ends early when the loss explodes.
+
+        Nothing of it remains: the module, the optimiser and the random numbers are what they were, and a module that
+        was not initialised is not.
+
+        **Arguments:**
+
+        - `x`, `y`, `batch_size`, `sample_weight`: as for `fit`. Samples come in a random order, as often as it takes.
+          Batches of fewer than `batch_size` are left out, if there are others.
+        - `optimizer`: a function that makes a transformation of a learning rate, which is a schedule. It takes the
+          place of the optimiser of the model; which parameters are updated stays as it is.
+        - `start`, `end`: the first rate, and that of the last step.
+        - `steps`: how many rates to try.
+
+        **Returns:** an `elegy.model.LearningRates`: `rates` and `losses`, the `suggestion` of a rate, or None and a
+        `reason`, and `plot()`.
+
+        **Raises:** `ValueError` or `TypeError` for arguments that do not fit together.
+
+        ```python
+        import elegy
+        import numpy as np
+        import optax
+
+        x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+        model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+        found = model.lr_find(x, 3 * x, optimizer=optax.sgd, batch_size=16)
+        assert 1e-4 < found.suggestion < 10
+        assert not model.module.initialized
+        model = elegy.Model(model.module, loss=elegy.losses.MeanSquaredError(), optimizer=optax.sgd(found.suggestion))
+        ```
+        """
+        _require_optional(batch_size=batch_size)
+        _require_positive("steps", steps, least=2)
+        feed = self._feed(x, y, sample_weight, batch_size)
+        with shortened():
+            return find_rates(self, feed, optimizer, float(start), float(end), steps)
+
+    def reset(self) -> None:
+        """Goes back to what the model was when it was constructed: parameters that first runs created are gone, and
+        with them the state of the optimiser, the metrics, the history, and the counts of steps and epochs, so that the
+        next `fit` draws and computes the same as the first. What was compiled stays, and is used again.
+
+        That is so also for a module that had run before the model was constructed: its next parameters are drawn from
+        the `seed` of the model. Arrays that are there before any run, such as those that `__init__` makes or a module of
+        another library brings, keep the values that they have now.
+
+        ```python
+        import elegy
+        import numpy as np
+
+        x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+        model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
+        first = model.fit(x, 2 * x, epochs=2, verbose=0)
+        model.reset()
+        assert model.steps == 0 and not model.module.initialized
+        assert model.fit(x, 2 * x, epochs=2, verbose=0).history == first.history
+        ```
+        """
+
+        def forget() -> None:
+            for node in [*self._modules("train"), self._metrics]:
+                node.reset()
+
+        with self._turn:
+            transact(forget)
+            self._averages.clear()
+            self._initial.restore(RNG(self._seed).snapshot())
+            self._steps = self._orders = 0
+            self._history, self.stop_training = None, False
+
     def summary(self, x: Arrays) -> Summary:
         """The modules that run when the model predicts for `x`: what they return, hold and multiply. Nothing is
         computed, and nothing changes; see `elegy.summary`.
@@ -842,6 +974,7 @@ def _size(x: tp.Any) -> int:
 def _require_positive(name: str, value: tp.Any, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         kind = "a positive integer" if least else "an integer that is not negative"
+        kind = f"an integer of at least {least}" if least > 1 else kind
         raise ValueError(f"{name} must be {kind}, got {value!r}.")
 
 

@@ -148,18 +148,37 @@ def _run_by(step: Running) -> Iterator[None]:
         _running.reset(token)
 
 
-def _counted(model: Model, training: bool, carry: Carry | None, batch: Data, real: tp.Any, part: int | None) -> Carry:
-    """Trains or tests on a batch, and adds to the carry what was counted. None begins one."""
-    metrics = model._metrics if carry is None else carry.structure.treedef.unflatten(carry.metrics)
+def made(
+    model: Model, training: bool, metrics: Metrics, batch: Data, part: int | None = None
+) -> tuple[Scalars, Scalars]:
+    """Trains or tests on a batch. **Returns:** what is logged of it, and the values of metrics that add up by
+    themselves."""
     step = Running(model, metrics, part)
     with _run_by(step):
         found = (model.train_step if training else model.test_step)(*batch)
-    values = _values(model, "train_step" if training else "test_step", found)
+    return _values(model, "train_step" if training else "test_step", found), step.so_far
+
+
+def outputs_of(model: Model, x: tp.Any) -> tp.Any:
+    """The outputs for a batch."""
+    with _run_by(Running(model, model._metrics, None)):
+        return model.pred_step(x)
+
+
+def stream_of(seed: int, kind: str, step: tp.Any) -> tp.Any:
+    """The key from which a step draws."""
+    return jax.random.fold_in(fold_in_path(jax.random.key(seed), kind), step)
+
+
+def _counted(model: Model, training: bool, carry: Carry | None, batch: Data, real: tp.Any, part: int | None) -> Carry:
+    """Trains or tests on a batch, and adds to the carry what was counted. None begins one."""
+    metrics = model._metrics if carry is None else carry.structure.treedef.unflatten(carry.metrics)
+    values, so_far = made(model, training, metrics, batch, part)
     size = batch.size if real is None else real
-    sums, so_far = _summed(size, values), _stacked([*step.so_far.values()])
-    names, names_so_far = (*values,), (*step.so_far,)
+    sums, vector = _summed(size, values), _stacked([*so_far.values()])
+    names, names_so_far = (*values,), (*so_far,)
     if carry is None:
-        return Carry([], sums, so_far, jnp.zeros([], jnp.int32), None, names, names_so_far)
+        return Carry([], sums, vector, jnp.zeros([], jnp.int32), None, names, names_so_far)
     if (names, names_so_far) != (carry.names, carry.names_so_far):
         before, now = (", ".join(all_of) for all_of in (carry.names + carry.names_so_far, names + names_so_far))
         raise ValueError(
@@ -167,7 +186,7 @@ def _counted(model: Model, training: bool, carry: Carry | None, batch: Data, rea
             "  Losses, metrics, add_loss and add_metric must give the same names for every batch, of any size."
         )
     return dataclasses.replace(
-        carry, metrics=jax.tree.leaves(metrics), sums=carry.sums + sums, so_far=so_far, step=jnp.add(carry.step, 1)
+        carry, metrics=jax.tree.leaves(metrics), sums=carry.sums + sums, so_far=vector, step=jnp.add(carry.step, 1)
     )
 
 
@@ -293,7 +312,7 @@ class Program:
 
         def run() -> tp.Any:
             view = self._threaded.view()
-            found = self._body(carry, *batch)
+            found = self._body(jax.tree.map(jnp.asarray, carry), *batch)  # as it is when compiled
             if structure.version is not view.version:
                 check_structure(view)
             return found
@@ -407,8 +426,7 @@ class Program:
         def run(batch: Data) -> None:
             nonlocal names
             if self.kind == "predict":
-                with _run_by(Running(model, self._metrics, None)):
-                    model.pred_step(batch.x)
+                outputs_of(model, batch.x)
                 return
             counted = _counted(model, training, None, batch, None, self._part)
             names = counted.names, counted.names_so_far
@@ -466,13 +484,11 @@ def _one(
     if source is not None:
         data = jax.tree.map(lambda array: array[data], source)
     mask = None if real is None else jnp.arange(data.size) < real
-    stream = jax.random.fold_in(fold_in_path(jax.random.key(seed), kind), carry.step)
     # An init pass draws from the stream around.
-    stream = contextlib.nullcontext() if is_initializing() else rng_context(stream)
+    stream = contextlib.nullcontext() if is_initializing() else rng_context(stream_of(seed, kind, carry.step))
     with stream, training_context(kind == "train"), sample_mask_context(mask):
         if kind == "predict":
-            with _run_by(Running(model, model._metrics, None)):
-                outputs = model.pred_step(data.x)
+            outputs = outputs_of(model, data.x)
             return dataclasses.replace(carry, step=jnp.add(carry.step, 1)), outputs
         counted = _counted(model, kind == "train", carry, data, real, part)
         for follower in followers:
@@ -485,8 +501,11 @@ def _unchanged(one: Callable[..., tp.Any], threaded: Threaded, *args: tp.Any) ->
     view = threaded.view()
     before = view.read()
     found = one(*args)
-    if structure.version is view.version:  # else what changed is refused by who runs the step
-        view.write(range(len(before)), before)
+    if structure.version is not view.version:  # that of any module, such as a copy of a metric
+        if is_initializing():
+            return found
+        check_structure(view)
+    view.write(range(len(before)), before)
     return found
 
 

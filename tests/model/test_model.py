@@ -152,6 +152,24 @@ def test_evaluate_is_a_mean_over_samples_whatever_the_batch_size():
         np.testing.assert_allclose(list(logs.values()), wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("metric", [elegy.metrics.MeanSquaredError, lambda: mse], ids=["a Metric", "a function"])
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_looking_at_a_model_leaves_its_state(metric, eagerly):
+    class Counting(elegy.Module):
+        def call(self, x):
+            n = self.add_parameter("n", [], jnp.int32, jnp.zeros, trainable=False)
+            self.update_parameter("n", n + 1)
+            return elegy.nn.Linear(1)(x)
+
+    x, y = data()
+    model = make_model(Counting(), metrics=metric(), run_eagerly=eagerly)
+    model.fit(x, y, batch_size=5, verbose=0)
+    for _ in range(2):
+        model.evaluate(x, y, batch_size=5)
+        model.predict(x)
+        assert model.module.n == 4
+
+
 def test_predict_gives_numpy_arrays_of_all_samples():
     x, _ = data(20)
     module = mlp().init(x)
