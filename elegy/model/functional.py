@@ -10,7 +10,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from elegy import tracing
 from elegy.draws import rng_context
 from elegy.errors import StructureError
 from elegy.layout import nodes_in

@@ -874,8 +874,8 @@ class Model:
         next `fit` draws and computes the same as the first. What was compiled stays, and is used again.
 
         That is so also for a module that had run before the model was constructed: its next parameters are drawn from
-        the `seed` of the model. Arrays that are there before any run, such as those that `__init__` makes or a module of
-        another library brings, keep the values that they have now.
+        the `seed` of the model. Arrays that are there before any run, such as those that `__init__` makes or a module
+        of another library brings, keep the values that they have now.
 
         ```python
         import elegy
