@@ -107,9 +107,7 @@ def test_batches_train_as_the_arrays_do(form, samples):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     found = model.evaluate(FORMS[form](batches), steps=steps)
     np.testing.assert_allclose(found["loss"], model.evaluate(x, y)["loss"], rtol=1e-5)
-    np.testing.assert_allclose(
-        model.predict(FORMS[form](batches), steps=steps), model.predict(x), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(model.predict(FORMS[form](batches), steps=steps), model.predict(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_generator_goes_on_from_epoch_to_epoch():

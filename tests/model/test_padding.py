@@ -47,7 +47,9 @@ class Unmasked(elegy.metrics.Metric):
     """A metric that takes no mask."""
 
     def call(self, y_true, y_pred):
-        total = self.add_parameter("total", [], initializer=jnp.zeros, trainable=False) + jnp.sum((y_true - y_pred) ** 2)
+        total = self.add_parameter("total", [], initializer=jnp.zeros, trainable=False) + jnp.sum(
+            (y_true - y_pred) ** 2
+        )
         count = self.add_parameter("count", [], initializer=jnp.zeros, trainable=False) + y_true.shape[0]
         self.update_parameter("total", total)
         self.update_parameter("count", count)

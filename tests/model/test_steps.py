@@ -1,9 +1,6 @@
 """Steps of one's own, steps of several batches, and several steps as one: against loops written by hand."""
 
 import functools
-import os
-import signal
-import threading
 import typing as tp
 
 import jax
@@ -14,8 +11,8 @@ import pytest
 
 import elegy
 from elegy.model import Callback
-from tests.helpers import assert_close, assert_same
-from tests.model.test_model import data, loss_by_hand, make_model, mlp, mse, step_by_hand
+from tests.helpers import assert_close
+from tests.model.test_model import data, loss_by_hand, make_model, mlp, mse
 
 
 def started(x, make=mlp, seed=1):
@@ -149,7 +146,9 @@ def test_normalisation_looks_at_one_part():
     assert any(np.allclose(leaf, mean, atol=1e-6) for leaf in states)
 
 
-@pytest.mark.parametrize("make", [optax.lbfgs, lambda: optax.polyak_sgd(max_learning_rate=0.1)], ids=["lbfgs", "polyak"])
+@pytest.mark.parametrize(
+    "make", [optax.lbfgs, lambda: optax.polyak_sgd(max_learning_rate=0.1)], ids=["lbfgs", "polyak"]
+)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_optimisers_that_ask_for_values(make, accumulate):
     x, y = data(16)
@@ -270,9 +269,7 @@ def test_callbacks_see_the_last_batch_of_each_group(form):
     arrays: dict[str, tp.Any] = {"x": x, "y": y, "batch_size": 4}
     if form == "batches":
         arrays = {"x": [(x[i : i + 4], y[i : i + 4]) for i in range(0, 28, 4)]}
-    model.fit(
-        **arrays, steps_per_execution=3, validate_every=5, validation_data=(x, y), callbacks=[Watch()], verbose=0
-    )
+    model.fit(**arrays, steps_per_execution=3, validate_every=5, validation_data=(x, y), callbacks=[Watch()], verbose=0)
     # Steps 0 to 2; 3 and 4, since then there is a validation; 5 and 6.
     assert seen == [
         ("begin", 2, 0),
@@ -299,7 +296,9 @@ def test_how_often_groups_are_traced(form):
     assert model.steps == 28
 
 
-@pytest.mark.parametrize("options", [{"accumulate": 2}, {"steps_per_execution": 2}, {"accumulate": 2, "steps_per_execution": 2}])
+@pytest.mark.parametrize(
+    "options", [{"accumulate": 2}, {"steps_per_execution": 2}, {"accumulate": 2, "steps_per_execution": 2}]
+)
 def test_eager_steps_see_arrays(options):
     x, y = data(20)
     seen = []
