@@ -69,6 +69,7 @@ def differentiated(
             )
         return values["loss"], values, more
 
+    loss_fn.__qualname__ = getattr(function, "__qualname__", loss_fn.__qualname__)  # in error messages
     gradients_of = value_and_grad(loss_fn, modules=modules, parameters_fn=parameters_fn)
 
     def whole(x: tp.Any, y: tp.Any, sample_weight: tp.Any) -> tp.Any:

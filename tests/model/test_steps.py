@@ -339,3 +339,383 @@ def test_eager_steps_get_arrays_of_jax():
         history = model.fit(x, y, batch_size=4, shuffle=False, verbose=0).history
         found.append([history, model.evaluate(x, y, batch_size=4), model.predict(x, batch_size=4)])
     assert_close(*found, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps of one's own
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class GAN(elegy.Model):
+    """Two modules, two optimisers, and random numbers."""
+
+    def __init__(self, generator, discriminator, **kwargs):
+        super().__init__(generator, optimizer=optax.adam(0.01), **kwargs)
+        self.discriminator = discriminator
+        self.second = elegy.Optimizer(optax.adam(0.02))
+
+    def real_or_not(self, x, y, sample_weight):
+        noise = jax.random.normal(elegy.next_rng_key(), x.shape)
+        real, made = self.discriminator(x), self.discriminator(jax.lax.stop_gradient(self.pred_step(noise)))
+        return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(made)), real
+
+    def deceived(self, x, y, sample_weight):
+        noise = jax.random.normal(elegy.next_rng_key(), x.shape)
+        return jnp.mean(jax.nn.softplus(-self.discriminator(self.pred_step(noise)))), None
+
+    def train_step(self, x, y, sample_weight):
+        (judged, _), gradients = self.value_and_grad(self.real_or_not, modules=self.discriminator)(x, y, sample_weight)
+        self.second.update(self.discriminator, gradients)
+        (made, _), gradients = self.value_and_grad(self.deceived)(x, y, sample_weight)
+        self.optimizer.update(self.module, gradients)
+        return {"judged": judged["loss"], "made": made["loss"]}
+
+    def test_step(self, x, y, sample_weight):
+        return {"made": self.deceived(x, y, sample_weight)[0]}
+
+
+def gan(**kwargs):
+    return GAN(elegy.nn.Linear(3), elegy.nn.Sequential(lambda: [elegy.nn.Linear(4), jnp.tanh, elegy.nn.Linear(1)]), **kwargs)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 2}, {"steps_per_execution": 2}], ids=["plain", "accumulated", "grouped"]
+)
+def test_two_modules_with_two_optimisers(options):
+    x, _ = data(20)
+    model, eager = gan(), gan(run_eagerly=True)
+    fit: tp.Any = {"batch_size": 4, "epochs": 2, "verbose": 0, "validation_data": (x,), **options}
+    history = model.fit(x, **fit).history
+    assert set(history) == {"judged", "made", "val_made"}
+    assert model.discriminator.initialized and model.second.initialized
+    again = gan()
+    assert again.fit(x, **fit).history == history
+    assert_same(again.discriminator.get_parameters(), model.discriminator.get_parameters())
+    found = eager.fit(x, **fit).history
+    for name, values in history.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, err_msg=name)
+    assert_close(eager.discriminator.get_parameters(), model.discriminator.get_parameters(), rtol=1e-3, atol=1e-5)
+    assert_close(eager.module.get_parameters(), model.module.get_parameters(), rtol=1e-3, atol=1e-5)
+    if "steps_per_execution" in options:
+        plain = gan()
+        plain.fit(x, **{**fit, "steps_per_execution": 1})
+        assert_close(plain.module.get_parameters(), model.module.get_parameters(), rtol=1e-4, atol=1e-6)
+
+
+class Denoising(elegy.Model):
+    def loss_step(self, x, y, sample_weight):
+        noisy = x + 0.1 * jax.random.normal(elegy.next_rng_key(), x.shape)
+        restored = self.pred_step(noisy)
+        return {"restored": jnp.mean((restored - x) ** 2), "size": 0.01 * jnp.mean(restored**2)}, restored
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"steps_per_execution": 2}, {"run_eagerly": True}])
+def test_a_loss_of_ones_own(options):
+    x, _ = data(20)
+    options = dict(options)
+    make = functools.partial(Denoising, optimizer=optax.adam(0.05), run_eagerly=options.pop("run_eagerly", False))
+    model = make(elegy.nn.Linear(3))
+    history = model.fit(x, batch_size=4, epochs=3, validation_data=(x,), verbose=0, **options).history
+    assert {"loss", "restored", "size", "val_loss", "val_restored", "val_size"} == set(history)
+    np.testing.assert_allclose(history["loss"], np.add(history["restored"], history["size"]), rtol=1e-5)
+    assert history["loss"][-1] < history["loss"][0]
+
+
+class Hooked(elegy.Model):
+    """Declares losses and metrics outside of modules."""
+
+    def loss_step(self, x, y, sample_weight):
+        y_pred = self.pred_step(x)
+        elegy.add_loss("size", 0.5 * jnp.mean(y_pred**2))
+        elegy.add_metric("largest", jnp.mean(jnp.abs(y_pred)))
+        return jnp.mean((y_pred - y) ** 2), y_pred
+
+    def train_step(self, x, y, sample_weight):
+        (values, _), gradients = self.value_and_grad(self.loss_step)(x, y, sample_weight)
+        self.optimizer.update(self.module, gradients)
+        return values
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"steps_per_execution": 2}, {"run_eagerly": True}])
+def test_hooks_in_steps_of_ones_own(options):
+    x, y = data(20)
+    options = dict(options)
+    model = Hooked(mlp().init(x, rng=1), optimizer=optax.sgd(0.0), run_eagerly=options.pop("run_eagerly", False))
+    history = model.fit(x, y, batch_size=4, verbose=0, validation_data=(x, y), **options).history
+    y_pred = np.asarray(model.module(x))
+    wanted = {
+        "loss": np.mean((y_pred - y) ** 2) + 0.5 * np.mean(y_pred**2),
+        "size_loss": 0.5 * np.mean(y_pred**2),
+        "largest": np.mean(np.abs(y_pred)),
+    }
+    assert set(history) == {*wanted, *(f"val_{name}" for name in wanted)}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(history[name], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(history[f"val_{name}"], value, rtol=1e-5, err_msg=name)
+
+
+def returning(value, method="train_step"):
+    return type("Own", (elegy.Model,), {method: lambda self, x, y, sample_weight: (self.module(x), value(x))[1]})
+
+
+@pytest.mark.parametrize(
+    ("cls", "error", "message"),
+    [
+        (returning(lambda x: None), TypeError, r"Own.train_step returned NoneType; it returns a dict of what is logged"),
+        (returning(lambda x: jnp.mean(x)), TypeError, "Own.train_step returned .*; it returns a dict"),
+        (returning(lambda x: {"a": x}), ValueError, r"a: what is logged must be a scalar, got shape \(8, 3\)"),
+        (returning(lambda x: (x, x), "loss_step"), TypeError, "must return a scalar loss"),
+        (returning(lambda x: None, "loss_step"), ValueError, "there is nothing to minimise"),
+        (returning(lambda x: "text", "loss_step"), TypeError, "text|JAX"),
+    ],
+)
+@pytest.mark.parametrize("eagerly", [False, True], ids=["compiled", "eager"])
+def test_what_steps_must_return(cls, error, message, eagerly):
+    x, y = data(8)
+    model = cls(elegy.nn.Linear(3), run_eagerly=eagerly)
+    with pytest.raises(error, match=message):
+        model.fit(x, y, verbose=0)
+
+
+@pytest.mark.parametrize("method", ["train_step", "test_step", "compute_metrics", "value_and_grad"])
+def test_steps_are_called_by_fit(method):
+    x, y = data(8)
+    model = make_model(started(x))
+    arguments = {"compute_metrics": (x, y, y, None), "value_and_grad": (model.loss_step,)}.get(method, (x, y, None))
+    with pytest.raises(RuntimeError, match=r"is a part of a step, .*\n.*call train_on_batch"):
+        getattr(model, method)(*arguments)
+    model.fit(x, y, verbose=0)
+
+
+def test_outputs_that_cannot_be_joined():
+    class Summing(elegy.Model):
+        def loss_step(self, x, y, sample_weight):
+            y_pred = self.pred_step(x)
+            return jnp.mean((y_pred - y) ** 2), self.extra(y_pred)
+
+        def extra(self, y_pred):
+            return jnp.sum(y_pred)
+
+    class Halving(Summing):
+        def extra(self, y_pred):
+            return y_pred[:2]
+
+    x, y = data(8)
+    for cls, message in (Summing, "samples along its first axis"), (Halving, "there are 4 for 8 samples"):
+        model = cls(started(x))
+        with pytest.raises(ValueError, match=message):
+            model.fit(x, y, batch_size=4, accumulate=2, verbose=0)
+        model.fit(x, y, batch_size=4, verbose=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is no module of Elegy
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"steps_per_execution": 2}])
+def test_layers_of_equinox(options):
+    equinox = pytest.importorskip("equinox")
+    x, y = data(20)
+    net = equinox.nn.MLP(3, 1, 4, 1, key=jax.random.key(0))  # it holds functions too
+
+    class Rows(equinox.Module):
+        inner: equinox.nn.MLP
+
+        def __call__(self, x):
+            return jax.vmap(self.inner)(x)
+
+    model = elegy.Model(Rows(net), loss=elegy.losses.MeanSquaredError(), optimizer=optax.adam(0.05))
+    history = model.fit(x, y, batch_size=4, epochs=4, verbose=0, **options).history
+    assert history["loss"][-1] < history["loss"][0]
+    trained = model.module.wrapped
+    np.testing.assert_allclose(model.predict(x, batch_size=8), trained(x), rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(trained.inner.layers[0].weight, net.layers[0].weight)
+
+
+def test_a_function_that_makes_its_layers():
+    def net(x):
+        return elegy.nn.Linear(1)(x * (2.0 if elegy.training() else 1.0))
+
+    x, y = data(20)
+    model = elegy.Model(net, loss=elegy.losses.MeanSquaredError(), optimizer=optax.sgd(0.0))
+    history = model.fit(x, y, batch_size=4, accumulate=2, validation_data=(x, y), verbose=0).history
+    linear = model.module.linear
+    w, b = np.asarray(linear.w), np.asarray(linear.b)
+    np.testing.assert_allclose(history["loss"], np.mean((2 * x @ w + b - y) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(history["val_loss"], np.mean((x @ w + b - y) ** 2), rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Interrupts and threads
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def default_handler():
+    """A process that a shell started in the background ignores this signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+class Interrupting(Callback):
+    sees_module = False
+
+    def __init__(self, times, at=2):
+        self.times = times
+        self.at = at
+        self.survived = 0
+
+    def on_train_batch_begin(self, batch):
+        if batch == self.at:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(100):  # the handler runs between two instructions
+                    pass
+                self.survived += 1
+
+
+@pytest.mark.parametrize(("times", "steps", "survived"), [(1, 3, 1), (2, 2, 1)])
+@pytest.mark.parametrize("together", [1, 3])
+def test_the_first_interrupt_lets_the_step_end_and_the_second_does_not(times, steps, survived, together, default_handler):
+    x, y = data(40)
+    model, reference = make_model(started(x)), make_model(started(x))
+    callback = Interrupting(times)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, batch_size=4, shuffle=False, steps_per_execution=together, callbacks=[callback], verbose=0)
+    made = steps if together == 1 or steps == 3 else 0
+    assert callback.survived == survived
+    assert model.steps == made
+    assert signal.getsignal(signal.SIGINT) is default_handler
+    if made:
+        reference.fit(
+            x[: 4 * made], y[: 4 * made], batch_size=4, steps_per_execution=together, shuffle=False, verbose=0
+        )
+    assert_close(model.module.get_parameters(), reference.module.get_parameters(), rtol=1e-5, atol=1e-7)
+    model.fit(x, y, verbose=0)
+
+
+def test_an_interrupt_while_data_are_made(default_handler):
+    x, y = data(20)
+    drawn = []
+
+    def batches():
+        for number in range(5):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            drawn.append(number)
+            yield x[4 * number :][:4], y[4 * number :][:4]
+
+    model = make_model(started(x))
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(batches, verbose=0)
+    assert drawn == [0, 1, 2] and model.steps == 3
+    assert signal.getsignal(signal.SIGINT) is default_handler
+
+
+def test_an_interrupt_of_a_fit_within_a_fit(default_handler):
+    x, y = data(20)
+    inner, outer = make_model(started(x)), make_model(started(x))
+
+    class Inner(Callback):
+        def on_epoch_end(self, epoch, logs):
+            inner.fit(x, y, batch_size=4, callbacks=[Interrupting(1)], verbose=0)
+
+    with pytest.raises(KeyboardInterrupt):
+        outer.fit(x, y, batch_size=4, callbacks=[Inner()], epochs=2, verbose=0)
+    assert (inner.steps, outer.steps) == (3, 5)
+    assert signal.getsignal(signal.SIGINT) is default_handler
+
+
+def test_an_interrupt_of_the_validation_and_after_the_last_step(default_handler):
+    x, y = data(20)
+
+    class InValidation(Callback):
+        def on_test_batch_begin(self, batch):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    class AtEnd(Callback):
+        def on_train_end(self):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for callback in InValidation(), AtEnd():
+        model = make_model(started(x))
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(x, y, batch_size=4, validation_data=(x, y), callbacks=[callback], verbose=0)
+        assert model.steps == 5
+        assert signal.getsignal(signal.SIGINT) is default_handler
+
+
+def test_another_handler_stays():
+    x, y = data(20)
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        model = make_model(started(x))
+        model.fit(x, y, batch_size=4, callbacks=[Interrupting(2)], verbose=0)
+        assert heard == [signal.SIGINT] * 2 and model.steps == 5
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def in_threads(*functions):
+    """Runs functions at the same time, and gives what they return."""
+    found: list[tp.Any] = [None] * len(functions)
+    start = threading.Barrier(len(functions))
+
+    def run(number):
+        start.wait()
+        try:
+            found[number] = functions[number]()
+        except BaseException as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_training_in_another_thread(default_handler):
+    x, y = data(20)
+    wanted = make_model(started(x)).fit(x, y, batch_size=4, epochs=2, verbose=0).history
+    (history,) = in_threads(lambda: make_model(started(x)).fit(x, y, batch_size=4, epochs=2, verbose=0).history)
+    assert history == wanted
+    assert signal.getsignal(signal.SIGINT) is default_handler
+
+
+def test_evaluating_in_two_threads():
+    x, y = data(64)
+    model = make_model(started(x), metrics=elegy.metrics.MeanSquaredError())
+    wanted = make_model(started(x), metrics=elegy.metrics.MeanSquaredError()).evaluate(x, y, batch_size=4)
+    found = in_threads(*[lambda: [model.evaluate(x, y, batch_size=4) for _ in range(10)]] * 2)
+    assert found == [[wanted] * 10] * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"steps_per_execution": 4}, {"accumulate": 2}], ids=str)
+def test_predicting_while_another_thread_trains(options):
+    x, y = data(64)
+    model, quiet = make_model(started(x)), make_model(started(x))
+    model.predict(x)
+    done = threading.Event()
+
+    def train():
+        try:
+            return model.fit(x, y, batch_size=4, epochs=10, verbose=0, **options).history
+        finally:
+            done.set()
+
+    def look():
+        found = [model.predict(x, batch_size=16)]
+        while not done.is_set():
+            found += [model.predict(x, batch_size=16), model.evaluate(x, y, batch_size=16)]
+        return found
+
+    history, seen, more = in_threads(train, look, look)
+    assert history == quiet.fit(x, y, batch_size=4, epochs=10, verbose=0, **options).history
+    for found in (seen, more):
+        assert isinstance(found, list), found
+        assert all(np.isfinite(value).all() for entry in found for value in jax.tree.leaves(entry))
