@@ -251,7 +251,8 @@ class Stream(Feed):
         return Stream(source, self._joined, self._together, self._transform, *self._begin)
 
     def example(self) -> Data:
-        if self._example is None:
+        example = self._example
+        if example is None:
             data = self._of_epoch(*self._begin)
             first = next(data, None)
             if first is None:
@@ -259,8 +260,7 @@ class Stream(Feed):
             self._begun = self._begin, first, data
             example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first)
             self._example = example
-            return example
-        return self._example
+        return example
 
     def batches(
         self, order: Order = None, epoch: int = 0, start: int = 0, until: Until = lambda made: None

@@ -1,4 +1,4 @@
-"""What `fit`, `evaluate` and `predict` read: arrays, arrays on the device, and whatever gives batches; how much of it."""
+"""What `fit`, `evaluate` and `predict` read: arrays, also on the device, and whatever gives batches; and how much."""
 
 import gc
 import itertools

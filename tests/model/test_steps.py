@@ -1,6 +1,9 @@
 """Steps of one's own, steps of several batches, and several steps as one: against loops written by hand."""
 
 import functools
+import os
+import signal
+import threading
 import typing as tp
 
 import jax
@@ -11,7 +14,7 @@ import pytest
 
 import elegy
 from elegy.model import Callback
-from tests.helpers import assert_close
+from tests.helpers import assert_close, assert_same
 from tests.model.test_model import data, loss_by_hand, make_model, mlp, mse
 
 
@@ -375,7 +378,9 @@ class GAN(elegy.Model):
 
 
 def gan(**kwargs):
-    return GAN(elegy.nn.Linear(3), elegy.nn.Sequential(lambda: [elegy.nn.Linear(4), jnp.tanh, elegy.nn.Linear(1)]), **kwargs)
+    return GAN(
+        elegy.nn.Linear(3), elegy.nn.Sequential(lambda: [elegy.nn.Linear(4), jnp.tanh, elegy.nn.Linear(1)]), **kwargs
+    )
 
 
 @pytest.mark.parametrize(
@@ -461,7 +466,11 @@ def returning(value, method="train_step"):
 @pytest.mark.parametrize(
     ("cls", "error", "message"),
     [
-        (returning(lambda x: None), TypeError, r"Own.train_step returned NoneType; it returns a dict of what is logged"),
+        (
+            returning(lambda x: None),
+            TypeError,
+            r"Own.train_step returned NoneType; it returns a dict of what is logged",
+        ),
         (returning(lambda x: jnp.mean(x)), TypeError, "Own.train_step returned .*; it returns a dict"),
         (returning(lambda x: {"a": x}), ValueError, r"a: what is logged must be a scalar, got shape \(8, 3\)"),
         (returning(lambda x: (x, x), "loss_step"), TypeError, "must return a scalar loss"),
@@ -520,7 +529,7 @@ def test_layers_of_equinox(options):
     net = equinox.nn.MLP(3, 1, 4, 1, key=jax.random.key(0))  # it holds functions too
 
     class Rows(equinox.Module):
-        inner: equinox.nn.MLP
+        inner: tp.Any
 
         def __call__(self, x):
             return jax.vmap(self.inner)(x)
@@ -578,7 +587,9 @@ class Interrupting(Callback):
 
 @pytest.mark.parametrize(("times", "steps", "survived"), [(1, 3, 1), (2, 2, 1)])
 @pytest.mark.parametrize("together", [1, 3])
-def test_the_first_interrupt_lets_the_step_end_and_the_second_does_not(times, steps, survived, together, default_handler):
+def test_the_first_interrupt_lets_the_step_end_and_the_second_does_not(
+    times, steps, survived, together, default_handler
+):
     x, y = data(40)
     model, reference = make_model(started(x)), make_model(started(x))
     callback = Interrupting(times)
