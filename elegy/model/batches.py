@@ -149,7 +149,9 @@ class Arrays(Feed):
             end = until(made)
             if end is not None and end <= made:
                 return
-            last = min(made + self._together, max(whole, made + 1), steps, steps if end is None else end)
+            last = made + 1
+            if self._together > 1:
+                last = min(made + self._together, max(whole, last), steps, steps if end is None else end)
             yield last - made, self._batch(order, made, last)
             made = last
 
@@ -181,7 +183,7 @@ class Arrays(Feed):
         return Batch(self._taken(chosen), real, counted)
 
     def _taken(self, chosen: np.ndarray) -> Data:
-        return self._treedef.unflatten([np.take(leaf, chosen, axis=0, mode="clip") for leaf in self._leaves])
+        return self._treedef.unflatten([leaf.take(chosen, 0, None, "clip") for leaf in self._leaves])
 
 
 class Stream(Feed):

@@ -207,6 +207,8 @@ class Training:
         multiples = [*self._callbacks.save_every]
         if every is not None and self._validation is not None:
             multiples.append(every)
+        if most is None and not multiples:
+            return lambda made: None
 
         def until(made: int) -> int | None:
             ends = [] if most is None else [most - done]

@@ -173,8 +173,11 @@ class Model:
         self._constructed = True
 
     def __setattr__(self, name: str, value: tp.Any) -> None:
+        if name.startswith("_"):  # first, since each step counts
+            object.__setattr__(self, name, value)
+            return
         is_own = type(self) is not Model and name not in _ARGUMENTS  # a subclass may have attributes besides
-        if self._constructed and not (name in _ASSIGNABLE or name.startswith("_") or is_own):
+        if self._constructed and not (name in _ASSIGNABLE or is_own):
             raise AttributeError(
                 f"{name} of a {type(self).__name__} cannot be assigned: the model goes on with what it was constructed "
                 f"with. What can be assigned: {', '.join(_ASSIGNABLE)}.\n"

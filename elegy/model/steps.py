@@ -55,10 +55,10 @@ class Structure:
     data_fields=["metrics", "sums", "so_far", "step"],
     meta_fields=["structure", "names", "names_so_far"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Carry:
     """What a pass over data has counted, in few arrays: a handful of scalars makes a small step on a CPU half as long
-    again.
+    again. It is not changed, and not frozen all the same: a frozen one takes longer to make.
 
     - `metrics`: the arrays of the metrics.
     - `sums`: for each of `names` the sum over samples, and then for each the number of samples, or the sum of their

@@ -32,7 +32,7 @@ from elegy.parameters import collect
 from elegy.pytree import layout_of
 from elegy.state import state, transact, transaction, write
 from elegy.tracebacks import shorten
-from elegy.transaction import Overlay, commit, held, is_changed, lock, structure, thread
+from elegy.transaction import Overlay, commit, held, install_attribute, is_changed, lock, structure, thread
 
 Place = tuple[dict[str, tp.Any], str]
 
@@ -46,6 +46,8 @@ class Group(tp.NamedTuple):
     start: int
     # `is_node` if there are modules among the leaves; else None, since JAX calls it for every leaf.
     is_leaf: Callable[[tp.Any], bool] | None
+    # The structure of the container, if it holds these arrays and nothing else.
+    treedef: tp.Any
 
 
 class Targets:
@@ -70,10 +72,16 @@ class Targets:
             for (node, name), value in zip(self.owners, values):  # noqa: B905
                 write(node, name, value)
         for group, positions, start in self.groups:
-            leaves, treedef = jax.tree.flatten(held(group.node)[group.name], is_leaf=group.is_leaf)
-            for position, value in zip(positions, values[start : start + len(positions)], strict=True):
-                leaves[position] = value
-            write(group.node, group.name, treedef.unflatten(leaves))
+            treedef, leaves = group.treedef, values[start : start + len(positions)]
+            if treedef is None or len(positions) < len(group.positions):
+                news = leaves
+                leaves, treedef = jax.tree.flatten(held(group.node)[group.name], is_leaf=group.is_leaf)
+                for position, value in zip(positions, news, strict=True):
+                    leaves[position] = value
+            if thread.top is None:
+                group.node.__dict__[group.name] = treedef.unflatten(leaves)
+            else:
+                write(group.node, group.name, treedef.unflatten(leaves))
 
 
 class View:
@@ -101,10 +109,13 @@ class View:
                     self.places.append((node.__dict__, name))
         for node, arrays, is_leaf in grouped:
             if arrays:
-                positions = tuple(slot.position for slot in arrays)
-                self.groups.append(Group(node, arrays[0].name, positions, len(self.owners), is_leaf))
+                name, positions = arrays[0].name, tuple(slot.position for slot in arrays)
+                install_attribute(type(node), name)
+                treedef = jax.tree.structure(held(node)[name], is_leaf=is_leaf)
+                whole = positions == tuple(range(treedef.num_leaves))
+                self.groups.append(Group(node, name, positions, len(self.owners), is_leaf, treedef if whole else None))
                 for position in positions:
-                    self._add(node, arrays[0].name, position)
+                    self._add(node, name, position)
         self.signature = tuple(layout_of(node) for node in self.nodes)
         self._paths: dict[int, tuple[str, ...]] | None = None
         self._targets: dict[EffectsRecord, Targets] = {}
@@ -119,7 +130,11 @@ class View:
         else:
             leaves = [held(node)[name] for node, name in self.owners[: len(self.places)]]
         for group in self.groups:
-            contents = jax.tree.leaves(held(group.node)[group.name], is_leaf=group.is_leaf)
+            value = held(group.node)[group.name]
+            if group.treedef is not None:
+                leaves += group.treedef.flatten_up_to(value)
+                continue
+            contents = jax.tree.leaves(value, is_leaf=group.is_leaf)
             leaves.extend(contents[position] for position in group.positions)
         return leaves
 

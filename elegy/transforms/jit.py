@@ -370,7 +370,10 @@ def _aval(leaf: tp.Any) -> str:
 
 def _distinct(leaves: list[tp.Any]) -> list[tp.Any]:
     """Copies an array that stands in two places: XLA takes each donated buffer once."""
-    seen: set[int] = set()
+    seen: set[int] = set(map(id, leaves))
+    if len(seen) == len(leaves):
+        return leaves
+    seen.clear()
     distinct = []
     for leaf in leaves:
         distinct.append(jnp.copy(leaf) if id(leaf) in seen else leaf)
