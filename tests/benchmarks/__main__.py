@@ -16,6 +16,8 @@ import jax
 from tests.benchmarks import (
     cold_initialisation,
     eager,
+    first_step,
+    fit,
     flatten,
     import_time,
     layers,
@@ -30,7 +32,9 @@ LIBRARIES = ("jax", "jaxlib", "elegy", "equinox", "optax", "flax", "dm-haiku", "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Prints ratios of times.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks", description="Prints ratios of times and of memory."
+    )
     parser.add_argument("--quick", action="store_true", help="very few measurements")
     quick = parser.parse_args().quick
     print(f"{versions()}; {jax.default_backend()}.\n")
@@ -46,6 +50,8 @@ def main() -> None:
         layers,
         import_time,
         cold_initialisation,
+        fit,
+        first_step,
     ):
         print(f"running {benchmark.__name__}", file=sys.stderr)
         for row in benchmark.rows(quick):

@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.__main__ import line
-from tests.benchmarks.timing import Budget, Ratio, Row, compare, interleave, median_ratio, require_equal
+from tests.benchmarks.timing import Budget, Ratio, Row, compare, difference, interleave, median_ratio, require_equal
 
 ROOT = Path(__file__).parents[2]
+
+RAW = "loop of `jax.jit`"
+NNX = "loop of `flax.nnx.jit`"
+KERAS = "Keras `fit`"
+DIFFERENCE = "small step: microseconds"
 
 ROWS = [
     ("training step, 2 layers", "`elegy.jit`", "`jax.jit` of a list of arrays"),
@@ -70,8 +75,28 @@ ROWS = [
     ),
     ("import", "`import elegy`", "`import jax, equinox, optax`"),
     *(("cold initialisation, 5 convolutions", "Elegy", peer) for peer in ("Flax NNX", "Equinox", "Keras")),
+    *(("epoch of small steps", arm, RAW) for arm in ("`Model.fit`", NNX, KERAS)),
+    *(("epoch of small steps", "`Model.fit`", peer) for peer in (NNX, KERAS)),
+    *((f"{DIFFERENCE} more", arm, RAW) for arm in ("`Model.fit`", NNX, KERAS)),
+    ("epoch of 2 loops of 50 small steps", "`Model.fit(steps_per_execution=50)`", "loop of `jax.lax.scan`"),
+    *(
+        (f"epoch, {network}", "`Model.fit`", peer)
+        for network in ("dense network, 784-128-10", "convolutional network")
+        for peer in (RAW, NNX, KERAS)
+    ),
+    *(
+        (what, arm, reference)
+        for what in ("start of Python to the end of the first step", "peak of memory, 0.26 million parameters")
+        for arm, reference in (
+            ("Elegy", RAW),
+            ("Flax NNX", RAW),
+            ("Keras", RAW),
+            ("Elegy", "Flax NNX"),
+            ("Elegy", "Keras"),
+        )
+    ),
 ]
-OPTIONAL = {"`flax.nnx.jit`", "Haiku", "Flax Linen", "Flax NNX", "`flax.nnx.scan`", "Keras"}
+OPTIONAL = {"`flax.nnx.jit`", "Haiku", "Flax Linen", "Flax NNX", "`flax.nnx.scan`", "Keras", NNX, KERAS}
 
 
 @pytest.mark.slow
@@ -83,16 +108,22 @@ def test_a_quick_run_prints_every_row():
     table = [line for line in run.stdout.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
     assert [tuple(row[:3]) for row in cells] == ROWS
-    for _, arm, reference, ratio, _ in cells:
+    for computation, arm, reference, ratio, _ in cells:
         if ratio == "not installed":
             assert {arm, reference} & OPTIONAL
         else:
-            assert math.isfinite(float(ratio)) and float(ratio) > 0
+            assert math.isfinite(float(ratio))
+            assert float(ratio) > 0 or computation.startswith((DIFFERENCE, "peak of memory"))
 
 
 def test_the_ratio_is_that_of_each_round():
     # One slow round slows both arms down, and leaves the ratio as it is.
     assert median_ratio([2.0, 200.0, 3.0], [1.0, 100.0, 1.0]) == Ratio(2.0, 2.0, 2.5)
+
+
+def test_a_difference_is_that_of_each_round():
+    (row,) = difference("step", [("ours", "floor")], {"ours": [3.0, 103.0, 4.0], "floor": [1.0, 100.0, 1.0]}, 10)
+    assert row == Row("step", "ours", "floor", Ratio(30.0, 25.0, 30.0))
 
 
 def test_every_round_times_every_arm():

@@ -20,7 +20,8 @@ Arm = Callable[[], tp.Any]
 
 
 class Ratio(tp.NamedTuple):
-    """The median, over the rounds, of the time of one arm by that of another, with the quartiles."""
+    """The median, over the rounds, of the time of one arm by that of another, with the quartiles. Of a `difference`
+    it is how much longer the one takes."""
 
     median: float
     lower: float
@@ -105,15 +106,31 @@ def compare(computation: str, pairs: Iterable[tuple[str, str]], times: Mapping[s
         yield Row(computation, arm, reference, ratio)
 
 
+def difference(
+    computation: str, pairs: Iterable[tuple[str, str]], times: Mapping[str, list[float]], factor: float
+) -> Iterator[Row]:
+    """As `compare`, with differences times a factor in the place of ratios."""
+    for arm, reference in pairs:
+        found = None
+        if arm in times and reference in times:
+            more = [factor * (a - b) for a, b in zip(times[arm], times[reference], strict=True)]
+            found = _quartiles(more)
+        yield Row(computation, arm, reference, found)
+
+
 def median_ratio(times: list[float], reference: list[float]) -> Ratio:
     """The median over the rounds of the ratio of two arms."""
     ratios = [a / b for a, b in zip(times, reference, strict=True)]
-    lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    return _quartiles(ratios)
+
+
+def _quartiles(values: list[float]) -> Ratio:
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return Ratio(median, lower, upper)
 
 
-def require_equal(values: Mapping[str, tp.Any]) -> None:
+def require_equal(values: Mapping[str, tp.Any], rtol: float = 1e-5) -> None:
     """Refuses to time arms that do not compute the same: `values` holds what each has computed."""
     (first, expected), *others = values.items()
     for name, value in others:
-        np.testing.assert_allclose(value, expected, rtol=1e-5, err_msg=f"{name} differs from {first}")
+        np.testing.assert_allclose(value, expected, rtol=rtol, err_msg=f"{name} differs from {first}")
