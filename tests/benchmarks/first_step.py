@@ -112,7 +112,7 @@ print(time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def rows(quick: bool) -> Iterator[Row]:
     times, _ = measured(2 if quick else 3, widths=(16, 32, 2), steps=1, batch=32)
     yield from compare("start of Python to the end of the first step", PAIRS, times)
-    width = 256 if quick else 3072
+    width = 1024 if quick else 3072
     _, peaks = measured(2, widths=(width, width, width, width), steps=3, batch=32)
     yield from compare(f"peak of memory, {4 * width**2 / 1e6:.2g} million parameters", PAIRS, peaks)
 
