@@ -100,7 +100,9 @@ def _moments(y_true: Float[Array, "*shape"], y_pred: Float[Array, "*shape"], wei
         return jnp.zeros((2, 4), weights.dtype)
     mean = ratio(summed(weighted(y_true, weights))[0], count[0])
     distance = jnp.where(weights == 0, jnp.inf, jnp.abs(y_true - mean))
-    center = jnp.ravel(jnp.where(weights == 0, 0, y_true))[jnp.argmin(distance)]
+    # The index is none that counts from the end, for which the number of targets would be needed.
+    nearest = jnp.ravel(jnp.where(weights == 0, 0, y_true)).at[jnp.argmin(distance)]
+    center = nearest.get(mode="clip", wrap_negative_indices=False)
     center = jnp.where(count[0] == 0, 0, center)
     rest = weighted(y_true - center, weights)
     offset = ratio(summed(rest)[0], count[0])

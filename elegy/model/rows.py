@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
@@ -136,7 +137,65 @@ def leaks_of(function: Callable[..., tp.Any], modules: tp.Any, mask: tp.Any, *ba
     inputs = len(jaxpr.jaxpr.invars)
     first = inputs - len(jax.tree.leaves(batch))
     rows = [number >= first for number in range(inputs)]
-    return leaks(jaxpr, rows, first - 1, [True] * len(jaxpr.jaxpr.outvars))
+    found = leaks(jaxpr, rows, first - 1, [True] * len(jaxpr.jaxpr.outvars))
+    if found is not None:
+        return found
+    try:
+        longer = jit(function, modules=modules).trace(*jax.tree.map(_with_another_row, (mask, *batch))).jaxpr
+    except Exception:  # it is for batches of one size
+        longer = None
+    if longer is None or not _are_alike(jaxpr, longer):
+        return "computes with the number of rows of the batch"
+    return None
+
+
+def _with_another_row(leaf: tp.Any) -> jax.ShapeDtypeStruct:
+    rows, *shape = leaf.shape
+    return jax.ShapeDtypeStruct((rows + 1, *shape), leaf.dtype)
+
+
+def _are_alike(one: tp.Any, other: tp.Any) -> bool:
+    """Whether two traced functions, of batches of other sizes, compute with the same numbers. Where they do not, such
+    as in a sum that is divided by the length of an array, padding is counted although it has no effect."""
+    numbers, others = _numbers(one), _numbers(other)
+    return len(numbers) == len(others) and all(map(_are_equal, numbers, others))
+
+
+def _are_equal(one: tuple[str, tp.Any], other: tuple[str, tp.Any]) -> bool:
+    (name, a), (of_other, b) = one, other
+    return name == of_other and np.shape(a) == np.shape(b) and np.array_equal(a, b, equal_nan=_is_inexact(a))
+
+
+def _is_inexact(value: tp.Any) -> bool:
+    return np.issubdtype(np.asarray(value).dtype, np.inexact)
+
+
+def _numbers(jaxpr: tp.Any) -> list[tuple[str, tp.Any]]:
+    """The constants of a traced function, and those that stand in its equations, in the order in which they come.
+    What has no effect on the outputs is left out."""
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    live = {variable for variable in inner.outvars if not isinstance(variable, Literal)}
+    equations = []
+    for equation in reversed(inner.eqns):
+        if equation.effects or any(variable in live for variable in equation.outvars):
+            equations.append(equation)
+            live.update(variable for variable in equation.invars if not isinstance(variable, Literal))
+    constants = zip(inner.constvars, getattr(jaxpr, "consts", ()), strict=False)
+    found = [("constant", _on_host(value)) for variable, value in constants if variable in live]
+    for equation in reversed(equations):
+        found.append((equation.primitive.name, len(equation.invars)))
+        found += [("literal", _on_host(part.val)) for part in equation.invars if isinstance(part, Literal)]
+        for parameter in equation.params.values():
+            for part in parameter if isinstance(parameter, (tuple, list)) else [parameter]:
+                if hasattr(part, "eqns") or hasattr(part, "jaxpr"):
+                    found += _numbers(part)
+    return found + [("output", _on_host(part.val)) for part in inner.outvars if isinstance(part, Literal)]
+
+
+def _on_host(value: tp.Any) -> tp.Any:
+    dtype = getattr(value, "dtype", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(value) if is_key else value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -277,3 +277,35 @@ def test_values_that_are_not_finite_stay_with_their_samples():
     assert np.isnan(found[10]).all()
     logs = make_model(module).evaluate(x[:10], y[:10], batch_size=4)
     assert np.isfinite(logs["loss"])
+
+
+class Counts(elegy.Module):
+    def call(self, x):
+        rows = self.add_parameter("rows", [], initializer=jnp.zeros, trainable=False)
+        self.update_parameter("rows", rows + x.shape[0])
+        return elegy.nn.Linear(1)(x)
+
+
+class Declares(elegy.Module):
+    def call(self, x):
+        elegy.add_metric("rows", jnp.asarray(x.shape[0], jnp.float32))
+        return elegy.nn.Linear(1)(x)
+
+
+@pytest.mark.parametrize("what", ["a loss", "state", "a metric"])
+def test_what_computes_with_the_size_of_a_batch_is_not_padded(what):
+    x = np.random.default_rng(0).normal(size=(22, 3)).astype(np.float32)
+    y = x.sum(axis=1, keepdims=True)
+    loss = (lambda y_true, y_pred: (y_true - y_pred) ** 2 / len(y_true)) if what == "a loss" else lambda y_pred: y_pred
+    module = {"a loss": lambda: elegy.nn.Linear(1), "state": Counts, "a metric": Declares}[what]()
+    model = elegy.Model(module, loss=loss)
+    if what == "state":
+        model.fit(x, y, batch_size=8, verbose=0)
+        assert module.rows == 22
+    else:
+        logs = model.evaluate(x, y, batch_size=8)
+        whole = [model.evaluate(x[at : at + 8], y[at : at + 8], batch_size=8) for at in (0, 8, 16)]
+        for name in logs:
+            mean = np.average([part[name] for part in whole], weights=[8, 8, 6])
+            np.testing.assert_allclose(logs[name], mean, rtol=1e-5)
+    assert max(model.traces.values()) == 2
