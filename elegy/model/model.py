@@ -21,6 +21,7 @@ from elegy.data import as_source
 from elegy.errors import CheckpointError
 from elegy.habits import optimizer_for
 from elegy.layout import nodes_in
+from elegy.losses import Reduction
 from elegy.model import batches, checkpointing, loop
 from elegy.model.batches import Feed
 from elegy.model.data import Data, arguments_of, as_data, gives_batches, split, with_class_weight
@@ -530,6 +531,8 @@ class Model:
             if validation_data is not None:
                 raise ValueError("validation_split and validation_data were both given: give one of them.")
             (x, y, sample_weight), validation = split(self._data(x, y, sample_weight), validation_split)
+        if accumulate > 1:
+            _require_means(self._losses)
         feed = self._feed(
             x,
             y,
@@ -903,6 +906,7 @@ class Model:
             self._initial.restore(RNG(self._seed).snapshot())
             self._steps = self._orders = 0
             self._history, self.stop_training = None, False
+            self._position = self._last_feed = self._states = None
 
     def summary(self, x: Arrays) -> Summary:
         """The modules that run when the model predicts for `x`: what they return, hold and multiply. Nothing is
@@ -960,6 +964,18 @@ def _validates(validation_freq: tp.Any) -> Callable[[int], bool]:
         return lambda epoch: epoch + 1 in epochs
     _require_positive("validation_freq", validation_freq)
     return lambda epoch: (epoch + 1) % validation_freq == 0
+
+
+def _require_means(losses: Losses) -> None:
+    """Refuses losses of which that of a large batch is not the mean of those of its parts."""
+    for name, loss in losses.named().items():
+        reduction = getattr(loss, "reduction", None)
+        if reduction in (Reduction.SUM, Reduction.MEAN_WITH_SAMPLE_WEIGHT):
+            raise ValueError(
+                f"accumulate= takes means over the samples of all parts, and {name} is reduced by "
+                f"{tp.cast(Reduction, reduction).value!r}.\n"
+                "  Write reduction='sum_over_batch_size', or train on whole batches."
+            )
 
 
 def _require_unwatched(callbacks: Iterable[Callback], why: str) -> None:
