@@ -57,7 +57,7 @@ class LogFile(Callback):
 
 class CSVLogger(LogFile):
     """Writes the logs of each epoch as a row of a CSV file. The columns are `epoch`, counted from 0, and the names of
-    the logs of the first epoch.
+    the logs of the first epoch. An epoch that leaves the validation out has `nan` in the columns of validation.
 
     **Arguments:**
 
@@ -87,6 +87,11 @@ class CSVLogger(LogFile):
         super().on_train_begin()
         with open(self.path, encoding="utf-8", newline="") as file:
             self._columns = next(csv.reader(file), None)
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        if getattr(logs, "lacks_validation", False):  # its columns are there all the same
+            logs = {**logs, **{f"val_{name}": math.nan for name in logs if name != "learning_rate"}}
+        super().on_epoch_end(epoch, logs)
 
     def _write(self, file: tp.TextIO, row: dict[str, tp.Any]) -> None:
         if self._columns is None:

@@ -92,7 +92,7 @@ def fit(
                 training.epoch()
             callbacks.train_end()
         except BaseException:
-            if interrupted.was_raised:
+            if interrupted.was_raised and model.module.initialized:
                 callbacks.save(training.position, always=True)
             raise
 

@@ -417,9 +417,12 @@ class Model:
 
         - `x`: the inputs: an array whose first axis is that of the samples; a tuple of arrays for a module that takes
           several arguments; a dict for one that takes them by keyword. Where all arrays are those of JAX they stay on
-          the device, and a compiled step picks the samples of its batch.
+          the device, and a compiled step picks the samples of its batch. Or something that gives batches, `x`, `(x, y)`
+          or `(x, y, sample_weight)`: whatever `elegy.data.as_source` takes. Then there is no `y`.
         - `y`: the targets, an array, tuple or dict as losses and metrics take it.
-        - `batch_size`: the last batch of an epoch has what remains.
+        - `batch_size`: how many samples make a batch, 32 by default. The last batch of an epoch has what remains. It is
+          filled up with samples that do not count, so that nothing is compiled for it; unless the loss, a metric or the
+          module may make a difference then, which an analysis of the traced step tells.
         - `epochs`: how many epochs there are, counted from 0: training makes those from `initial_epoch` on. The default
           is 1, or with `max_steps` as many as it takes.
         - `verbose`: 0 shows nothing; 1 a line that is kept up to date if the output is a terminal, and otherwise, as
@@ -427,21 +430,22 @@ class Model:
         - `callbacks`: instances of `elegy.callbacks.Callback`, called in this order.
         - `validation_split`: the fraction of samples, the last ones, to validate on instead of training on them. They
           are taken before shuffling, so sorted data must be shuffled before.
-        - `validation_data`: `(x, y)` or `(x, y, sample_weight)` to validate on after each epoch.
-        - `shuffle`: whether to draw a new order for each epoch.
+        - `validation_data`: `(x, y)` or `(x, y, sample_weight)` to validate on after each epoch, or something that
+          gives batches.
+        - `shuffle`: whether to draw a new order for each epoch, as is the default for arrays. Batches come as they are.
         - `sample_weight`: an array with a weight for each sample, or for each value. Losses of Elegy divide by the
           number of samples, not by the sum of weights; metrics, functions among them, give weighted means. A
           metric object that takes no `sample_weight` counts all samples alike.
         - `initial_epoch`: how many epochs were made before. Of a model that has not trained yet these are taken to be
           epochs of another process, on the same number of samples with the same `batch_size`: it goes on with the
           order of samples and the random numbers that come next.
-
         - `class_weight`: a weight for each class, as a dict from labels to weights (a class that is not in it weighs
           1) or as a list. Each sample, or each label of it, weighs as much as its class, times `sample_weight`. `y` is
           one array of labels, or of one-hot rows. Validation data are not weighted so.
-
         - `validation_freq`: after every how many epochs to validate; or a list of the epochs after which to validate,
           counted from 1. Other epochs have `nan` in the history.
+        - `steps_per_epoch`, `validation_steps`: how many steps, or batches of validation, a pass has, if not all.
+        - `validation_batch_size`: how many samples make a batch of validation; the default is `batch_size`.
         - `max_steps`: at how many steps to end, counted as epochs are, from the first step of epoch 0; also within an
           epoch. A step is one update of the parameters.
         - `validate_every`: after how many steps, counted likewise, to validate besides. The values of an epoch are
@@ -741,8 +745,9 @@ class Model:
         """The losses and metrics of data, with `elegy.training()` false. The model stays as it is, but a module that is
         not initialised yet gets its parameters.
 
-        **Arguments:** as for `fit`. `verbose` is 0, which shows nothing, or else a line at the end, which 1 keeps up to
-        date meanwhile if the output is a terminal. Of `callbacks` the hooks named `on_test_` are called.
+        **Arguments:** as for `fit`. `steps` is how many batches to take, if not all. `verbose` is 0, which shows
+        nothing, or else a line at the end, which 1 keeps up to date meanwhile if the output is a terminal. Of
+        `callbacks` the hooks named `on_test_` are called.
 
         **Returns:** a float for each name: means over samples; the values of a `Metric` are its own. Without any loss
         there is no `"loss"`.
@@ -764,7 +769,7 @@ class Model:
         """The outputs of the module, with `elegy.training()` false. The model stays as it is, but a module that is not
         initialised yet gets its parameters.
 
-        **Arguments:** as for `fit`; `verbose` as for `evaluate`.
+        **Arguments:** as for `fit`, of batches the inputs `x`; `steps` and `verbose` as for `evaluate`.
 
         **Returns:** what the module returns, in NumPy arrays for all samples. Several threads may predict at once.
         Where the module draws random numbers, they are the same in each call.

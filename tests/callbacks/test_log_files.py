@@ -81,6 +81,14 @@ def test_what_is_not_finite(fitted, tmp_path):
     assert [row["score"] for row in read(paths[1])] == [None, None, None, 1.0]
 
 
+def test_epochs_without_validation_have_its_columns(fitted, tmp_path):
+    logger = CSVLogger(tmp_path / "logs.csv")
+    history = fitted(logger, epochs=4, validation_freq=2).history
+    found = [row["val_loss"] for row in read(tmp_path / "logs.csv")]
+    assert [value for value in found if value == value] == [value for value in history["val_loss"] if value == value]
+    assert [math.isnan(value) for value in found] == [True, False, True, False]
+
+
 def test_other_names_than_the_columns(fitted, tmp_path):
     logger = CSVLogger(tmp_path / "logs.csv", append=True)
     fitted(logger, epochs=1)
