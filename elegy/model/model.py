@@ -71,7 +71,8 @@ class Model:
     - `optimizer`: an Optax transformation or an `elegy.Optimizer`. The default is `optax.adam(1e-3)`.
     - `run_eagerly`: whether to do without compilation, for debugging. It can be assigned at any time. The first batch
       of each shape is traced all the same, to create parameters: there `np.asarray` or `float` of an array fails, as
-      under `jax.jit`; put such code under `if not elegy.is_initializing():`.
+      under `jax.jit`; put such code under `if not elegy.is_initializing():`. In training steps it fails too, since
+      arrays are those of `jax.grad` there; `print` shows their values.
     - `seed`: what is random derives from it: the initial parameters of a module that is not initialised, the order of
       the samples, dropout.
 
@@ -331,11 +332,11 @@ class Model:
         return found
 
     def _adapt(self) -> None:
-        """Fits the state of the optimiser to what is trainable now."""
-        is_default = type(self).train_step is Model.train_step
+        """Fits the state of the optimiser to what is trainable now. What a `train_step` of one's own updates with it is
+        not known here."""
         if not self.module.initialized:
             return
-        if is_default or self.optimizer.initialized:
+        if type(self).train_step is Model.train_step:
             self.optimizer.adapt(self.module)
         for average in self._averages.values():
             average.adapt(self.module)

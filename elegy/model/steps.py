@@ -312,7 +312,7 @@ class Program:
 
         def run() -> tp.Any:
             view = self._threaded.view()
-            found = self._body(jax.tree.map(jnp.asarray, carry), *batch)  # as it is when compiled
+            found = self._body(carry, *batch)
             if structure.version is not view.version:
                 check_structure(view)
             return found

@@ -729,3 +729,29 @@ def test_predicting_while_another_thread_trains(options):
     for found in (seen, more):
         assert isinstance(found, list), found
         assert all(np.isfinite(value).all() for entry in found for value in jax.tree.leaves(entry))
+
+
+def test_an_optimiser_of_a_step_of_ones_own_keeps_its_state():
+    class Both(elegy.Model):
+        def __init__(self, module, head, **options):
+            super().__init__(module, **options)
+            self.head = head
+
+        def loss_step(self, x, y, sample_weight):
+            y_pred = self.head(self.pred_step(x))
+            return jnp.mean((y_pred - y) ** 2), y_pred
+
+        def train_step(self, x, y, sample_weight):
+            both = [self.module, self.head]
+            (values, _), gradients = self.value_and_grad(self.loss_step, modules=both)(x, y, sample_weight)
+            self.optimizer.update(both, gradients)
+            return values
+
+    x = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+    model = Both(elegy.nn.Linear(4), elegy.nn.Linear(1), optimizer=optax.sgd(0.1, momentum=0.9))
+    model.fit(x, x[:, :1], batch_size=16, verbose=0)
+    before = jax.tree.map(np.asarray, model.optimizer.state)
+    model.fit(x[:8], x[:8, :1], batch_size=8, epochs=1, verbose=0)
+    after = jax.tree.map(np.asarray, model.optimizer.state)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    assert all(np.abs(leaf).sum() > 0 for leaf in jax.tree.leaves(before))
