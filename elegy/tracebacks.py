@@ -39,6 +39,18 @@ def shorten(error: BaseException) -> None:
         pending += [error_or_cause.__cause__, error_or_cause.__context__]
 
 
+class shortened:  # noqa: N801
+    """A block out of which errors leave the package. It is a class, since `contextlib.contextmanager` puts back the
+    traceback that an error had."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, Exception):
+            shorten(error)
+
+
 def _filtered(error: BaseException) -> types.TracebackType | None:
     entries: list[types.TracebackType] = []
     entry = error.__traceback__

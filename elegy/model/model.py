@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
 import typing as tp
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import optax
@@ -39,7 +38,7 @@ from elegy.selections import select_trainable
 from elegy.state import training_context, transact
 from elegy.summaries import summary
 from elegy.tables import Summary
-from elegy.tracebacks import shorten
+from elegy.tracebacks import shortened
 
 Arrays = tp.Any  # an array, or a tuple or dict of arrays
 if tp.TYPE_CHECKING:
@@ -1020,13 +1019,3 @@ def _validation(data: tp.Any) -> tuple[tp.Any, ...]:
             "validation_data must be a tuple (x, y) or (x, y, sample_weight), or give batches, as x of fit may."
         )
     return tuple(data)
-
-
-@contextlib.contextmanager
-def shortened() -> Iterator[None]:
-    """Shortens the traceback of what fails within."""
-    try:
-        yield
-    except Exception as error:
-        shorten(error)
-        raise
