@@ -222,6 +222,8 @@ OPTIONS: dict[str, dict[str, tp.Any]] = {
 @pytest.mark.parametrize("form", ["arrays", "arrays of JAX", "batches"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_groups_of_steps_change_nothing(options, form):
+    if form == "arrays of JAX" and "max_steps" in options:
+        pytest.skip("the number of steps has nothing to do with where the arrays are")
     x, y = data(26)
     test = data(9, seed=1)
 
