@@ -309,6 +309,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS, ids=["at the end", "inside"])
 @pytest.mark.parametrize("case", SHAPES)
 def test_a_padded_batch_is_normalised_as_the_short_one(case, mask):
@@ -324,6 +325,7 @@ def test_a_padded_batch_is_normalised_as_the_short_one(case, mask):
     assert_close(state, short_state, 1e-6, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SHAPES)
 def test_a_padded_batch_is_normalised_as_flax_does(case):
     arguments, shape, kept = SHAPES[case]
