@@ -100,7 +100,7 @@ class Functional:
         data = as_data(x, y, sample_weight)
         require_targets(self._model._losses, self._model._metrics, x, y)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data)
-        self._model._program("train").start(shapes, self._model.steps)
+        self._model._program("train").prepare(shapes)
         self._model._adapt()
         return self.read()
 

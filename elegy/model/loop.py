@@ -86,7 +86,7 @@ def fit(
             if callbacks.need_state:
                 program, example = _program(model, feed, callbacks, plan), feed.example()
                 with model._turn:
-                    program.start(example, model.steps)
+                    program.prepare(example)
             callbacks.train_begin()
             while training.goes_on():
                 training.epoch()
@@ -177,7 +177,7 @@ class Training:
                         model._adapt()
                         adapted = structure.version
                     if feed.varies:
-                        program.start(batch.example(), model.steps)  # initialises what this shape needs
+                        program.prepare(batch.example())  # initialises what this shape needs
                     if program.donates and callbacks.kept:
                         program.renew()
                         callbacks.kept = False
@@ -299,7 +299,7 @@ def _evaluated(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Inte
             callbacks.test_batch_begin(number)
             with model._turn:
                 if feed.varies:
-                    program.start(batch.example(), 0)
+                    program.prepare(batch.example())
                 carry = program(carry, batch, eagerly)
             if callbacks.of_test_batches:
                 callbacks.test_batch_end(number, LazyLogs(carry.logs))

@@ -680,7 +680,7 @@ class Model:
 
     def _initialise(self, feed: Feed) -> None:
         """Creates parameters, and the state of the optimiser."""
-        self._program("train", feed.part, feed.is_many).start(feed.example(), self._steps)
+        self._program("train", feed.part, feed.is_many).prepare(feed.example())
 
     def _snapshot(self, position: loop.Position, states: list[tp.Any]) -> tuple[tp.Any, tp.Any]:
         """What a checkpoint in the middle of `fit` holds."""

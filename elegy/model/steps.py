@@ -247,6 +247,22 @@ class Batch(tp.NamedTuple):
         return jax.tree.map(shape, self.data)
 
 
+@dataclasses.dataclass
+class Start:
+    """What a pass over data begins with.
+
+    - `structure`, `names`, `names_so_far`: those of its `Carry`.
+    - `metrics`: the arrays of metrics that have counted nothing, on the host.
+    - `can_pad`: whether a batch can be filled up; None while nobody has asked.
+    """
+
+    structure: Structure | None
+    names: tuple[str, ...]
+    names_so_far: tuple[str, ...]
+    metrics: list[tp.Any]
+    can_pad: bool | None = None
+
+
 class Program:
     """One kind of step, for the modules of one model.
 
@@ -287,10 +303,11 @@ class Program:
         self._metrics = model._metrics
         # The stream of initial keys is one for all threads: they take their turns.
         self._first = threading.RLock()
-        self._starts: dict[tp.Any, tuple[tp.Any, ...]] = {}
+        # What passes begin with, by the shapes of a batch and the structure of the modules; and the last one that was
+        # asked for, with the version of all structures then.
+        self._starts: dict[tp.Any, Start] = {}
+        self._latest: tuple[tp.Any, tp.Any, Start] | None = None
         self._structures: dict[tp.Any, Structure] = {}
-        self._latest: tuple[tp.Any, ...] | None = None
-        self._pads: tuple[tp.Any, bool] | None = None
         one = functools.partial(_one, self._model, kind, seed, self.tracing, part, followers)
         if kind != "train":
             one = functools.partial(_unchanged, one, self._threaded)
@@ -304,7 +321,7 @@ class Program:
     def __call__(self, carry: Carry | None, batch: Batch, eagerly: bool = False) -> tp.Any:
         """Runs the step. **Returns:** the new carry; for `"predict"` the outputs with it."""
         if not eagerly:
-            return self.compiled(carry, *batch)
+            return self.compiled(carry, batch)
 
         # As in compiled steps, all is an array of JAX: also what users write `x.at[0]` for.
         converted = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf  # noqa: E731
@@ -312,7 +329,7 @@ class Program:
 
         def run() -> tp.Any:
             view = self._threaded.view()
-            found = self._body(carry, *batch)
+            found = self._body(carry, batch)
             if structure.version is not view.version:
                 check_structure(view)
             return found
@@ -324,23 +341,22 @@ class Program:
 
         **Arguments:**
 
-        - `batch`: as for `start`, which was called before.
+        - `batch`: as for `prepare`.
         """
         model = self._model()
-        assert model is not None and self._latest is not None
+        assert model is not None
         if self._part is not None or not model._has_default_steps(self.kind):
             return False
-        key = self._latest[:2]
-        if self._pads is None or self._pads[0] != key:
-            self._pads = key, self._leaks(model, batch) is None
-        return self._pads[1]
+        start = self.prepare(batch)
+        if start.can_pad is None:
+            start.can_pad = self._leaks(model, batch, start) is None
+        return start.can_pad
 
-    def _leaks(self, model: Model, batch: Data) -> str | None:
-        assert self._latest is not None
-        structure, metrics = self._latest[2], [jnp.asarray(leaf) for leaf in self._latest[5]]
+    def _leaks(self, model: Model, batch: Data, start: Start) -> str | None:
+        metrics = [jnp.asarray(leaf) for leaf in start.metrics]
 
         def evaluate(mask: tp.Any, batch: Data) -> tp.Any:
-            counting = model._metrics if structure is None else structure.treedef.unflatten(metrics)
+            counting = model._metrics if start.structure is None else start.structure.treedef.unflatten(metrics)
             step = Running(model, counting, None)
             with _run_by(step), training_context(self.kind == "train"), sample_mask_context(mask):
                 if self.kind == "predict":
@@ -381,8 +397,21 @@ class Program:
                 self._threaded.view().write([i], [copy])
 
     def start(self, batch: Data, step: int) -> Carry:
-        """The carry before the first batch, after `step` steps. What the modules lack is created before, by an init
-        pass for each new shape of a batch.
+        """The carry before the first batch, after `step` steps; `batch` is as for `prepare`."""
+        start = self.prepare(batch)
+        zeros = functools.partial(np.zeros, dtype=jax.dtypes.canonicalize_dtype(float))
+        return Carry(
+            start.metrics,
+            zeros(2 * len(start.names)),
+            zeros(len(start.names_so_far)),
+            np.asarray(step, np.int32),
+            start.structure,
+            start.names,
+            start.names_so_far,
+        )
+
+    def prepare(self, batch: Data) -> Start:
+        """Creates what the modules lack, by an init pass for each new shape of a batch.
 
         **Arguments:**
 
@@ -391,30 +420,20 @@ class Program:
         leaves, treedef = jax.tree.flatten(batch)
         shapes = (treedef, *((leaf.shape, leaf.dtype) for leaf in leaves))
         latest = self._latest
-        if latest is None or latest[0] is not structure.version or latest[1] != shapes:
-            with self._first:
-                found = self._starts.get((shapes, self._signature()))
-                if found is None:
-                    found = self._begin(batch)
-                    self._starts[shapes, self._signature()] = found
-                self._latest = latest = (structure.version, shapes, *found)
-        _, _, kind, names, names_so_far, metrics = latest
-        metrics = [leaf.copy() if isinstance(leaf, np.ndarray) else jnp.copy(leaf) for leaf in metrics]
-        zeros = functools.partial(np.zeros, dtype=jax.dtypes.canonicalize_dtype(float))
-        return Carry(
-            metrics,
-            zeros(2 * len(names)),
-            zeros(len(names_so_far)),
-            np.asarray(step, np.int32),
-            kind,
-            names,
-            names_so_far,
-        )
+        if latest is not None and latest[0] is structure.version and latest[1] == shapes:
+            return latest[2]
+        with self._first:
+            start = self._starts.get((shapes, self._signature()))
+            if start is None:
+                start = self._begin(batch)
+                self._starts[shapes, self._signature()] = start
+            self._latest = structure.version, shapes, start
+        return start
 
     def _signature(self) -> tp.Any:
         return tuple(layout_of(node) for node in walk(self._roots))
 
-    def _begin(self, batch: Data) -> tuple[tp.Any, ...]:
+    def _begin(self, batch: Data) -> Start:
         self.tracing()
         model = self._model()
         assert model is not None
@@ -434,10 +453,11 @@ class Program:
         with rng_context(self._initial), training_context(training):
             transact(lambda: run_init_pass(run, (batch,), {}, self._roots))
         if self.kind == "predict":
-            return None, (), (), []
+            return Start(None, *names, [])
         leaves, treedef = jax.tree.flatten(self._metrics)
-        kind = self._structures.setdefault(treedef, Structure(treedef))
-        return kind, *names, [_on_host(leaf) for leaf in leaves]
+        return Start(
+            self._structures.setdefault(treedef, Structure(treedef)), *names, [_on_host(leaf) for leaf in leaves]
+        )
 
 
 _SMALL = 1 << 16  # bytes
@@ -472,17 +492,15 @@ def _one(
     part: int | None,
     followers: Sequence[tp.Any],
     carry: tp.Any,
-    data: tp.Any,
-    real: tp.Any,
-    count: tp.Any,
-    source: Data | None,
+    batch: Batch,
 ) -> tp.Any:
     """One step, in place."""
     tracing()
     model = reference()
     assert model is not None
-    if source is not None:
-        data = jax.tree.map(lambda array: array[data], source)
+    data, real = batch.data, batch.real
+    if batch.source is not None:
+        data = jax.tree.map(lambda array: array[batch.data], batch.source)
     mask = None if real is None else jnp.arange(data.size) < real
     # An init pass draws from the stream around.
     stream = contextlib.nullcontext() if is_initializing() else rng_context(stream_of(seed, kind, carry.step))
@@ -509,23 +527,15 @@ def _unchanged(one: Callable[..., tp.Any], threaded: Threaded, *args: tp.Any) ->
     return found
 
 
-def _many(
-    one: Callable[..., tp.Any],
-    modules: tp.Any,
-    carry: tp.Any,
-    data: tp.Any,
-    real: tp.Any,
-    count: tp.Any,
-    source: Data | None,
-) -> tp.Any:
+def _many(one: Callable[..., tp.Any], modules: tp.Any, carry: tp.Any, batch: Batch) -> tp.Any:
     """A step for each of the first `count` batches."""
 
     def step(number: tp.Any, carry: tp.Any) -> tp.Any:
-        here, kept = jax.tree.map(lambda array: array[number], (data, real))
-        return one(carry, here, kept, None, source)
+        data, real = jax.tree.map(lambda array: array[number], (batch.data, batch.real))
+        return one(carry, Batch(data, real, None, batch.source))
 
-    if not isinstance(count, Tracer):  # without compilation
-        for number in range(int(count)):
+    if not isinstance(batch.count, Tracer):  # without compilation
+        for number in range(int(batch.count)):
             carry = step(number, carry)
         return carry
-    return fori_loop(0, count, step, carry, modules=modules)
+    return fori_loop(0, batch.count, step, carry, modules=modules)

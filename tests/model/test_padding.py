@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import elegy
-from elegy.model import loop
+from elegy.model import loop, steps
 from tests.helpers import Norm, assert_close
 from tests.model.test_model import data, make_model, mlp
 
@@ -309,3 +309,15 @@ def test_what_computes_with_the_size_of_a_batch_is_not_padded(what):
             mean = np.average([part[name] for part in whole], weights=[8, 8, 6])
             np.testing.assert_allclose(logs[name], mean, rtol=1e-5)
     assert max(model.traces.values()) == 2
+
+
+def test_a_step_is_analysed_once(monkeypatch):
+    analyses = []
+    analysis = steps.leaks_of
+    monkeypatch.setattr(steps, "leaks_of", lambda *given: analyses.append(None) or analysis(*given))
+    x, y = data(22)
+    model = make_model(metrics=elegy.metrics.MeanSquaredError())
+    model.fit(x, y, batch_size=8, epochs=3, validation_data=(x[:9], y[:9]), verbose=0)
+    model.fit(x, y, batch_size=8, epochs=3, validation_data=(x[:9], y[:9]), verbose=0)
+    assert len(analyses) == 2  # of training, and of validation
+    assert model.traces == {"train": 1, "test": 1, "predict": 0}
