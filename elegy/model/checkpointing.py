@@ -14,6 +14,7 @@ from elegy.checkpoints import Checkpoints
 from elegy.checkpoints.file import Path, Rename
 from elegy.errors import CheckpointError, CheckpointWarning
 from elegy.frames import warn
+from elegy.layout import nodes_in
 from elegy.model.batches import Feed
 from elegy.model.loop import Position
 from elegy.model.steps import Carry
@@ -76,8 +77,9 @@ def load(
     like = {"module": model.module} if weights_only else trees(model)
     loaded, about = store.load_part(step, like, strict, rename, part=weights_only)
     _require_known(directory, about)
-    for name, part in loaded.items():
-        like[name].set_parameters(part.get_parameters())
+    pairs: tp.Any = zip(nodes_in(like), nodes_in(loaded), strict=True)
+    for module, found in pairs:
+        module.set_parameters(found.get_parameters())
     if not weights_only:
         model._steps, model._orders = about["steps"], about["orders"]
     return about
@@ -106,15 +108,14 @@ def resumed(model: Model, directory: Path, feed: Feed, callbacks: Callbacks, ini
     **Returns:** where it stood; None if there is no checkpoint.
     """
     store = Checkpoints(directory)
-    step = store.latest()
-    if step is None:
+    if store.latest() is None:
         return None
-    about = store.extra(step)
+    about = store.extra()  # of the newest one that is not damaged
     _require_known(directory, about)
     if "position" not in about:
         raise CheckpointError(
-            f"{directory}: the checkpoint of step {step} says nothing about a training: it was saved before the first "
-            "`fit`.\n  Load it, model.load(...), and call fit without resume=."
+            f"{directory}: the checkpoint of step {about['steps']} says nothing about a training: it was saved before "
+            "the first `fit`.\n  Load it, model.load(...), and call fit without resume=."
         )
     _require_alike(directory, model, feed, about)
     position = Position(**about["position"])
@@ -123,7 +124,7 @@ def resumed(model: Model, directory: Path, feed: Feed, callbacks: Callbacks, ini
         feed.source.set_state(about["source"])
     feed.begin_at(position.epoch, position.made)
     initialise()
-    load(model, directory, step, False, True, None)
+    load(model, directory, about["steps"], False, True, None)
     model._orders = position.order
     left = callbacks.restore(about["callbacks"])
     if left:

@@ -315,3 +315,36 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_of_fit(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(elegy.errors.CheckpointError):
         fit(make(), tmp_path / "file" / "checkpoints")
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    whole = fit(make(), epochs=2)
+    with pytest.raises(Stop):
+        fit(make(), epochs=2, callbacks=[ModelCheckpoint(tmp_path, every_steps=1), Interrupt(6)])
+    newest = elegy.Checkpoints(tmp_path).latest()
+    (file,) = tmp_path.glob(f"step-*{newest}/arrays.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    model = make()
+    with pytest.warns(elegy.errors.CheckpointWarning, match="arrays.safetensors"):
+        history = fit(model, epochs=2, resume=tmp_path, callbacks=[ModelCheckpoint(tmp_path), Interrupt()])
+    assert history.history == whole.history
+
+
+def test_modules_in_a_list_of_a_subclass_are_saved(tmp_path):
+    class Heads(elegy.Model):
+        def __init__(self):
+            super().__init__(elegy.nn.Linear(4), optimizer=optax.sgd(0.1))
+            self.heads = [elegy.nn.Linear(2), elegy.nn.Linear(2)]
+
+        def loss_step(self, x, y, sample_weight):
+            hidden = self.pred_step(x)
+            return sum(jax.numpy.mean(head(hidden) ** 2) for head in self.heads), hidden
+
+    model, other = Heads(), Heads()
+    fit(model)
+    model.save(tmp_path)
+    other.load(tmp_path, X, Y)
+    for one, another in zip(model.heads, other.heads, strict=True):
+        assert_same(one.get_parameters(), another.get_parameters())
