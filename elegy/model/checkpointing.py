@@ -25,7 +25,9 @@ if tp.TYPE_CHECKING:
 _FORMAT = 1
 
 
-def snapshot(model: Model, position: Position | None, states: list[tp.Any], feed: Feed | None) -> tuple[tp.Any, tp.Any]:
+def snapshot(
+    model: Model, position: Position | None, states: list[tp.Any], data: Mapping[str, tp.Any]
+) -> tuple[tp.Any, tp.Any]:
     """The trees of arrays of a checkpoint, and what else it holds."""
     about: dict[str, tp.Any] = {
         "format": _FORMAT,
@@ -33,6 +35,7 @@ def snapshot(model: Model, position: Position | None, states: list[tp.Any], feed
         "steps": model._steps,
         "orders": model._orders,
         "callbacks": states,
+        **data,
     }
     if position is not None:
         about["position"] = {
@@ -44,10 +47,15 @@ def snapshot(model: Model, position: Position | None, states: list[tp.Any], feed
             "tested": position.tested,
             "is_validated": position.is_validated,
         }
-    if feed is not None:
-        about["data"] = {"samples": feed.samples, "steps": feed.steps}
-        about["source"] = None if feed.source is None else feed.source.get_state()
     return trees(model), about
+
+
+def about_data(feed: Feed) -> dict[str, tp.Any]:
+    """What a checkpoint says of the data: how many there are, and where a source of batches is."""
+    return {
+        "data": {"samples": feed.samples, "steps": feed.steps},
+        "source": None if feed.source is None else feed.source.get_state(),
+    }
 
 
 def _counted(carry: tp.Any) -> tp.Any:

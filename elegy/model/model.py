@@ -165,10 +165,10 @@ class Model:
         self._initial = RNG(self._seed)
         self._programs: dict[tp.Any, Program] = {}
         self._averages: dict[float, Average] = {}
-        # Where the last `fit` is, or ended, with what; and the states of its callbacks when it ended.
+        # For checkpoints: where the last `fit` is, or ended; on what data; and the states of its callbacks at the end.
         self._position: loop.Position | None = None
-        self._last_feed: Feed | None = None
-        self._states: list[tp.Any] | None = None
+        self._about_data: Callable[[], dict[str, tp.Any]] = dict
+        self._states: list[tp.Any] = []
         # Held while a step is given the arrays of the modules, until the modules have the new ones.
         self._turn = threading.RLock()
         self._constructed = True
@@ -604,13 +604,16 @@ class Model:
                 else:
                     params |= {"initial_epoch": position.epoch, "resumes": True}
                 self._history, self.stop_training = history, False
-                self._position, self._last_feed, self._states = position, feed, None
+                self._position, self._about_data = position, functools.partial(checkpointing.about_data, feed)
                 loop.fit(self, feed, tested, everything, plan, position)
         finally:
             # A callback may have called `fit` in between, or itself be called by a `fit`.
             self._history, self.stop_training = history, before
-            self._last_feed, self._states = feed, everything.states()
-            everything.close()
+            try:
+                about = checkpointing.about_data(feed)  # the model shall not keep the data
+                self._about_data, self._states = lambda: about, everything.states()
+            finally:
+                everything.close()
         return history
 
     def save(self, directory: Path) -> None:
@@ -638,8 +641,7 @@ class Model:
         ```
         """
         with shortened(), self._turn:
-            states = [] if self._states is None else self._states
-            tree, about = checkpointing.snapshot(self, self._position, states, self._last_feed)
+            tree, about = checkpointing.snapshot(self, self._position, self._states, self._about_data())
             with Checkpoints(directory, keep=None) as store:
                 store.save(self._steps, tree, about, wait=True)
 
@@ -684,7 +686,7 @@ class Model:
 
     def _snapshot(self, position: loop.Position, states: list[tp.Any]) -> tuple[tp.Any, tp.Any]:
         """What a checkpoint in the middle of `fit` holds."""
-        return checkpointing.snapshot(self, position, states, self._last_feed)
+        return checkpointing.snapshot(self, position, states, self._about_data())
 
     def train_on_batch(
         self, x: Arrays, y: Arrays | None = None, sample_weight: tp.Any = None, class_weight: tp.Any = None
@@ -911,7 +913,7 @@ class Model:
             self._initial.restore(RNG(self._seed).snapshot())
             self._steps = self._orders = 0
             self._history, self.stop_training = None, False
-            self._position = self._last_feed = self._states = None
+            self._position, self._about_data, self._states = None, dict, []
 
     def summary(self, x: Arrays) -> Summary:
         """The modules that run when the model predicts for `x`: what they return, hold and multiply. Nothing is

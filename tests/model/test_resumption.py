@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import weakref
 
 import jax
 import numpy as np
@@ -348,3 +349,11 @@ def test_modules_in_a_list_of_a_subclass_are_saved(tmp_path):
     other.load(tmp_path, X, Y)
     for one, another in zip(model.heads, other.heads, strict=True):
         assert_same(one.get_parameters(), another.get_parameters())
+
+
+def test_a_model_does_not_keep_the_data():
+    x = X.copy()
+    reference, model = weakref.ref(x), make()
+    fit(model, x=x, y=Y)
+    del x
+    assert reference() is None
