@@ -302,7 +302,7 @@ def measure() -> dict[str, dict[str, tuple[int, int]]]:
     """For each kind of model and each operation, the calls for n and for 2n modules."""
     counts: dict[str, dict[str, tuple[int, int]]] = {}
     for name, make in MODELS.items():
-        n = DEEP // 2 if name in NESTED else 64
+        n = DEEP // 2 if name in NESTED else 32
         counts[name] = {}
         for operation, prepare in OPERATIONS.items():
             prepare(make, 5)()  # what JAX and Python do once

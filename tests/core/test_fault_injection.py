@@ -425,11 +425,13 @@ def test_a_fault_at_any_point_of_a_first_call_leaves_everything_as_it_was(name, 
     try_all_points(name, "first", [kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in EACH_KIND])
 def test_alternate_faults_at_all_points_of_a_first_call_leave_everything_as_it_was(name):
     try_all_points(name, "first", KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in ONCE])
 def test_alternate_faults_at_all_points_of_a_later_call_leave_everything_as_it_was(name):
     try_all_points(name, "later", KINDS[::-1])

@@ -52,7 +52,7 @@ def assert_same(expected, other, ignore=()):
     assert not found, "\n".join(found)
 
 
-@some(25)
+@some(15)
 @given(programs())
 def test_a_program_compiled_with_its_module_does_what_it_does_eagerly(program: Program):
     with world(program) as built:
@@ -64,7 +64,7 @@ def test_a_program_compiled_with_its_module_does_what_it_does_eagerly(program: P
         assert_same(expected, record(built, "shim"))
 
 
-@some(12)
+@some(8)
 @given(programs(starts=("init", "called")), st.sampled_from(["jax.jit", "elegy.jit"]))
 def test_a_program_in_the_pure_form_does_what_it_does_eagerly(program: Program, style: str):
     # What a stock transform compiles cannot declare anything outside.
@@ -84,7 +84,7 @@ TRIPS = {
 }
 
 
-@some(30)
+@some(18)
 @given(programs(), st.sampled_from(sorted(TRIPS)), st.sampled_from(["eager", "eager", "shim"]))
 def test_a_copy_takes_the_place_of_its_original(program: Program, trip: str, style: str):
     with world(program) as built:

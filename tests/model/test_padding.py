@@ -85,6 +85,8 @@ CASES: dict[str, tuple[tp.Any, dict[str, tp.Any], dict[str, int]]] = {
 @pytest.mark.parametrize("form", ["arrays", "arrays of JAX", "weighted", "eager", "groups"])
 @pytest.mark.parametrize(("make", "options", "traces"), CASES.values(), ids=CASES.keys())
 def test_padding_changes_nothing(make, options, traces, form, monkeypatch):
+    if form == "eager" and "metrics" not in options:
+        pytest.skip("eagerly one loss is as another")
     x, y = data(22)
     arrays: dict[str, tp.Any] = {"x": x, "y": y}
     if form == "arrays of JAX":
