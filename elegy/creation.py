@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import operator
 import typing as tp
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elegy import checks, tracing
 from elegy.checks import no_type_check
@@ -30,6 +32,9 @@ from elegy.state import state, write, write_meta
 from elegy.transaction import held
 
 Make = Callable[[], tp.Any]
+# How many zeros or ones are made by NumPy, since JAX would compile a program for each shape. More of them are not
+# copied to the device.
+_SMALL = 1 << 16
 
 
 @no_type_check
@@ -159,8 +164,10 @@ class Recipe(tp.NamedTuple):
                 return initializer
             if not _positional(initializer):
                 return initializer()
-            if key is None:
-                return initializer(size, dtype)
+            if key is None:  # it is jnp.zeros or jnp.ones
+                if dtype is None or math.prod(size) > _SMALL:
+                    return initializer(size, dtype)
+                return jnp.asarray(np.full(size, initializer is jnp.ones, dtype))
             if _takes_key(initializer):
                 return initializer(key(), size, dtype)
             with rng_context(RNG(key())):

@@ -220,6 +220,7 @@ class _Stream(_Converted):
         self._begin = begin
         self._count = count
         self._per_epoch = steps
+        self.samples = _samples(data) if steps is None else None
         self.one_shot = one_shot
         self._iterator: Iterator[tp.Any] | None = None
         self._at = (0, 0)  # epoch and batch that come next
@@ -524,6 +525,18 @@ def _count(data: tp.Any) -> float | int | None:
     except (TypeError, NotImplementedError):
         return None
     return np.inf if count > MOST_BATCHES else count
+
+
+def _samples(data: tp.Any) -> int | None:
+    """How many samples a pass of a loader of PyTorch has; None if that is not said, or it is something else."""
+    size, drops = getattr(data, "batch_size", None), getattr(data, "drop_last", None)
+    try:
+        count = len(getattr(data, "sampler", None))  # type: ignore[arg-type]
+    except TypeError:  # also of a sampler that has no length
+        return None
+    if not isinstance(size, int) or not isinstance(drops, bool):
+        return None
+    return count - count % size if drops else count
 
 
 def _gives_samples(data: tp.Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import math
 import typing as tp
 from collections.abc import Callable, Iterator
 
@@ -28,11 +29,18 @@ class Feed(abc.ABC):
     - `varies`: whether batches may come in shapes that `example` does not tell.
     - `source`: what gives batches by itself, and may have a state; None for arrays.
     - `part`: for how many samples of a batch gradients are computed together; None: for all.
+    - `is_short`: whether it is known that the last batch has fewer samples than the others.
+    - `size`: how many samples short batches are filled up to, if they are, and it is not for the arrays to say.
     """
 
     is_many: bool
     varies: bool
     source: Source | None
+    size: int | None = None
+
+    @property
+    @abc.abstractmethod
+    def is_short(self) -> bool: ...
 
     @property
     @abc.abstractmethod
@@ -50,8 +58,12 @@ class Feed(abc.ABC):
     def example(self) -> Data:
         """A batch of the shape of most, of arrays or `jax.ShapeDtypeStruct`s."""
 
-    def begin_at(self, epoch: int, start: int) -> None:  # noqa: B027  (arrays need not know)
-        """Says which batch the first pass begins with, before anything is asked for."""
+    def begin_at(self, epoch: int, start: int, size: int | None) -> None:  # noqa: B027  (arrays need not know)
+        """Says which batch the first pass begins with, before anything is asked for, and the `size` of then."""
+
+    @abc.abstractmethod
+    def padded(self) -> Feed:
+        """The same with short batches that are filled up with samples that do not count."""
 
     @abc.abstractmethod
     def first(self, steps: int) -> Feed:
@@ -103,7 +115,6 @@ class Arrays(Feed):
         self._leaves, self._treedef = jax.tree.flatten(data)
         self._given = batch_size, joined, together
         self._batch_size = min(batch_size * joined, data.size)
-        self.is_short = data.size % self._batch_size != 0
         self._pads = pads and self.is_short
         self._most = most
         self.is_many = together > 1
@@ -114,6 +125,10 @@ class Arrays(Feed):
     def part(self) -> int | None:
         batch_size, joined, _ = self._given
         return batch_size if joined > 1 else None
+
+    @property
+    def is_short(self) -> bool:
+        return self._data.size % self._batch_size != 0
 
     @property
     def samples(self) -> int:
@@ -133,7 +148,6 @@ class Arrays(Feed):
         return self.first(steps)
 
     def padded(self) -> Arrays:
-        """The same with a last batch that is filled up."""
         return Arrays(self._data, *self._given, True, self._most)
 
     def example(self) -> Data:
@@ -183,7 +197,23 @@ class Arrays(Feed):
         return Batch(self._taken(chosen), real, counted)
 
     def _taken(self, chosen: np.ndarray) -> Data:
-        return self._treedef.unflatten([leaf.take(chosen, 0, None, "clip") for leaf in self._leaves])
+        return self._treedef.unflatten([_rows(leaf, chosen) for leaf in self._leaves])
+
+
+_ALIGNMENT = 64  # bytes
+_LARGE = 1 << 16  # bytes
+
+
+def _rows(array: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Rows of an array, in new memory: where it is aligned, XLA reads large batches on a CPU without a copy."""
+    shape = chosen.shape + array.shape[1:]
+    size = math.prod(shape) * array.itemsize
+    if size < _LARGE:
+        return array.take(chosen, 0, None, "clip")
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    rows = np.ndarray(shape, array.dtype, memory, start)
+    return array.take(chosen, 0, rows, "clip")
 
 
 class Stream(Feed):
@@ -219,6 +249,7 @@ class Stream(Feed):
         self._begin = epoch, start
         self._most = most
         self._part: int | None = None
+        self._pads = False
         self._example: Data | None = None
         # The pass that has begun, to know the shape of its batches.
         self._begun: tuple[tuple[int, int], Data, Iterator[Data]] | None = None
@@ -240,8 +271,17 @@ class Stream(Feed):
             self.example()
         return self._part
 
-    def begin_at(self, epoch: int, start: int) -> None:
-        self._begin = epoch, start
+    @property
+    def is_short(self) -> bool:
+        samples, steps = self._source.samples, self._source.steps
+        return samples is not None and steps is not None and samples < steps * self.example().size
+
+    def begin_at(self, epoch: int, start: int, size: int | None) -> None:
+        self._begin, self.size = (epoch, start), size
+
+    def padded(self) -> Stream:
+        self._pads, self.size = True, self.example().size
+        return self
 
     def first(self, steps: int) -> Stream:
         steps = steps if self._most is None else min(steps, self._most)
@@ -260,7 +300,8 @@ class Stream(Feed):
             if first is None:
                 raise ValueError("there are no batches: the data ended before the first one.")
             self._begun = self._begin, first, data
-            example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first)
+            size = max(first.size, self.size or 0)
+            example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), first)
             self._example = example
         return example
 
@@ -274,7 +315,8 @@ class Stream(Feed):
             data = self._of_epoch(epoch, start)
         if self._most is not None:
             data = itertools.islice(data, self._most - start)
-        groups = self._stacked(data, start, until) if self.is_many else ((1, Batch(batch)) for batch in data)
+        each = map(self._filled, data) if self._pads else map(Batch, data)
+        groups = self._stacked(each, start, until) if self.is_many else ((1, batch) for batch in each)
         made, end = start, until(start)
         # What is not trained on is not drawn either: an iterator would have lost it.
         while end is None or made < end:
@@ -296,10 +338,20 @@ class Stream(Feed):
         if parts:
             yield _concatenated(parts)
 
-    def _stacked(self, data: Iterator[Data], made: int, until: Until) -> Iterator[tuple[int, Batch]]:
-        waiting: list[Data] = []
-        for batch in data:
-            if waiting and _shapes(batch) != _shapes(waiting[0]):
+    def _filled(self, data: Data) -> Batch:
+        """A batch with samples that do not count, repeated ones, up to the size of the others."""
+        example = self.example()
+        if data.size < example.size:
+            places = np.resize(np.arange(data.size), example.size)
+            filled = jax.tree.map(lambda leaf: leaf[places], data)
+            if _shapes(filled) == _shapes(example):
+                return Batch(filled, np.asarray(data.size, np.int32))
+        return Batch(data, np.asarray(data.size, np.int32))
+
+    def _stacked(self, each: Iterator[Batch], made: int, until: Until) -> Iterator[tuple[int, Batch]]:
+        waiting: list[Batch] = []
+        for batch in each:
+            if waiting and _shapes(batch.data) != _shapes(waiting[0].data):
                 yield self._together_as_one(waiting)
                 made, waiting = made + len(waiting), []
             waiting.append(batch)
@@ -310,11 +362,11 @@ class Stream(Feed):
         if waiting:
             yield self._together_as_one(waiting)
 
-    def _together_as_one(self, batches: list[Data]) -> tuple[int, Batch]:
+    def _together_as_one(self, batches: list[Batch]) -> tuple[int, Batch]:
         count = len(batches)
         rows = batches + [batches[0]] * (self._together - count)
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-        return count, Batch(stacked, None, np.asarray(count, np.int32))
+        data, real = jax.tree.map(lambda *leaves: np.stack(leaves), *((batch.data, batch.real) for batch in rows))
+        return count, Batch(data, real, np.asarray(count, np.int32))
 
 
 class _Kept(Source):

@@ -55,6 +55,7 @@ def about_data(feed: Feed) -> dict[str, tp.Any]:
     return {
         "data": {"samples": feed.samples, "steps": feed.steps},
         "source": None if feed.source is None else feed.source.get_state(),
+        "size": feed.size,
     }
 
 
@@ -65,7 +66,6 @@ def _counted(carry: tp.Any) -> tp.Any:
         "metrics": [*carry.metrics],
         "sums": carry.sums,
         "so_far": carry.so_far,
-        "step": carry.step,
         "names": [*carry.names],
         "names_so_far": [*carry.names_so_far],
     }
@@ -130,7 +130,7 @@ def resumed(model: Model, directory: Path, feed: Feed, callbacks: Callbacks, ini
     position.carry = None if position.carry is None else jax.tree.map(_on_device, position.carry)
     if feed.source is not None and about.get("source") is not None:
         feed.source.set_state(about["source"])
-    feed.begin_at(position.epoch, position.made)
+    feed.begin_at(position.epoch, position.made, about.get("size"))
     initialise()
     load(model, directory, about["steps"], False, True, None)
     model._orders = position.order

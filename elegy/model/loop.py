@@ -16,7 +16,7 @@ from elegy.callbacks.calling import Callbacks, EpochLogs, LazyLogs
 from elegy.callbacks.progress import PassLine
 from elegy.errors import CheckpointError
 from elegy.hooks import numbered
-from elegy.model.batches import Arrays, Feed
+from elegy.model.batches import Feed
 from elegy.model.steps import Carry, Program
 from elegy.transaction import structure
 
@@ -154,6 +154,7 @@ class Training:
     def _steps(self) -> Logs:
         """Makes the steps of the epoch that are not made yet. **Returns:** the means over its samples."""
         model, callbacks, plan, position = self._model, self._callbacks, self._plan, self.position
+        interrupted = self._interrupted
         eagerly = model.run_eagerly
         program = _program(model, self._feed, callbacks, plan)
         position.order = model._orders
@@ -161,39 +162,38 @@ class Training:
         with program.tracing.telling(None if eagerly else callbacks.compiling), _restored(model, program):
             example = self._feed.example()
             with model._turn:
-                carry = program.start(example, model.steps)
+                carry = program.start(example)
             if position.carry is not None:
                 carry = _continued(carry, position.carry)
             position.carry = carry
             feed = filled(program, self._feed)
-            adapted, steps = structure.version, model.steps
+            adapted, of_batches, varies = structure.version, callbacks.of_batches, feed.varies
+            validation, every = self._validation, plan.validate_every
             for count, batch in feed.batches(order, position.epoch, position.made, self._until(position.done)):
-                if callbacks.of_batches:
+                if of_batches:
                     callbacks.batch_begin(position.made + count - 1)
-                    if model.steps != steps:  # a callback has trained
-                        carry = dataclasses.replace(carry, step=np.asarray(model.steps, np.int32))
                 with model._turn:
                     if structure.version is not adapted:  # a part was frozen, or thawed
                         model._adapt()
                         adapted = structure.version
-                    if feed.varies:
+                    if varies:
                         program.prepare(batch.example())  # initialises what this shape needs
-                    if program.donates and callbacks.kept:
+                    if callbacks.kept and program.donates:
                         program.renew()
                         callbacks.kept = False
-                    position.carry = carry = program(carry, batch, eagerly)
+                    position.carry = carry = program(carry, batch, model._steps, eagerly)
                     position.made += count
-                    model._steps = steps = model.steps + count
+                    model._steps += count
                     position.is_validated = False
-                if callbacks.of_batches:
+                if of_batches:
                     callbacks.batch_end(position.made - 1, LazyLogs(carry.logs))
-                every = plan.validate_every
-                if self._validation is not None and every and (position.done + position.made) % every == 0:
-                    position.tested = evaluate(model, self._validation, callbacks, self._interrupted)
+                if validation is not None and every and (position.done + position.made) % every == 0:
+                    position.tested = evaluate(model, validation, callbacks, interrupted)
                     position.is_validated = True
                 if callbacks.saves:
                     callbacks.save(position)
-                self._interrupted.check()
+                if interrupted.came:
+                    interrupted.check()
                 if model.stop_training:
                     break
             logs = carry.logs()
@@ -231,7 +231,10 @@ def _continued(begun: Carry, found: tp.Any) -> Carry:
             "  Resume with the losses and metrics of then."
         )
     return dataclasses.replace(
-        begun, metrics=[*found["metrics"]], sums=found["sums"], so_far=found["so_far"], step=found["step"]
+        begun,
+        metrics=[*found["metrics"]],
+        sums=found["sums"],
+        so_far=found["so_far"] if begun.names_so_far else None,
     )
 
 
@@ -242,7 +245,7 @@ def _program(model: Model, feed: Feed, callbacks: Callbacks, plan: Plan) -> Prog
 
 def filled(program: Program, feed: Feed) -> Feed:
     """With a short last batch that is filled up, if that makes no difference: else it is compiled on its own."""
-    if isinstance(feed, Arrays) and feed.is_short and program.can_pad(feed.example()):
+    if feed.is_short and program.can_pad(feed.example()):
         return feed.padded()
     return feed
 
@@ -291,18 +294,18 @@ def _evaluated(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Inte
     program = model._program("test", is_many=feed.is_many)
     with program.tracing.telling(None if eagerly else callbacks.compiling):
         with model._turn:
-            carry = program.start(feed.example(), 0)
+            carry = program.start(feed.example())
             feed = filled(program, feed)
-        number = -1
+        made = 0
         for count, batch in feed.batches():
-            number += count
-            callbacks.test_batch_begin(number)
+            callbacks.test_batch_begin(made + count - 1)
             with model._turn:
                 if feed.varies:
                     program.prepare(batch.example())
-                carry = program(carry, batch, eagerly)
+                carry = program(carry, batch, made, eagerly)
+            made += count
             if callbacks.of_test_batches:
-                callbacks.test_batch_end(number, LazyLogs(carry.logs))
+                callbacks.test_batch_end(made - 1, LazyLogs(carry.logs))
             if interrupted is not None:
                 interrupted.check()
         return carry.logs()
@@ -316,13 +319,13 @@ def predict(model: Model, feed: Feed, line: PassLine) -> tp.Any:
     waiting: tp.Any = None
     with program.tracing.telling(None if eagerly else line.compiling):
         with model._turn:
-            carry = program.start(feed.example(), 0)
+            program.prepare(feed.example())
             feed = filled(program, feed)
         for number, (_, batch) in enumerate(feed.batches()):
             # One batch stays behind, so that the device has work while another is copied from it.
             ready = waiting
             with model._turn:
-                carry, outputs = program(carry, batch, eagerly)
+                outputs = program(None, batch, number, eagerly)
             size = len(jax.tree.leaves(batch.data)[0])
             waiting = outputs, size if batch.real is None else int(batch.real)
             _require_samples(outputs, size)
@@ -354,22 +357,23 @@ def _require_samples(outputs: tp.Any, size: int) -> None:
 class Interrupts:
     """The first signal lets the running step end; the second one interrupts at once.
 
+    - `came`: whether there was a signal that `check` has not raised for.
     - `was_raised`: whether `check` has raised.
     """
 
     def __init__(self) -> None:
         self._signal: int | None = None
-        self.was_raised = False
+        self.came = self.was_raised = False
 
     def __call__(self, number: int, frame: tp.Any) -> None:
         if self._signal is not None:
             raise _exception(number)
-        self._signal = number
+        self._signal, self.came = number, True
 
     def check(self) -> None:
         """Raises if there was a signal: `KeyboardInterrupt` for Ctrl-C, `SystemExit` if the process was told to end."""
         if self._signal is not None:
-            self.was_raised, number, self._signal = True, self._signal, None
+            self.was_raised, number, self._signal, self.came = True, self._signal, None, False
             raise _exception(number)
 
 

@@ -718,11 +718,11 @@ class Model:
             program = self._program("train", donates=self._donates and not eagerly)
             self._adapt()
             with self._turn:
-                carry = program.start(feed.example(), self._steps)
+                carry = program.start(feed.example())
                 if self._donates:
                     program.renew()
                 ((_, batch),) = feed.batches()
-                carry = program(carry, batch, eagerly)
+                carry = program(carry, batch, self._steps, eagerly)
                 self._steps += 1
             return carry.logs()
 

@@ -52,33 +52,32 @@ class Structure:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["metrics", "sums", "so_far", "step"],
+    data_fields=["metrics", "sums", "so_far"],
     meta_fields=["structure", "names", "names_so_far"],
 )
 @dataclasses.dataclass(eq=False)
 class Carry:
-    """What a pass over data has counted, in few arrays: a handful of scalars makes a small step on a CPU half as long
-    again. It is not changed, and not frozen all the same: a frozen one takes longer to make.
+    """What a pass over data has counted, in few arrays: each one that a step gives back makes a small step on a CPU
+    longer, by a microsecond or more. It is not changed, and not frozen all the same: a frozen one takes longer to make.
 
     - `metrics`: the arrays of the metrics.
     - `sums`: for each of `names` the sum over samples, and then for each the number of samples, or the sum of their
       weights.
-    - `so_far`: for each of `names_so_far` a metric that adds up by itself.
-    - `step`: how many steps came before the next one. Random keys derive from it.
+    - `so_far`: for each of `names_so_far` a metric that adds up by itself; None if there is none.
     """
 
     # Arrays, not said as types: JAX also puts shapes in their places.
     metrics: tp.Any
     sums: tp.Any
     so_far: tp.Any
-    step: tp.Any
     structure: tp.Any
     names: tuple[str, ...]
     names_so_far: tuple[str, ...]
 
     def logs(self) -> dict[str, float]:
         """The means, as floats: this waits for the device. `"loss"` comes first, and what it is the sum of last."""
-        sums, so_far = (vector.tolist() for vector in jax.device_get((self.sums, self.so_far)))
+        sums, so_far = jax.device_get((self.sums, self.so_far))
+        sums, so_far = sums.tolist(), [] if so_far is None else so_far.tolist()
         pairs = zip(sums[: len(self.names)], sums[len(self.names) :], strict=True)
         values = {name: value / (count or 1) for name, (value, count) in zip(self.names, pairs, strict=True)}
         values.update(zip(self.names_so_far, so_far, strict=True))
@@ -175,19 +174,17 @@ def _counted(model: Model, training: bool, carry: Carry | None, batch: Data, rea
     metrics = model._metrics if carry is None else carry.structure.treedef.unflatten(carry.metrics)
     values, so_far = made(model, training, metrics, batch, part)
     size = batch.size if real is None else real
-    sums, vector = _summed(size, values), _stacked([*so_far.values()])
+    sums, vector = _summed(size, values), _stacked([*so_far.values()]) if so_far else None
     names, names_so_far = (*values,), (*so_far,)
     if carry is None:
-        return Carry([], sums, vector, jnp.zeros([], jnp.int32), None, names, names_so_far)
+        return Carry([], sums, vector, None, names, names_so_far)
     if (names, names_so_far) != (carry.names, carry.names_so_far):
         before, now = (", ".join(all_of) for all_of in (carry.names + carry.names_so_far, names + names_so_far))
         raise ValueError(
             f"the batches of one epoch log different values: {before}; and then {now}.\n"
             "  Losses, metrics, add_loss and add_metric must give the same names for every batch, of any size."
         )
-    return dataclasses.replace(
-        carry, metrics=jax.tree.leaves(metrics), sums=carry.sums + sums, so_far=vector, step=jnp.add(carry.step, 1)
-    )
+    return dataclasses.replace(carry, metrics=jax.tree.leaves(metrics), sums=carry.sums + sums, so_far=vector)
 
 
 def _values(model: Model, method: str, found: tp.Any) -> Scalars:
@@ -242,9 +239,9 @@ class Batch(tp.NamedTuple):
 
     def example(self) -> Data:
         """A single batch of this shape."""
-        first = 0 if self.count is None else 1
-        shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[first:], leaf.dtype)  # noqa: E731
-        return jax.tree.map(shape, self.data)
+        if self.count is None:
+            return self.data
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.data)
 
 
 @dataclasses.dataclass
@@ -271,7 +268,7 @@ class Program:
     - `model`: the model, which is not kept alive by it.
     - `kind`: `"train"`, `"test"` or `"predict"`.
     - `modules`: all modules that the step uses.
-    - `seed`: random keys derive from it, from the kind of step and from `Carry.step`.
+    - `seed`: random keys derive from it, from the kind of step and from its number.
     - `initial`: the stream from which parameters are initialised.
     - `donates`: whether XLA may use the memory of the modules' arrays again.
     - `part`: for how many samples gradients are computed together; None: for all of a batch.
@@ -318,10 +315,10 @@ class Program:
     def traces(self) -> int:
         return self.compiled.traces
 
-    def __call__(self, carry: Carry | None, batch: Batch, eagerly: bool = False) -> tp.Any:
-        """Runs the step. **Returns:** the new carry; for `"predict"` the outputs with it."""
+    def __call__(self, carry: Carry | None, batch: Batch, step: int, eagerly: bool = False) -> tp.Any:
+        """Runs the step, before which `step` others came. **Returns:** the new carry; for `"predict"` the outputs."""
         if not eagerly:
-            return self.compiled(carry, batch)
+            return self.compiled(carry, batch, step)
 
         # As in compiled steps, all is an array of JAX: also what users write `x.at[0]` for.
         converted = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf  # noqa: E731
@@ -329,7 +326,7 @@ class Program:
 
         def run() -> tp.Any:
             view = self._threaded.view()
-            found = self._body(carry, batch)
+            found = self._body(carry, batch, step)
             if structure.version is not view.version:
                 check_structure(view)
             return found
@@ -396,15 +393,14 @@ class Program:
             with lock:
                 self._threaded.view().write([i], [copy])
 
-    def start(self, batch: Data, step: int) -> Carry:
-        """The carry before the first batch, after `step` steps; `batch` is as for `prepare`."""
+    def start(self, batch: Data) -> Carry:
+        """The carry before the first batch; `batch` is as for `prepare`."""
         start = self.prepare(batch)
         zeros = functools.partial(np.zeros, dtype=jax.dtypes.canonicalize_dtype(float))
         return Carry(
             start.metrics,
             zeros(2 * len(start.names)),
-            zeros(len(start.names_so_far)),
-            np.asarray(step, np.int32),
+            zeros(len(start.names_so_far)) if start.names_so_far else None,
             start.structure,
             start.names,
             start.names_so_far,
@@ -493,6 +489,7 @@ def _one(
     followers: Sequence[tp.Any],
     carry: tp.Any,
     batch: Batch,
+    step: tp.Any,
 ) -> tp.Any:
     """One step, in place."""
     tracing()
@@ -503,11 +500,10 @@ def _one(
         data = jax.tree.map(lambda array: array[batch.data], batch.source)
     mask = None if real is None else jnp.arange(data.size) < real
     # An init pass draws from the stream around.
-    stream = contextlib.nullcontext() if is_initializing() else rng_context(stream_of(seed, kind, carry.step))
+    stream = contextlib.nullcontext() if is_initializing() else rng_context(stream_of(seed, kind, step))
     with stream, training_context(kind == "train"), sample_mask_context(mask):
         if kind == "predict":
-            outputs = outputs_of(model, data.x)
-            return dataclasses.replace(carry, step=jnp.add(carry.step, 1)), outputs
+            return outputs_of(model, data.x)
         counted = _counted(model, kind == "train", carry, data, real, part)
         for follower in followers:
             follower.follow(model.module)
@@ -527,12 +523,12 @@ def _unchanged(one: Callable[..., tp.Any], threaded: Threaded, *args: tp.Any) ->
     return found
 
 
-def _many(one: Callable[..., tp.Any], modules: tp.Any, carry: tp.Any, batch: Batch) -> tp.Any:
+def _many(one: Callable[..., tp.Any], modules: tp.Any, carry: tp.Any, batch: Batch, first: tp.Any) -> tp.Any:
     """A step for each of the first `count` batches."""
 
     def step(number: tp.Any, carry: tp.Any) -> tp.Any:
         data, real = jax.tree.map(lambda array: array[number], (batch.data, batch.real))
-        return one(carry, Batch(data, real, None, batch.source))
+        return one(carry, Batch(data, real, None, batch.source), first + number)
 
     if not isinstance(batch.count, Tracer):  # without compilation
         for number in range(int(batch.count)):
