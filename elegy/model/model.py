@@ -7,6 +7,7 @@ import threading
 import typing as tp
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import numpy as np
 import optax
 
@@ -165,6 +166,8 @@ class Model:
         self._initial = RNG(self._seed)
         self._programs: dict[tp.Any, Program] = {}
         self._averages: dict[float, Average] = {}
+        # Whether the module has an average for a while, which is evaluated as it is.
+        self._holds_average = False
         # For checkpoints: where the last `fit` is, or ended; on what data; and the states of its callbacks at the end.
         self._position: loop.Position | None = None
         self._about_data: Callable[[], dict[str, tp.Any]] = dict
@@ -308,9 +311,25 @@ class Model:
     def _modules(self, kind: str) -> list[tp.Any]:
         """All modules that a kind of step uses."""
         others = [node for node in nodes_in(self._others()) if kind == "train" or not isinstance(node, Optimizer)]
+        optimizers = [self.optimizer] if kind == "train" or self._has_evaluation_parameters() else []
         if kind == "predict":
-            return [self.module, *others]
-        return [self.module, self._losses, *([self.optimizer] if kind == "train" else []), *others]
+            return [self.module, *optimizers, *others]
+        return [self.module, self._losses, *optimizers, *others]
+
+    def _has_evaluation_parameters(self) -> bool:
+        """Whether the optimiser says that the module is evaluated with other parameters than it trains. What a
+        `train_step` of one's own updates with it is looked for."""
+        optimizer = self.optimizer
+        if self._holds_average or not optimizer._schedule_free:
+            return False
+        return type(self).train_step is Model.train_step or optimizer._is_of(self.module)
+
+    def _begin_averages(self) -> None:
+        """After the module was given parameters that training did not make: they are to be evaluated, and what a
+        schedule-free optimiser averages begins with them."""
+        if self._has_evaluation_parameters():
+            parameters = jax.tree_util.tree_flatten_with_path(self.module.get_parameters())[0]
+            self.optimizer._move({jax.tree_util.keystr(path): leaf for path, leaf in parameters})
 
     def _program(
         self,
@@ -679,6 +698,8 @@ class Model:
             if not weights_only and not self.optimizer.initialized:
                 self._adapt()
             checkpointing.load(self, directory, step, weights_only, strict, rename)
+            if weights_only:
+                self._begin_averages()
 
     def _initialise(self, feed: Feed) -> None:
         """Creates parameters, and the state of the optimiser."""
