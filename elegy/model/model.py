@@ -18,6 +18,7 @@ from elegy.callbacks.progress import PassLine, progress
 from elegy.checkpoints import Checkpoints
 from elegy.checkpoints.file import Path, Rename
 from elegy.data import as_source
+from elegy.dtype_policy import DtypePolicy
 from elegy.errors import CheckpointError
 from elegy.habits import optimizer_for
 from elegy.layout import nodes_in
@@ -80,6 +81,9 @@ class Model:
       they are there once. Arrays that were taken from the module before `fit`, or by a callback, stay. If it is the
       computation of a step that fails, as by a check on the device, the parameters are lost; with False, in twice the
       memory, they are then what they were at the begin of the epoch.
+    - `policy`: an `elegy.DtypePolicy` for the module, to train in mixed precision: `module.dtype_policy = policy`.
+      Losses and metrics get outputs of its `output_dtype`. A module that has another one already is refused. Given by
+      keyword.
 
     The same seed and data give the same history, bit for bit, on the same machine.
 
@@ -143,6 +147,8 @@ class Model:
         run_eagerly: bool = False,
         seed: int = 42,
         donate: bool = True,
+        *,
+        policy: DtypePolicy | None = None,
     ):
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be an integer that is not negative, got {seed!r}.")
@@ -174,6 +180,8 @@ class Model:
         self._states: list[tp.Any] = []
         # Held while a step is given the arrays of the modules, until the modules have the new ones.
         self._turn = threading.RLock()
+        if policy is not None:
+            _give_policy(self.module, policy)
         self._constructed = True
 
     def __setattr__(self, name: str, value: tp.Any) -> None:
@@ -981,6 +989,15 @@ class Model:
         data = as_data(x, y, sample_weight)
         require_targets(self._losses, self._metrics, x, y)
         return data
+
+
+def _give_policy(module: Module, policy: DtypePolicy) -> None:
+    if module.dtype_policy not in (None, policy):
+        raise ValueError(
+            f"policy={policy!r} was given, and the module has another one: {module.dtype_policy!r}.\n"
+            "  Give one of them; module.dtype_policy = None takes that of the module away."
+        )
+    module.dtype_policy = policy
 
 
 def _validates(validation_freq: tp.Any) -> Callable[[int], bool]:
