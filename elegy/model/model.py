@@ -452,8 +452,8 @@ class Model:
           module may make a difference then, which an analysis of the traced step tells.
         - `epochs`: how many epochs there are, counted from 0: training makes those from `initial_epoch` on. The default
           is 1, or with `max_steps` as many as it takes.
-        - `verbose`: 0 shows nothing; 1 a line that is kept up to date if the output is a terminal, and otherwise, as
-          2, a line for each epoch.
+        - `verbose`: 0 shows nothing; 1 a line that is kept up to date if the output is a terminal or a notebook, and
+          otherwise, as 2, a line for each epoch.
         - `callbacks`: instances of `elegy.callbacks.Callback`, called in this order.
         - `validation_split`: the fraction of samples, the last ones, to validate on instead of training on them. They
           are taken before shuffling, so sorted data must be shuffled before.
@@ -777,8 +777,8 @@ class Model:
         not initialised yet gets its parameters.
 
         **Arguments:** as for `fit`. `steps` is how many batches to take, if not all. `verbose` is 0, which shows
-        nothing, or else a line at the end, which 1 keeps up to date meanwhile if the output is a terminal. Of
-        `callbacks` the hooks named `on_test_` are called.
+        nothing, or else a line at the end, which 1 keeps up to date meanwhile if the output is a terminal or a
+        notebook. Of `callbacks` the hooks named `on_test_` are called.
 
         **Returns:** a float for each name: means over samples; the values of a `Metric` are its own. Without any loss
         there is no `"loss"`.
