@@ -40,7 +40,8 @@ def _shown(logs: Logs) -> str:
 
 class ProgressBar(EpochLines):
     """Keeps one line of a terminal or a notebook up to date during each epoch, at most ten times a second, and leaves
-    one line for each. Where the output is something else, such as a file, there is only the latter. It is what `fit(verbose=1)` shows.
+    one line for each. Where the output is something else, such as a file, there is only the latter. It is what
+    `fit(verbose=1)` shows.
 
     ```python
     import elegy
@@ -107,7 +108,8 @@ def _show(line: str, width: int) -> int:
 
 
 class PassLine:
-    """One line for one pass over data, kept up to date on a terminal or in a notebook: what `evaluate` and `predict` show."""
+    """One line for one pass over data, kept up to date on a terminal or in a notebook: what `evaluate` and `predict`
+    show."""
 
     def __init__(self, name: str, steps: int | None, verbose: int):
         self._name = name
