@@ -18,6 +18,7 @@ from elegy.callbacks.progress import PassLine, progress
 from elegy.checkpoints import Checkpoints
 from elegy.checkpoints.file import Path, Rename
 from elegy.data import as_source
+from elegy.data.source import GivenTwice
 from elegy.dtype_policy import DtypePolicy
 from elegy.errors import CheckpointError
 from elegy.habits import optimizer_for
@@ -59,7 +60,8 @@ class Model:
     **Arguments:**
 
     - `module`: what to train. The model works on this very object: after `fit` it holds the trained parameters. A
-      function, or a callable pytree of another library, such as a layer of Equinox, becomes a module.
+      function, or a callable pytree of another library, such as a layer of Equinox, becomes a module. Whichever has a
+      parameter `training` is told whether it is being trained.
     - `loss`: a loss, or a list or dict of them, whose sum is minimised together with what modules declare by
       `elegy.add_loss`. A loss is an `elegy.losses.Loss` or any function; it is called with those of `x`, `y_true`,
       `y_pred`, `sample_weight` and `parameters` (the trainable ones of the module) that its parameters name. Those of
@@ -465,7 +467,8 @@ class Model:
           metric object that takes no `sample_weight` counts all samples alike.
         - `initial_epoch`: how many epochs were made before. Of a model that has not trained yet these are taken to be
           epochs of another process, on the same number of samples with the same `batch_size`: it goes on with the
-          order of samples and the random numbers that come next.
+          order of samples and the random numbers that come next. If nobody knows how many batches an epoch has, that is
+          an error, and `resume` is the way.
         - `class_weight`: a weight for each class, as a dict from labels to weights (a class that is not in it weighs
           1) or as a list. Each sample, or each label of it, weighs as much as its class, times `sample_weight`. `y` is
           one array of labels, or of one-hot rows. Validation data are not weighted so.
@@ -478,7 +481,7 @@ class Model:
         - `validate_every`: after how many steps, counted likewise, to validate besides. The values of an epoch are
           those of the last validation in it.
         - `sanity_steps`: on how many batches of the validation data to try the validation before all else, so that a
-          mistake there is found at once.
+          mistake there is found at once. An iterator loses none by it.
         - `overfit_batches`: trains on the first so many batches alone, in their order: a model that is right can learn
           them by heart.
         - `fast_dev_run`: True, or a number of batches: one epoch of so many batches, of training and of validation, and
@@ -581,6 +584,8 @@ class Model:
             size = validation_batch_size or (None if gives_batches(validation) else batch_size)
             given, targets, weights = (*parts, None, None)[:3]
             tested = self._feed(given, targets, weights, size, most=validation_steps)
+            if sanity_steps and tested.source is not None and tested.source.one_shot:
+                tested = batches.Stream(GivenTwice(tested.source))
         if validate_every and tested is None:
             raise ValueError("validate_every was given, and there are no validation data: give validation_data=.")
         if overfit_batches is not None:
@@ -600,8 +605,9 @@ class Model:
             _require_unwatched(callbacks, f"validation_freq={validation_freq!r} leaves out each of the {epochs} epochs")
         if resume is not None and initial_epoch:
             raise ValueError("resume= and initial_epoch= were both given: a checkpoint says which epoch comes next.")
+        made = _steps_of(initial_epoch, feed.steps, self._steps)
         if self._steps == 0:
-            self._steps, self._orders = initial_epoch * (feed.steps or 0), initial_epoch
+            self._steps, self._orders = made, initial_epoch
         params = {
             "epochs": epochs,
             "initial_epoch": initial_epoch,
@@ -627,7 +633,7 @@ class Model:
                     initialise = functools.partial(self._initialise, feed)
                     position = checkpointing.resumed(self, resume, feed, everything, initialise)
                 if position is None:
-                    position = loop.Position(initial_epoch, 0, initial_epoch * (feed.steps or 0), self._orders)
+                    position = loop.Position(initial_epoch, 0, made, self._orders)
                 else:
                     params |= {"initial_epoch": position.epoch, "resumes": True}
                 self._history, self.stop_training = history, False
@@ -998,6 +1004,25 @@ def _give_policy(module: Module, policy: DtypePolicy) -> None:
             "  Give one of them; module.dtype_policy = None takes that of the module away."
         )
     module.dtype_policy = policy
+
+
+def _steps_of(epochs: int, steps: int | None, so_far: int) -> int:
+    """How many steps the epochs had that were made before.
+
+    **Arguments:**
+
+    - `steps`: how many an epoch has; None if that is not known.
+    - `so_far`: how many the model has made.
+    """
+    if steps is not None or epochs == 0:
+        return epochs * (steps or 0)
+    if so_far == 0:
+        raise ValueError(
+            f"initial_epoch={epochs} of a model that has made no steps, and nobody knows how many batches an epoch of "
+            "these data has: so it is not known how many steps were made before, from which random numbers derive.\n"
+            "  Go on from a checkpoint, resume=directory; or say it, steps_per_epoch=."
+        )
+    return so_far
 
 
 def _validates(validation_freq: tp.Any) -> Callable[[int], bool]:
