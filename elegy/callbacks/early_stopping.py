@@ -26,7 +26,7 @@ class EarlyStopping(Callback):
     - `baseline`: a value that an epoch must surpass, besides being the best one, for the waiting to begin anew.
     - `restore_best`: whether the module gets back, when training ends, the parameters and the state that it had at the
       end of the best epoch. They are kept as copies, so this takes the memory of a second module. The state of the
-      optimiser stays as it is.
+      optimiser stays as it is, but for that part of a schedule-free one which makes the parameters to evaluate with.
     - `start_from_epoch`: the epochs before this one, counted from 0, are not looked at.
 
     **Attributes:** `best`, the best value; `best_epoch`, its epoch; `wait`, how many epochs have gone by since then;
@@ -74,6 +74,7 @@ class EarlyStopping(Callback):
         self.stopped_epoch: int | None = None
         self.wait = 0
         self._parameters: tp.Any = None
+        self._moving: tp.Any = {}
 
     def on_train_begin(self) -> None:
         if not self._goes_on():
@@ -88,6 +89,7 @@ class EarlyStopping(Callback):
             self.best, self.best_epoch = value, epoch
             if self.restore_best:
                 self._parameters = _copied(self.model.module.get_parameters())
+                self._moving = _copied(self.model.optimizer._moving())
             if self.baseline is None or self._monitor.is_better(value, self.baseline):
                 self.wait = 0
         elif self.wait >= self.patience:
@@ -97,14 +99,16 @@ class EarlyStopping(Callback):
     def on_train_end(self) -> None:
         if self._parameters is not None:
             self.model.module.set_parameters(_copied(self._parameters))
+            self.model.optimizer._move(self._moving)
 
     def get_state(self) -> dict[str, tp.Any]:
         state: dict[str, tp.Any] = {"best": self.best, "best_epoch": self.best_epoch, "wait": self.wait}
-        return state | {"parameters": _copied(self._parameters)}
+        return state | {"parameters": _copied(self._parameters), "moving": _copied(self._moving)}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
         self.best, self.best_epoch, self.wait = state["best"], state["best_epoch"], state["wait"]
         self._parameters = _copied(state["parameters"])
+        self._moving = _copied(state.get("moving", {}))
 
 
 def _copied(parameters: tp.Any) -> tp.Any:

@@ -34,6 +34,9 @@ class EMA(Callback):
     - `at_end`: whether the module has the average when training ends. Of several callbacks that change the parameters
       then, the last one in the list has the last word.
 
+    With a schedule-free optimiser, for which a model evaluates other parameters than it trains, it is the trained ones
+    that are averaged, and the average is evaluated as it is.
+
     State, such as running statistics, is not averaged. Parameters that are frozen keep the average that they had, and
     are not exchanged. Given to `evaluate`, the callback evaluates the average.
 
@@ -94,6 +97,7 @@ class EMA(Callback):
         if self.validation:
             self._own = self.model.module.get_parameters(trainable=True)
             self.model.module.set_parameters(self.parameters)
+            self.model._holds_average = True
 
     def on_test_end(self, logs: Logs) -> None:
         self._put_back()
@@ -105,6 +109,7 @@ class EMA(Callback):
         if self._own is not None:
             self.model.module.set_parameters(self._own)
             self._own = None
+            self.model._holds_average = False
 
     def close(self) -> None:
         self._put_back()
@@ -114,6 +119,7 @@ class EMA(Callback):
     def on_train_end(self) -> None:
         if self.at_end:
             self.model.module.set_parameters(self.parameters)
+            self.model._begin_averages()
 
     def get_state(self) -> dict[str, tp.Any]:
         state = self._state

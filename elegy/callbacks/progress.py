@@ -27,7 +27,11 @@ class EpochLines(Callback):
         print(self._line(epoch, f"{time.perf_counter() - self._began:.1f}s", logs), flush=True)
 
     def _line(self, epoch: int, position: str, logs: Logs) -> str:
-        return f"Epoch {epoch + 1}/{self.params['epochs']}  {position}{_shown(logs)}"
+        return f"Epoch {_of(epoch + 1, self.params['epochs'])}  {position}{_shown(logs)}"
+
+
+def _of(number: int, all_of_them: int | None) -> str:
+    return str(number) if all_of_them is None else f"{number}/{all_of_them}"
 
 
 def _shown(logs: Logs) -> str:
@@ -35,8 +39,9 @@ def _shown(logs: Logs) -> str:
 
 
 class ProgressBar(EpochLines):
-    """Keeps one line of a terminal up to date during each epoch, at most ten times a second, and leaves one line for
-    each. Where the output is no terminal there is only the latter. It is what `fit(verbose=1)` shows.
+    """Keeps one line of a terminal or a notebook up to date during each epoch, at most ten times a second, and leaves
+    one line for each. Where the output is something else, such as a file, there is only the latter. It is what
+    `fit(verbose=1)` shows.
 
     ```python
     import elegy
@@ -49,6 +54,7 @@ class ProgressBar(EpochLines):
     """
 
     _SECONDS = 0.1
+    _width = 0  # of the line that is shown now
 
     def on_epoch_begin(self, epoch: int) -> None:
         super().on_epoch_begin(epoch)
@@ -57,7 +63,7 @@ class ProgressBar(EpochLines):
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         if time.perf_counter() - self._shown >= self._SECONDS:
-            self._show(self._line(self._epoch, f"{batch + 1}/{self.params['steps']}", logs))
+            self._show(self._line(self._epoch, _of(batch + 1, self.params["steps"]), logs))
             self._shown = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -72,41 +78,61 @@ class ProgressBar(EpochLines):
         self._show("")
 
     def _show(self, line: str) -> None:
-        if sys.stdout.isatty():
-            _show(line)
+        if _is_live():
+            self._width = _show(line, self._width)
 
 
-def _show(line: str) -> None:
-    """Puts a line in the place of the one that the terminal shows."""
-    columns = shutil.get_terminal_size().columns - 1
-    # Carriage return, and the escape sequence that clears the line.
-    sys.stdout.write("\r\x1b[K" + line[:columns])
+def _is_live() -> bool:
+    """Whether a line of the output can be kept up to date."""
+    return _is_notebook() or sys.stdout.isatty()
+
+
+def _is_notebook() -> bool:
+    """Whether the output goes to a notebook: then it is of this class, which is no terminal."""
+    stream = getattr(sys.modules.get("ipykernel.iostream"), "OutStream", None)
+    return stream is not None and isinstance(sys.stdout, stream)
+
+
+def _show(line: str, width: int) -> int:
+    """Puts a line in the place of the one that is shown, which has a width. **Returns:** that of the new line."""
+    if _is_notebook():
+        # Not all that show notebooks know escape sequences: spaces overwrite what was longer.
+        if line or width:
+            sys.stdout.write("\r" + line.ljust(width) + "\r" * (not line))
+    else:
+        columns = shutil.get_terminal_size().columns - 1
+        # Carriage return, and the escape sequence that clears the line.
+        sys.stdout.write("\r\x1b[K" + line[:columns])
     sys.stdout.flush()
+    return len(line)
 
 
 class PassLine:
-    """One line for one pass over data, kept up to date on a terminal: what `evaluate` and `predict` show."""
+    """One line for one pass over data, kept up to date on a terminal or in a notebook: what `evaluate` and `predict`
+    show."""
 
     def __init__(self, name: str, steps: int | None, verbose: int):
         self._name = name
         self._steps = steps
         self._silent = _verbosity(verbose) == 0
-        self._live = verbose == 1 and sys.stdout.isatty()
+        self._live = verbose == 1 and _is_live()
+        self._width = self._done = 0
         self._began = self._last = time.perf_counter()
 
     def compiling(self) -> None:
         if self._live:
-            _show(f"{self._name}  compiling")
+            self._show(f"{self._name}  compiling")
 
     def done(self, batches: int) -> None:
         """After each batch: a look at the clock."""
+        self._done = batches
         if self._live and time.perf_counter() - self._last >= ProgressBar._SECONDS:
-            _show(f"{self._name}  {batches}/{self._steps}")
+            self._show(f"{self._name}  {_of(batches, self._steps)}")
             self._last = time.perf_counter()
 
     def callbacks(self) -> list[Callback]:
-        """What keeps the line up to date during an evaluation."""
-        return [_OfBatches(self)] if self._live else []
+        """What keeps the line up to date during an evaluation, and counts batches where nobody knows how many."""
+        return [_OfBatches(self)] if self._live or (self._steps is None and not self._silent) else []
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[dict[str, float]]:
@@ -116,9 +142,14 @@ class PassLine:
             yield logs
         finally:
             if self._live:
-                _show("")
+                self._show("")
         if not self._silent:
-            print(f"{self._name}  {self._steps}/{self._steps}  {time.perf_counter() - self._began:.1f}s{_shown(logs)}")
+            count = self._done if self._steps is None else self._steps
+            seconds = f"{time.perf_counter() - self._began:.1f}s"
+            print(f"{self._name}  {_of(count, self._steps)}  {seconds}{_shown(logs)}")
+
+    def _show(self, line: str) -> None:
+        self._width = _show(line, self._width)
 
 
 class _OfBatches(ProgressBar):
@@ -138,10 +169,11 @@ class _OfBatches(ProgressBar):
 
 
 def progress(verbose: int) -> list[Callback]:
-    """What shows the progress: nothing for 0; for 1 a line that is kept up to date, on a terminal; else lines."""
+    """What shows the progress: nothing for 0; for 1 a line that is kept up to date, on a terminal or in a notebook;
+    else lines."""
     if _verbosity(verbose) == 0:
         return []
-    return [ProgressBar()] if verbose == 1 and sys.stdout.isatty() else [EpochLines()]
+    return [ProgressBar()] if verbose == 1 and _is_live() else [EpochLines()]
 
 
 def _verbosity(verbose: int) -> int:

@@ -8,6 +8,7 @@ import itertools
 import typing as tp
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from elegy.data.batch import Batch, as_batch
@@ -71,6 +72,35 @@ class Source(abc.ABC):
         """Makes the next call of `batches`, if it asks for what followed then, go on from a state of `get_state`."""
         if state is not None:
             raise ValueError(f"a {type(self).__name__} has no state to set: its get_state gives None.")
+
+
+class GivenTwice(Source):
+    """A source of which no pass can be repeated, but for the first one, of which a few batches are taken to try them:
+    these are kept, and the second pass begins with them."""
+
+    one_shot = True
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.steps = source.steps
+        self.samples = source.samples
+        self._kept: list[Batch] | None = []  # None when they were given again
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        kept = self._kept
+        if kept:
+            self._kept = None
+            yield from kept
+            start += len(kept)
+        for batch in self._source.batches(epoch, start):
+            if self._kept is not None:
+                # A copy, since the source may write to the same memory again.
+                self._kept.append(jax.tree.map(_copied, batch))
+            yield batch
+
+
+def _copied(array: tp.Any) -> tp.Any:
+    return array if isinstance(array, jax.Array) else np.array(array)
 
 
 class _Reports:

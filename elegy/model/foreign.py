@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import typing as tp
 
 import jax
@@ -10,10 +12,12 @@ from elegy.leaves import is_array
 from elegy.losses import Loss
 from elegy.metrics import Metric
 from elegy.module import Module, to_module
+from elegy.state import training
 
 
 class Wrapped(Module):
-    """A callable pytree, such as a layer of Equinox, as a module. It is trained in its floating-point arrays.
+    """A callable pytree, such as a layer of Equinox, as a module. It is trained in its floating-point arrays. If it
+    takes `training`, it is told.
 
     **Attributes:** `wrapped`, the pytree with the arrays that it has now.
     """
@@ -23,7 +27,27 @@ class Wrapped(Module):
         self.wrapped = wrapped
 
     def call(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        if "training" not in kwargs and _takes_training(self.wrapped):
+            kwargs["training"] = training()
         return self.wrapped(*args, **kwargs)
+
+
+def _takes_training(function: tp.Any) -> bool:
+    try:
+        return "training" in inspect.signature(function).parameters
+    except ValueError:  # it is not written in Python, and says nothing
+        return False
+
+
+def _of_function(function: tp.Any) -> Module:
+    """A function as a module, whose `call` has the parameters of the function, to be called accordingly."""
+    module = to_module(function)()
+    call: tp.Any = type(module).call
+    with contextlib.suppress(ValueError):
+        signature = inspect.signature(function)
+        own = inspect.Parameter("_module", inspect.Parameter.POSITIONAL_ONLY)
+        call.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])
+    return module
 
 
 def as_module(given: tp.Any) -> Module:
@@ -36,7 +60,7 @@ def as_module(given: tp.Any) -> Module:
     if callable(given) and not isinstance(given, (type, Module)):
         if any(is_array(leaf) for leaf in jax.tree.leaves(given)):
             return Wrapped(given)
-        return to_module(given)()
+        return _of_function(given)
     hint = "Give it a module, a function, or a callable pytree."
     hint = "Construct it." if isinstance(given, type) else hint
     hint = "The module comes first, then loss= and metrics=." if isinstance(given, Module) else hint

@@ -16,7 +16,7 @@ from elegy.layout import nodes_in
 from elegy.leaves import is_node
 from elegy.model.data import Data, as_data
 from elegy.model.objectives import Weighted, require_targets
-from elegy.model.steps import made, outputs_of, stream_of
+from elegy.model.steps import made, outputs_of, put_evaluation_parameters, stream_of
 from elegy.parameters import collect
 from elegy.state import training_context
 from elegy.transaction import lock
@@ -184,6 +184,8 @@ class Functional:
 
         def once() -> tp.Any:
             with rng_context(stream_of(self._model._seed, kind, number)), training_context(kind == "train"):
+                if kind != "train" and self._model._has_evaluation_parameters():
+                    put_evaluation_parameters(self._model)
                 return step()
 
         out, effects = run(once, self._threaded, view, leaves, None, (), {}, return_all=True)

@@ -7,6 +7,7 @@ import threading
 import typing as tp
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import numpy as np
 import optax
 
@@ -17,6 +18,8 @@ from elegy.callbacks.progress import PassLine, progress
 from elegy.checkpoints import Checkpoints
 from elegy.checkpoints.file import Path, Rename
 from elegy.data import as_source
+from elegy.data.source import GivenTwice
+from elegy.dtype_policy import DtypePolicy
 from elegy.errors import CheckpointError
 from elegy.habits import optimizer_for
 from elegy.layout import nodes_in
@@ -57,7 +60,8 @@ class Model:
     **Arguments:**
 
     - `module`: what to train. The model works on this very object: after `fit` it holds the trained parameters. A
-      function, or a callable pytree of another library, such as a layer of Equinox, becomes a module.
+      function, or a callable pytree of another library, such as a layer of Equinox, becomes a module. Whichever has a
+      parameter `training` is told whether it is being trained.
     - `loss`: a loss, or a list or dict of them, whose sum is minimised together with what modules declare by
       `elegy.add_loss`. A loss is an `elegy.losses.Loss` or any function; it is called with those of `x`, `y_true`,
       `y_pred`, `sample_weight` and `parameters` (the trainable ones of the module) that its parameters name. Those of
@@ -79,6 +83,9 @@ class Model:
       they are there once. Arrays that were taken from the module before `fit`, or by a callback, stay. If it is the
       computation of a step that fails, as by a check on the device, the parameters are lost; with False, in twice the
       memory, they are then what they were at the begin of the epoch.
+    - `policy`: an `elegy.DtypePolicy` for the module, to train in mixed precision: `module.dtype_policy = policy`.
+      Losses and metrics get outputs of its `output_dtype`. A module that has another one already is refused. Given by
+      keyword.
 
     The same seed and data give the same history, bit for bit, on the same machine.
 
@@ -142,6 +149,8 @@ class Model:
         run_eagerly: bool = False,
         seed: int = 42,
         donate: bool = True,
+        *,
+        policy: DtypePolicy | None = None,
     ):
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be an integer that is not negative, got {seed!r}.")
@@ -165,12 +174,16 @@ class Model:
         self._initial = RNG(self._seed)
         self._programs: dict[tp.Any, Program] = {}
         self._averages: dict[float, Average] = {}
+        # Whether the module has an average for a while, which is evaluated as it is.
+        self._holds_average = False
         # For checkpoints: where the last `fit` is, or ended; on what data; and the states of its callbacks at the end.
         self._position: loop.Position | None = None
         self._about_data: Callable[[], dict[str, tp.Any]] = dict
         self._states: list[tp.Any] = []
         # Held while a step is given the arrays of the modules, until the modules have the new ones.
         self._turn = threading.RLock()
+        if policy is not None:
+            _give_policy(self.module, policy)
         self._constructed = True
 
     def __setattr__(self, name: str, value: tp.Any) -> None:
@@ -308,9 +321,25 @@ class Model:
     def _modules(self, kind: str) -> list[tp.Any]:
         """All modules that a kind of step uses."""
         others = [node for node in nodes_in(self._others()) if kind == "train" or not isinstance(node, Optimizer)]
+        optimizers = [self.optimizer] if kind == "train" or self._has_evaluation_parameters() else []
         if kind == "predict":
-            return [self.module, *others]
-        return [self.module, self._losses, *([self.optimizer] if kind == "train" else []), *others]
+            return [self.module, *optimizers, *others]
+        return [self.module, self._losses, *optimizers, *others]
+
+    def _has_evaluation_parameters(self) -> bool:
+        """Whether the optimiser says that the module is evaluated with other parameters than it trains. What a
+        `train_step` of one's own updates with it is looked for."""
+        optimizer = self.optimizer
+        if self._holds_average or not optimizer._schedule_free:
+            return False
+        return type(self).train_step is Model.train_step or optimizer._is_of(self.module)
+
+    def _begin_averages(self) -> None:
+        """After the module was given parameters that training did not make: they are to be evaluated, and what a
+        schedule-free optimiser averages begins with them."""
+        if self._has_evaluation_parameters():
+            parameters = jax.tree_util.tree_flatten_with_path(self.module.get_parameters())[0]
+            self.optimizer._move({jax.tree_util.keystr(path): leaf for path, leaf in parameters})
 
     def _program(
         self,
@@ -425,8 +454,8 @@ class Model:
           module may make a difference then, which an analysis of the traced step tells.
         - `epochs`: how many epochs there are, counted from 0: training makes those from `initial_epoch` on. The default
           is 1, or with `max_steps` as many as it takes.
-        - `verbose`: 0 shows nothing; 1 a line that is kept up to date if the output is a terminal, and otherwise, as
-          2, a line for each epoch.
+        - `verbose`: 0 shows nothing; 1 a line that is kept up to date if the output is a terminal or a notebook, and
+          otherwise, as 2, a line for each epoch.
         - `callbacks`: instances of `elegy.callbacks.Callback`, called in this order.
         - `validation_split`: the fraction of samples, the last ones, to validate on instead of training on them. They
           are taken before shuffling, so sorted data must be shuffled before.
@@ -438,7 +467,8 @@ class Model:
           metric object that takes no `sample_weight` counts all samples alike.
         - `initial_epoch`: how many epochs were made before. Of a model that has not trained yet these are taken to be
           epochs of another process, on the same number of samples with the same `batch_size`: it goes on with the
-          order of samples and the random numbers that come next.
+          order of samples and the random numbers that come next. If nobody knows how many batches an epoch has, that is
+          an error, and `resume` is the way.
         - `class_weight`: a weight for each class, as a dict from labels to weights (a class that is not in it weighs
           1) or as a list. Each sample, or each label of it, weighs as much as its class, times `sample_weight`. `y` is
           one array of labels, or of one-hot rows. Validation data are not weighted so.
@@ -451,7 +481,7 @@ class Model:
         - `validate_every`: after how many steps, counted likewise, to validate besides. The values of an epoch are
           those of the last validation in it.
         - `sanity_steps`: on how many batches of the validation data to try the validation before all else, so that a
-          mistake there is found at once.
+          mistake there is found at once. An iterator loses none by it.
         - `overfit_batches`: trains on the first so many batches alone, in their order: a model that is right can learn
           them by heart.
         - `fast_dev_run`: True, or a number of batches: one epoch of so many batches, of training and of validation, and
@@ -554,6 +584,8 @@ class Model:
             size = validation_batch_size or (None if gives_batches(validation) else batch_size)
             given, targets, weights = (*parts, None, None)[:3]
             tested = self._feed(given, targets, weights, size, most=validation_steps)
+            if sanity_steps and tested.source is not None and tested.source.one_shot:
+                tested = batches.Stream(GivenTwice(tested.source))
         if validate_every and tested is None:
             raise ValueError("validate_every was given, and there are no validation data: give validation_data=.")
         if overfit_batches is not None:
@@ -573,8 +605,9 @@ class Model:
             _require_unwatched(callbacks, f"validation_freq={validation_freq!r} leaves out each of the {epochs} epochs")
         if resume is not None and initial_epoch:
             raise ValueError("resume= and initial_epoch= were both given: a checkpoint says which epoch comes next.")
+        made = _steps_of(initial_epoch, feed.steps, self._steps)
         if self._steps == 0:
-            self._steps, self._orders = initial_epoch * (feed.steps or 0), initial_epoch
+            self._steps, self._orders = made, initial_epoch
         params = {
             "epochs": epochs,
             "initial_epoch": initial_epoch,
@@ -600,7 +633,7 @@ class Model:
                     initialise = functools.partial(self._initialise, feed)
                     position = checkpointing.resumed(self, resume, feed, everything, initialise)
                 if position is None:
-                    position = loop.Position(initial_epoch, 0, initial_epoch * (feed.steps or 0), self._orders)
+                    position = loop.Position(initial_epoch, 0, made, self._orders)
                 else:
                     params |= {"initial_epoch": position.epoch, "resumes": True}
                 self._history, self.stop_training = history, False
@@ -679,6 +712,8 @@ class Model:
             if not weights_only and not self.optimizer.initialized:
                 self._adapt()
             checkpointing.load(self, directory, step, weights_only, strict, rename)
+            if weights_only:
+                self._begin_averages()
 
     def _initialise(self, feed: Feed) -> None:
         """Creates parameters, and the state of the optimiser."""
@@ -748,8 +783,8 @@ class Model:
         not initialised yet gets its parameters.
 
         **Arguments:** as for `fit`. `steps` is how many batches to take, if not all. `verbose` is 0, which shows
-        nothing, or else a line at the end, which 1 keeps up to date meanwhile if the output is a terminal. Of
-        `callbacks` the hooks named `on_test_` are called.
+        nothing, or else a line at the end, which 1 keeps up to date meanwhile if the output is a terminal or a
+        notebook. Of `callbacks` the hooks named `on_test_` are called.
 
         **Returns:** a float for each name: means over samples; the values of a `Metric` are its own. Without any loss
         there is no `"loss"`.
@@ -960,6 +995,34 @@ class Model:
         data = as_data(x, y, sample_weight)
         require_targets(self._losses, self._metrics, x, y)
         return data
+
+
+def _give_policy(module: Module, policy: DtypePolicy) -> None:
+    if module.dtype_policy not in (None, policy):
+        raise ValueError(
+            f"policy={policy!r} was given, and the module has another one: {module.dtype_policy!r}.\n"
+            "  Give one of them; module.dtype_policy = None takes that of the module away."
+        )
+    module.dtype_policy = policy
+
+
+def _steps_of(epochs: int, steps: int | None, so_far: int) -> int:
+    """How many steps the epochs had that were made before.
+
+    **Arguments:**
+
+    - `steps`: how many an epoch has; None if that is not known.
+    - `so_far`: how many the model has made.
+    """
+    if steps is not None or epochs == 0:
+        return epochs * (steps or 0)
+    if so_far == 0:
+        raise ValueError(
+            f"initial_epoch={epochs} of a model that has made no steps, and nobody knows how many batches an epoch of "
+            "these data has: so it is not known how many steps were made before, from which random numbers derive.\n"
+            "  Go on from a checkpoint, resume=directory; or say it, steps_per_epoch=."
+        )
+    return so_far
 
 
 def _validates(validation_freq: tp.Any) -> Callable[[int], bool]:

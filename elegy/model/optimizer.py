@@ -167,6 +167,89 @@ class Optimizer(Module):
         """
         return trainable_parameters(modules) if self.where is None else select_trainable(modules, self.where).get()
 
+    def evaluation_parameters(self, modules: tp.Any) -> Parameters:
+        """The parameters to evaluate modules with, and to export. They are those that the modules have, unless the
+        transformation is schedule-free (Defazio et al., *The Road Less Scheduled* (2024), section 2): then training
+        takes gradients at parameters that keep moving, and what is to be evaluated is their average,
+        `optax.contrib.schedule_free_eval_params`. The state of such a transformation is found wherever it is: in a
+        chain, in `optax.MultiSteps`, in `optax.inject_hyperparams`. A `Model` evaluates and predicts with them.
+
+        **Arguments:**
+
+        - `modules`: what `update` is given.
+
+        **Returns:** for each module a nested dict of what is trainable, for `set_parameters`. Parameters that are
+        frozen, or that the optimiser does not update, are as they are. So are all before the state exists.
+
+        **Raises:** `ParameterError` if several schedule-free transformations update one parameter.
+
+        Training goes on with the parameters of the module, so give those for evaluation to a copy:
+
+        ```python
+        import elegy
+        import numpy as np
+        import optax
+
+        x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+        optimizer = elegy.Optimizer(optax.contrib.schedule_free_sgd(0.1))
+        model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError(), optimizer=optimizer)
+        model.fit(x, 2 * x, epochs=5, verbose=0)
+        exported = model.module.copy()
+        exported.set_parameters(model.optimizer.evaluation_parameters(model.module))
+        assert np.allclose(exported(x), model.predict(x), atol=1e-6)
+        assert not np.allclose(model.module(x), model.predict(x), atol=1e-6)
+        ```
+        """
+        parameters = trainable_parameters(modules)
+        values = _by_path(parameters)
+        found: dict[tp.Any, tp.Any] = {}
+        for state in self._schedule_free:
+            pairs = {
+                path: (values[path], leaf)
+                for path, leaf in _by_path(state.z).items()
+                if path in values and values[path].shape == leaf.shape
+            }
+            if twice := found.keys() & pairs.keys():
+                raise ParameterError(
+                    f"several schedule-free transformations update {jax.tree_util.keystr(min(twice, key=str))}: which "
+                    "of them says how to evaluate it cannot be told.\n  Keep one of them in the chain."
+                )
+            own, z = [pair[0] for pair in pairs.values()], [pair[1] for pair in pairs.values()]
+            with _default_promotion():
+                averages = optax.contrib.schedule_free_eval_params(state._replace(z=z), own)
+            found.update({path: new.astype(values[path].dtype) for path, new in zip(pairs, averages, strict=True)})
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: found.get(path, leaf), parameters)
+
+    @property
+    def _schedule_free(self) -> list[tp.Any]:
+        """The states of schedule-free transformations within the state."""
+        return _schedule_free_states(self.state) if self.initialized else []
+
+    def _is_of(self, module: Module) -> bool:
+        """Whether all that schedule-free transformations update are parameters of a module."""
+        shapes = {path: leaf.shape for path, leaf in _by_path(module.get_parameters()).items()}
+        updated = [pair for state in self._schedule_free for pair in _by_path(state.z).items()]
+        return all(shapes.get(path) == leaf.shape for path, leaf in updated)
+
+    def _moving(self) -> dict[str, tp.Any]:
+        """What the evaluation parameters depend on besides the parameters themselves, by path. It belongs to the
+        parameters that a module has now."""
+        leaves = [pair for state in self._schedule_free for pair in _by_path(state.z).items()]
+        return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+    def _move(self, values: dict[str, tp.Any]) -> None:
+        """Sets what `_moving` gives, as far as `values` has it."""
+        if not self._schedule_free:
+            return
+
+        def moved(state: tp.Any) -> tp.Any:
+            if not _is_schedule_free(state):
+                return state
+            leaf = lambda path, old: _moved(old, values.get(jax.tree_util.keystr(path)))  # noqa: E731
+            return state._replace(z=jax.tree_util.tree_map_with_path(leaf, state.z))
+
+        self.set_parameters({"state": jax.tree.map(moved, self.state, is_leaf=_is_schedule_free)})
+
     @property
     def learning_rate(self) -> tp.Any:
         """The learning rate, a scalar array, where the transformation keeps one in its state: that is what
@@ -494,6 +577,18 @@ def _is_scheduled(state: tp.Any) -> bool:
     """Whether each update computes a learning rate anew, so that one that is set would be lost."""
     pairs = (path[i : i + 2] for path in _by_path(state) for i in range(len(path)))
     return _under("hyperparams_states") in pairs
+
+
+def _is_schedule_free(state: tp.Any) -> bool:
+    return isinstance(state, optax.contrib.ScheduleFreeState)
+
+
+def _schedule_free_states(state: tp.Any) -> list[tp.Any]:
+    return [node for node in jax.tree.leaves(state, is_leaf=_is_schedule_free) if _is_schedule_free(node)]
+
+
+def _moved(old: tp.Any, new: tp.Any) -> tp.Any:
+    return old if new is None or new.shape != old.shape else jnp.array(new, old.dtype)
 
 
 def _under(field: str) -> tuple[tp.Any, tp.Any]:

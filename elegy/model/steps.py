@@ -164,6 +164,12 @@ def outputs_of(model: Model, x: tp.Any) -> tp.Any:
         return model.pred_step(x)
 
 
+def put_evaluation_parameters(model: Model) -> None:
+    """Gives the module the parameters to evaluate with. Whoever calls it takes them away again."""
+    if not is_initializing():
+        model.module.set_parameters(model.optimizer.evaluation_parameters(model.module))
+
+
 def stream_of(seed: int, kind: str, step: tp.Any) -> tp.Any:
     """The key from which a step draws."""
     return jax.random.fold_in(fold_in_path(jax.random.key(seed), kind), step)
@@ -267,7 +273,8 @@ class Program:
 
     - `model`: the model, which is not kept alive by it.
     - `kind`: `"train"`, `"test"` or `"predict"`.
-    - `modules`: all modules that the step uses.
+    - `modules`: all modules that the step uses. If the optimiser is among those of a step that does not train, the
+      step runs with the evaluation parameters.
     - `seed`: random keys derive from it, from the kind of step and from its number.
     - `initial`: the stream from which parameters are initialised.
     - `donates`: whether XLA may use the memory of the modules' arrays again.
@@ -305,7 +312,8 @@ class Program:
         self._starts: dict[tp.Any, Start] = {}
         self._latest: tuple[tp.Any, tp.Any, Start] | None = None
         self._structures: dict[tp.Any, Structure] = {}
-        one = functools.partial(_one, self._model, kind, seed, self.tracing, part, followers)
+        averages = kind != "train" and any(module is model.optimizer for module in modules)
+        one = functools.partial(_one, self._model, kind, seed, self.tracing, part, followers, averages)
         if kind != "train":
             one = functools.partial(_unchanged, one, self._threaded)
         self._body = _named(functools.partial(_many, one, everything) if is_many else one, kind)
@@ -487,6 +495,7 @@ def _one(
     tracing: Listener,
     part: int | None,
     followers: Sequence[tp.Any],
+    averages: bool,
     carry: tp.Any,
     batch: Batch,
     step: tp.Any,
@@ -502,6 +511,8 @@ def _one(
     # An init pass draws from the stream around.
     stream = contextlib.nullcontext() if is_initializing() else rng_context(stream_of(seed, kind, step))
     with stream, training_context(kind == "train"), sample_mask_context(mask):
+        if averages:
+            put_evaluation_parameters(model)
         if kind == "predict":
             return outputs_of(model, data.x)
         counted = _counted(model, kind == "train", carry, data, real, part)

@@ -382,3 +382,41 @@ def test_misuse() -> None:
     with pytest.raises(TraceError, match="was given a dtype policy"):
         jax.jit(assign)()
     assert net.dtype_policy is None
+
+
+def test_a_model_is_given_a_policy() -> None:
+    """As if it were assigned; a function and a layer of Equinox take one too."""
+    history, parameters = [], []
+    for given in (True, False):
+        spy = Spy().init(X)
+        SEEN.clear()
+        outputs = []
+
+        def loss(y_true: Any, y_pred: Any, outputs: Any = outputs) -> Any:
+            outputs.append(y_pred.dtype)
+            return jnp.mean((y_true - y_pred) ** 2)
+
+        with_policy(spy, None if given else HALF)
+        options: Any = {"policy": HALF} if given else {}
+        model = elegy.Model(spy, loss, optimizer=optax.sgd(0.1), **options)
+        assert spy.dtype_policy == HALF and model.module is spy
+        history.append(model.fit(X, X, batch_size=8, epochs=2, verbose=0).history)
+        assert {seen[:3] for seen in SEEN} == {("bfloat16",) * 3}
+        assert {jnp.dtype(dtype).name for dtype in outputs} == {"float32"}
+        parameters.append(spy.get_parameters())
+        assert spy.w.dtype == jnp.float32 and (spy.w != 1).any()
+    assert history[0] == history[1]
+    assert_same(*parameters)
+
+    module = elegy.Model(lambda x: x, policy=HALF).module
+    foreign = elegy.Model(eqx.nn.Linear(3, 2, key=jax.random.key(0)), policy=HALF).module
+    assert module.dtype_policy == foreign.dtype_policy == HALF
+    elegy.Model(module, policy=HALF)
+    other = elegy.DtypePolicy(compute_dtype=jnp.float16)
+    with pytest.raises(ValueError, match=r"=dtype\('float16'\).*has another one: .*=dtype\(bfloat16\)"):
+        elegy.Model(module, policy=other)
+    assert module.dtype_policy == HALF
+    with pytest.raises(TypeError, match="positional"):
+        elegy.Model(module, None, None, None, False, 42, True, HALF)  # type: ignore[misc]
+    with pytest.raises((TypeError, elegy.errors.TypeCheckError), match="policy"):
+        elegy.Model(Spy(), policy=jnp.bfloat16)  # type: ignore[arg-type]

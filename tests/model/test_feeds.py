@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import elegy
+from elegy.errors import ResumptionWarning
 from elegy.model import Callback
 from elegy.model.batches import Arrays
 from tests.helpers import assert_same
@@ -431,6 +432,38 @@ def test_trying_the_validation_changes_nothing():
     plain, tried = (make_model(mlp(), metrics=elegy.metrics.MeanSquaredError()) for _ in range(2))
     options: tp.Any = {"batch_size": 4, "validation_data": (x, y), "epochs": 2, "verbose": 0}
     assert tried.fit(x, y, **options, sanity_steps=2).history == plain.fit(x, y, **options).history
+
+    # Of an iterator, which writes to the same memory again, the batches of the trial are given again.
+    def endless(drawn):
+        held = np.empty_like(x[:4]), np.empty_like(y[:4])
+        for number in itertools.count():
+            drawn.append(number)
+            held[0][:], held[1][:] = in_batches()[number % 5]
+            yield held
+
+    found, drawn = [], []
+    for model, steps in ((plain, 0), (tried, 2), (tried, 9)):
+        model.reset()
+        drawn.append([])
+        options = {"batch_size": 4, "validation_data": endless(drawn[-1]), "validation_steps": 3, "epochs": 2}
+        found.append(model.fit(x, y, **options, sanity_steps=steps, verbose=0).history)
+    assert found[0] == found[1] == found[2]
+    assert drawn == [[0, 1, 2, 3, 4, 5]] * 3
+
+
+def test_epochs_of_before_that_have_nobody_knows_how_many_steps():
+    x, _ = data(20)
+    model, give = started(x), lambda: iter(in_batches())
+    with pytest.raises(ValueError, match=r"(?s)initial_epoch=2 of a model that has made no steps.*resume=directory"):
+        model.fit(give, epochs=3, initial_epoch=2, verbose=0)
+    assert model.steps == 0
+    model.fit(give, epochs=2, verbose=0)
+    assert model.fit(give, epochs=9, initial_epoch=2, max_steps=12, verbose=0).epoch == [2]
+    assert model.steps == 12
+    model.reset()
+    with pytest.warns(ResumptionWarning, match="its first 10 batches are made and dropped"):
+        model.fit(give, epochs=3, initial_epoch=2, steps_per_epoch=5, verbose=0)
+    assert model.steps == 15
 
 
 @pytest.mark.parametrize("form", ["arrays", "batches that change"])

@@ -1,6 +1,7 @@
 """Steps of one's own, steps of several batches, and several steps as one: against loops written by hand."""
 
 import functools
+import operator
 import os
 import signal
 import threading
@@ -532,25 +533,28 @@ def test_layers_of_equinox(options):
     class Rows(equinox.Module):
         inner: tp.Any
 
-        def __call__(self, x):
+        def __call__(self, x, training):
+            assert training is elegy.training()
             return jax.vmap(self.inner)(x)
 
     model = elegy.Model(Rows(net), loss=elegy.losses.MeanSquaredError(), optimizer=optax.adam(0.05))
     history = model.fit(x, y, batch_size=4, epochs=4, verbose=0, **options).history
     assert history["loss"][-1] < history["loss"][0]
     trained = model.module.wrapped
-    np.testing.assert_allclose(model.predict(x, batch_size=8), trained(x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.predict(x, batch_size=8), trained(x, elegy.training()), rtol=1e-5, atol=1e-6)
     assert not np.array_equal(trained.inner.layers[0].weight, net.layers[0].weight)
 
 
 def test_a_function_that_makes_its_layers():
-    def net(x):
-        return elegy.nn.Linear(1)(x * (2.0 if elegy.training() else 1.0))
+    def net(x, training):
+        assert training is elegy.training()
+        return elegy.nn.Linear(1)(x * (2.0 if training else 1.0))
 
     x, y = data(20)
     model = elegy.Model(net, loss=elegy.losses.MeanSquaredError(), optimizer=optax.sgd(0.0))
     history = model.fit(x, y, batch_size=4, accumulate=2, validation_data=(x, y), verbose=0).history
     linear = model.module.linear
+    assert elegy.Model(operator.methodcaller("sum", axis=1)).predict(x).shape == (20,)  # does not say what it takes
     w, b = np.asarray(linear.w), np.asarray(linear.b)
     np.testing.assert_allclose(history["loss"], np.mean((2 * x @ w + b - y) ** 2), rtol=1e-5)
     np.testing.assert_allclose(history["val_loss"], np.mean((x @ w + b - y) ** 2), rtol=1e-5)
