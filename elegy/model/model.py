@@ -20,7 +20,6 @@ from elegy.data import as_source
 from elegy.errors import CheckpointError
 from elegy.habits import optimizer_for
 from elegy.layout import nodes_in
-from elegy.losses import Reduction
 from elegy.model import batches, checkpointing, loop
 from elegy.model.batches import Feed
 from elegy.model.data import Data, arguments_of, as_data, gives_batches, split, with_class_weight
@@ -30,7 +29,7 @@ from elegy.model.gradients import differentiated, value_fn, valued
 from elegy.model.lr_find import LearningRates, find_rates
 from elegy.model.objectives import Losses, Metrics, accepted, require_targets
 from elegy.model.optimizer import Optimizer, require_fixed, trainable_parameters
-from elegy.model.steps import Program, running
+from elegy.model.steps import Program, running, running_or_none
 from elegy.module import Module
 from elegy.random import RNG
 from elegy.rendering import totals
@@ -241,12 +240,16 @@ class Model:
 
         **Returns:** what is logged of the batch: scalars, by name.
         """
-        values, y_pred = valued(self.loss_step)(x, y, sample_weight)
+        values, y_pred = valued(self.loss_step, running(self, "test_step").notes)(x, y, sample_weight)
         return values | self.compute_metrics(x, y, y_pred, sample_weight)
 
     def compute_losses(self, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
         """The losses that were given to the model, by name."""
-        return self._losses(**self._inputs(self._losses, x, y, y_pred, sample_weight))
+        values, known = self._losses(**self._inputs(self._losses, x, y, y_pred, sample_weight))
+        if (step := running_or_none(self)) is not None:
+            for name, about in known.items():
+                step.notes.note(values[name], about)
+        return values
 
     def compute_metrics(self, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
         """Updates the metrics that were given to the model. It is called once in a `train_step` or `test_step`.
@@ -282,10 +285,10 @@ class Model:
                 return select_trainable(at, where).get()
             return self.optimizer.parameters(at) if modules is None else trainable_parameters(at)
 
-        return differentiated(function, [at, self._modules("train")], parameters_fn, step.part)
+        return differentiated(function, [at, self._modules("train")], parameters_fn, step.notes, step.part)
 
     def _value_fn(self, function: Callable[..., tp.Any], data: Data) -> Callable[[tp.Any], tp.Any]:
-        return value_fn(function, self.module, self._modules("train"), data)
+        return value_fn(function, self.module, self._modules("train"), data, running(self, "train_step").notes)
 
     def _inputs(
         self, objectives: Losses | Metrics, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any
@@ -456,9 +459,10 @@ class Model:
           them by heart.
         - `fast_dev_run`: True, or a number of batches: one epoch of so many batches, of training and of validation, and
           nothing is written by callbacks. It tries whether everything runs.
-        - `accumulate`: how many batches of `batch_size` make one step: its gradients are those of all of them, and the
-          memory of activations is that of one. Layers that look at a whole batch, as `BatchNormalization` does, look
-          at one of `batch_size`.
+        - `accumulate`: how many batches of `batch_size` make one step: its gradients are those of all of them, for each
+          `reduction` of a loss, and the memory of activations is that of one. Layers that look at a whole batch, as
+          `BatchNormalization` does, look at one of `batch_size`, and losses that do are refused. What `elegy.add_loss`
+          declares, and a `loss_step` of your own makes, is averaged over samples.
         - `resume`: a directory of checkpoints, as `elegy.callbacks.ModelCheckpoint` and `save` write them. Training
           goes on from the newest one that is complete, in the middle of an epoch too, as if it had not been
           interrupted, bit for bit; or it begins, if there is none. The model, the data and the callbacks are made as
@@ -467,7 +471,9 @@ class Model:
           for small steps; callbacks see the last batch of each loop.
 
         **Returns:** the `History`: `history.history["loss"]` is a list with a float for each epoch. The values of an
-        epoch are means over samples, taken while the parameters change; those of a `Metric` are its own.
+        epoch are means over samples, taken while the parameters change; those of a `Metric` are its own. A loss whose
+        mean is over the weights, or over the values that it does not ignore, is so over the epoch too; one with
+        `reduction="sum"` is the mean of those of the batches, by their numbers of samples.
 
         After an exception, `KeyboardInterrupt` included, the module holds the parameters of the last completed step.
         Calling `fit` again goes on from there, with the state of the optimiser.
@@ -536,7 +542,7 @@ class Model:
                 raise ValueError("validation_split and validation_data were both given: give one of them.")
             (x, y, sample_weight), validation = split(self._data(x, y, sample_weight), validation_split)
         if accumulate > 1:
-            _require_means(self._losses)
+            _require_apart(self._losses)
         feed = self._feed(
             x,
             y,
@@ -973,15 +979,19 @@ def _validates(validation_freq: tp.Any) -> Callable[[int], bool]:
     return lambda epoch: (epoch + 1) % validation_freq == 0
 
 
-def _require_means(losses: Losses) -> None:
-    """Refuses losses of which that of a large batch is not the mean of those of its parts."""
+def _require_apart(losses: Losses) -> None:
+    """Refuses losses of which that of a batch is not made up of those of its parts."""
     for name, loss in losses.named().items():
-        reduction = getattr(loss, "reduction", None)
-        if reduction in (Reduction.SUM, Reduction.MEAN_WITH_SAMPLE_WEIGHT):
+        if getattr(loss, "across_samples", False):
+            how = (
+                " With axis=, the axes of one sample, each sample has a value of its own."
+                if hasattr(loss, "axis")
+                else ""
+            )
             raise ValueError(
-                f"accumulate= takes means over the samples of all parts, and {name} is reduced by "
-                f"{tp.cast(Reduction, reduction).value!r}.\n"
-                "  Write reduction='sum_over_batch_size', or train on whole batches."
+                f"accumulate= goes through a batch in parts, and {name} looks at the samples of a batch together: in a "
+                "part there are not those of the others.\n"
+                f"  Train on whole batches, without accumulate.{how}"
             )
 
 
