@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 import typing as tp
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,8 +16,12 @@ from jaxtyping import PyTree, Shaped
 from elegy.data import Source
 from elegy.errors import SortedDataWarning
 from elegy.frames import warn
+from elegy.losses.arguments import LabelRange
 from elegy.module import Module
 from elegy.state import training
+
+if tp.TYPE_CHECKING:
+    from elegy.model.objectives import Labels
 
 Samples = Shaped[np.ndarray, "samples *shape"] | Shaped[jax.Array, "samples *shape"]
 
@@ -198,6 +204,67 @@ def _labels(y: tp.Any) -> tuple[np.ndarray, int | None]:
             "  Give sample_weight instead, a number for each sample."
         )
     return y.astype(np.int64), None
+
+
+class LabelCheck:
+    """Looks at the labels of data on the host: they must be classes of what a module predicts. How many classes there
+    are the trace of a step tells; what comes before is looked at then.
+
+    **Arguments:**
+
+    - `name`: that of the targets, in messages.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self._labels: Sequence[Labels] | None = None
+        self._waiting: list[Data] = []
+
+    def __call__(self, data: Data) -> Data:
+        if self._labels is None:
+            self._waiting.append(data)
+        else:
+            self._require(data, self._labels)
+        return data
+
+    def learn(self, labels: Sequence[Labels]) -> None:
+        """**Raises:** `ValueError` if labels that came before are out of range."""
+        self._labels, waiting, self._waiting = labels, self._waiting, []
+        for data in waiting:
+            self._require(data, labels)
+
+    def _require(self, data: Data, labels: Sequence[Labels]) -> None:
+        for owner, on, taken in labels:
+            found = functools.reduce(operator.getitem, on, data.y)
+            if isinstance(found, jax.Array) and not found.is_fully_addressable:
+                continue
+            if data.sample_weight is None or taken.counts_all:
+                _require_classes(owner, self._name + "".join(f"[{key!r}]" for key in on), np.asarray(found), taken)
+
+
+def _require_classes(owner: str, name: str, labels: np.ndarray, taken: LabelRange) -> None:
+    least, most = labels.min(), labels.max()
+    if 0 <= least and most < taken.classes:
+        return
+    wrong = (labels < 0) | (labels >= taken.classes)
+    if taken.ignored is not None:
+        wrong &= labels != taken.ignored
+    if not wrong.any():
+        return
+    outside = labels[wrong]
+    place = ", ".join(map(str, np.argwhere(wrong)[0]))
+    number = f"{outside.size} of {labels.size} labels {'is' if outside.size == 1 else 'are'} out of range"
+    hints = []
+    if least == 1 and most == taken.classes:
+        hints.append(f"Labels that begin at 1 become classes by {name} - 1.")
+    elif most >= taken.classes:
+        hints.append(f"Labels are 0 to n - 1: the module must predict {most + 1} classes, or labels from 1 on lose 1.")
+    if least < 0:
+        hints.append("Labels that are to be left out, as padding is, are left out by the loss: ignore_class=-1.")
+    raise ValueError(
+        f"{owner}: {name} has labels from {least} to {most}, and y_pred has {taken.classes} classes, which are 0 to "
+        f"{taken.classes - 1}. {number}, the first of which is {name}[{place}] = {outside[0]}.\n  {' '.join(hints)}"
+    )
 
 
 def arguments_of(module: Module, x: tp.Any) -> tuple[tuple[tp.Any, ...], dict[str, tp.Any]]:

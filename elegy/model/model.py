@@ -22,12 +22,12 @@ from elegy.habits import optimizer_for
 from elegy.layout import nodes_in
 from elegy.model import batches, checkpointing, loop
 from elegy.model.batches import Feed
-from elegy.model.data import Data, arguments_of, as_data, gives_batches, split, with_class_weight
+from elegy.model.data import Data, LabelCheck, arguments_of, as_data, gives_batches, split, with_class_weight
 from elegy.model.foreign import as_module
 from elegy.model.functional import Functional
 from elegy.model.gradients import differentiated, value_fn, valued
 from elegy.model.lr_find import LearningRates, find_rates
-from elegy.model.objectives import Losses, Metrics, accepted, require_targets
+from elegy.model.objectives import Losses, Metrics, accepted, have_labels, require_targets
 from elegy.model.optimizer import Optimizer, require_fixed, trainable_parameters
 from elegy.model.steps import Program, running, running_or_none
 from elegy.module import Module
@@ -245,8 +245,10 @@ class Model:
 
     def compute_losses(self, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
         """The losses that were given to the model, by name."""
-        values, known = self._losses(**self._inputs(self._losses, x, y, y_pred, sample_weight))
+        inputs = self._inputs(self._losses, x, y, y_pred, sample_weight)
+        values, known = self._losses(**inputs)
         if (step := running_or_none(self)) is not None:
+            step.find_labels(self._losses, inputs)
             for name, about in known.items():
                 step.notes.note(values[name], about)
         return values
@@ -258,7 +260,9 @@ class Model:
         logged without being returned.
         """
         step = running(self, "compute_metrics")
-        of_batch, step.so_far = step.metrics(**self._inputs(step.metrics, x, y, y_pred, sample_weight))
+        inputs = self._inputs(step.metrics, x, y, y_pred, sample_weight)
+        of_batch, step.so_far = step.metrics(**inputs)
+        step.find_labels(step.metrics, inputs)
         return of_batch
 
     def value_and_grad(
@@ -372,10 +376,16 @@ class Model:
         most: int | None = None,
         single_pass: bool = False,
         epoch: int = 0,
+        check: LabelCheck | None = None,
     ) -> Feed:
         """The batches of data: `joined` of them make one of a step, and `together` steps are one loop."""
+
+        def transform(data: Data) -> Data:
+            data = with_class_weight(data, class_weight)
+            return data if check is None else check(data)
+
         if not gives_batches(x):
-            data = with_class_weight(self._data(x, y, sample_weight), class_weight)
+            data = transform(self._data(x, y, sample_weight))
             return batches.Arrays(data, batch_size or 32, joined, together, most=most)
         if y is not None or sample_weight is not None:
             raise ValueError(
@@ -383,8 +393,19 @@ class Model:
             )
         steps = None if most is None else most * joined
         source = as_source(x, steps_per_epoch=steps, batch_size=batch_size, single_pass=single_pass)
-        transform = functools.partial(with_class_weight, class_weight=class_weight)
         return batches.Stream(source, joined, together, transform, epoch=epoch)
+
+    def _label_check(self, name: str = "y") -> LabelCheck | None:
+        return LabelCheck(name) if have_labels(self._losses, self._metrics) else None
+
+    def _require_labels(self, program: Program, feed: Feed, *checks: LabelCheck | None) -> None:
+        """Refuses labels that are no classes of what the module predicts, before a step runs."""
+        if any(check is not None for check in checks):
+            with self._turn:
+                labels = program.prepare(feed.example()).labels
+            for check in checks:
+                if check is not None:
+                    check.learn(labels)
 
     def fit(
         self,
@@ -553,13 +574,16 @@ class Model:
             together=steps_per_execution,
             most=steps_per_epoch,
             epoch=initial_epoch,
+            check=(check := self._label_check()),
         )
         tested: Feed | None = None
+        of_validation: LabelCheck | None = None
         if validation is not None:
             parts = (validation,) if gives_batches(validation) else _validation(validation)
             size = validation_batch_size or (None if gives_batches(validation) else batch_size)
             given, targets, weights = (*parts, None, None)[:3]
-            tested = self._feed(given, targets, weights, size, most=validation_steps)
+            of_validation = self._label_check("y of the validation data")
+            tested = self._feed(given, targets, weights, size, most=validation_steps, check=of_validation)
         if validate_every and tested is None:
             raise ValueError("validate_every was given, and there are no validation data: give validation_data=.")
         if overfit_batches is not None:
@@ -609,6 +633,8 @@ class Model:
                     position = loop.Position(initial_epoch, 0, initial_epoch * (feed.steps or 0), self._orders)
                 else:
                     params |= {"initial_epoch": position.epoch, "resumes": True}
+                program = loop._program(self, feed, everything, plan)
+                self._require_labels(program, feed, check, of_validation)
                 self._history, self.stop_training = history, False
                 self._position, self._about_data = position, functools.partial(checkpointing.about_data, feed)
                 loop.fit(self, feed, tested, everything, plan, position)
@@ -719,10 +745,13 @@ class Model:
         """
         data = with_class_weight(self._data(x, y, sample_weight), class_weight)
         feed = batches.Arrays(data, data.size)
+        if (check := self._label_check()) is not None:
+            check(data)
         with shortened():
             eagerly = self.run_eagerly
             program = self._program("train", donates=self._donates and not eagerly)
             self._adapt()
+            self._require_labels(program, feed, check)
             with self._turn:
                 carry = program.start(feed.example(), self._steps)
                 if self._donates:
@@ -762,12 +791,14 @@ class Model:
         """
         _require_optional(batch_size=batch_size, steps=steps)
         _require_list(callbacks)
-        feed = self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=True)
+        check = self._label_check()
+        feed = self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=True, check=check)
         params = {"batch_size": batch_size or 32, "samples": feed.samples, "steps": feed.steps}
         line = PassLine("Evaluate", feed.steps, verbose)
         everything = Callbacks([*callbacks, *line.callbacks()], self, params)
         with shortened(), line.shown() as logs:
             try:
+                self._require_labels(self._program("test", is_many=feed.is_many), feed, check)
                 logs.update(loop.evaluate(self, feed, everything))
             finally:
                 everything.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 import math
+import operator
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator
 
@@ -19,7 +21,7 @@ from elegy.habits import object_for
 from elegy.hooks import numbered
 from elegy.leaves import is_array
 from elegy.losses import Loss, Reduction
-from elegy.losses.arguments import mask_for, missing_axis, takes, weights_for
+from elegy.losses.arguments import LabelRange, mask_for, missing_axis, takes, weights_for
 from elegy.losses.loss import Reduced
 from elegy.metrics import Adapted, Metric
 from elegy.metrics.adapted import is_mergeable, maker_of
@@ -253,6 +255,39 @@ def require_targets(losses: Losses, metrics: Metrics, x: tp.Any, y: tp.Any) -> N
             if _needs_targets(accepted(function)):
                 pair = isinstance(x, (tuple, list)) and len(x) == 2
                 raise ValueError(_no_targets(name) + (" Is it in x, as (x, y)? Then write fit(*x)." if pair else ""))
+
+
+class Labels(tp.NamedTuple):
+    """Which labels an objective takes, of the part of the targets that it is about.
+
+    - `owner`: the name of the loss or the metric.
+    - `on`: the keys and indices of that part.
+    """
+
+    owner: str
+    on: tuple[str | int, ...]
+    range: LabelRange
+
+
+def have_labels(*objectives: Losses | Metrics) -> bool:
+    """Whether some take labels of classes."""
+    return any(hasattr(function, "label_range") for part in objectives for function in part.functions)
+
+
+def labels_of(objectives: Losses | Metrics, y: tp.Any, inputs: dict[str, tp.Any]) -> list[Labels]:
+    """Which labels the targets `y` of the data may hold, where it is these that losses or metrics are given."""
+    given, targets = (jax.tree.flatten(tree) for tree in (inputs["y_true"], y))
+    if given[1] != targets[1] or any(a is not b for a, b in zip(given[0], targets[0], strict=True)):
+        return []
+    found: list[Labels] = []
+    for name, function in zip(objectives.names, objectives.functions, strict=True):
+        if hasattr(function, "label_range"):
+            on = getattr(function, "on", None)
+            on = () if on is None else (on,) if isinstance(on, (str, int)) else on
+            y_pred = functools.reduce(operator.getitem, on, inputs["y_pred"])
+            if (taken := function.label_range(y_pred)) is not None:
+                found.append(Labels(name, on, taken))
+    return found
 
 
 def _sample_by_sample(name: str, function: Callable[..., tp.Any], arguments: dict[str, tp.Any]) -> tp.Any:

@@ -26,7 +26,19 @@ from elegy.draws import rng_context
 from elegy.initialise import run_init_pass
 from elegy.layout import nodes_in, walk
 from elegy.model.data import Data
-from elegy.model.objectives import Metrics, Notes, NotMaskable, Scalars, Total, Weighted, add_values, scalar_of
+from elegy.model.objectives import (
+    Labels,
+    Losses,
+    Metrics,
+    Notes,
+    NotMaskable,
+    Scalars,
+    Total,
+    Weighted,
+    add_values,
+    labels_of,
+    scalar_of,
+)
 from elegy.model.rows import leaks_of
 from elegy.pytree import layout_of
 from elegy.random import RNG, fold_in_path
@@ -119,14 +131,29 @@ class Running:
     - `part`: for how many samples gradients are computed together; None: for all of a batch.
     - `so_far`: the values of metrics that add up by themselves.
     - `notes`: which values are no means over all samples alike.
+    - `labels`: where to add which labels the targets `y` may hold; None if nobody asks.
     """
 
-    def __init__(self, model: Model, metrics: Metrics, part: int | None):
+    def __init__(
+        self,
+        model: Model,
+        metrics: Metrics,
+        part: int | None,
+        y: tp.Any = None,
+        labels: list[Labels] | None = None,
+    ):
         self.model = model
         self.metrics = metrics
         self.part = part
         self.so_far: Scalars = {}
         self.notes = Notes(model._losses.divides)
+        self.y = y
+        self.labels = labels
+
+    def find_labels(self, objectives: Losses | Metrics, inputs: dict[str, tp.Any]) -> None:
+        """Notes which labels losses or metrics take, if somebody asks."""
+        if self.labels is not None:
+            self.labels += labels_of(objectives, self.y, inputs)
 
 
 _running: contextvars.ContextVar[Running | None] = contextvars.ContextVar("running", default=None)
@@ -162,11 +189,16 @@ def _run_by(step: Running) -> Iterator[None]:
 
 
 def made(
-    model: Model, training: bool, metrics: Metrics, batch: Data, part: int | None = None
+    model: Model,
+    training: bool,
+    metrics: Metrics,
+    batch: Data,
+    part: int | None = None,
+    labels: list[Labels] | None = None,
 ) -> tuple[Scalars, Scalars]:
     """Trains or tests on a batch. **Returns:** what is logged of it, and the values of metrics that add up by
     themselves."""
-    step = Running(model, metrics, part)
+    step = Running(model, metrics, part, batch.y, labels)
     with _run_by(step):
         found = (model.train_step if training else model.test_step)(*batch)
     return _values(step, "train_step" if training else "test_step", found), step.so_far
@@ -183,10 +215,18 @@ def stream_of(seed: int, kind: str, step: tp.Any) -> tp.Any:
     return jax.random.fold_in(fold_in_path(jax.random.key(seed), kind), step)
 
 
-def _counted(model: Model, training: bool, carry: Carry | None, batch: Data, real: tp.Any, part: int | None) -> Carry:
+def _counted(
+    model: Model,
+    training: bool,
+    carry: Carry | None,
+    batch: Data,
+    real: tp.Any,
+    part: int | None,
+    labels: list[Labels] | None = None,
+) -> Carry:
     """Trains or tests on a batch, and adds to the carry what was counted. None begins one."""
     metrics = model._metrics if carry is None else carry.structure.treedef.unflatten(carry.metrics)
-    values, so_far = made(model, training, metrics, batch, part)
+    values, so_far = made(model, training, metrics, batch, part, labels)
     size = batch.size if real is None else real
     (sums, names), vector = _summed(size, values), _stacked([*so_far.values()])
     names_so_far = (*so_far,)
@@ -267,6 +307,7 @@ class Start:
     - `structure`, `names`, `names_so_far`: those of its `Carry`.
     - `metrics`: the arrays of metrics that have counted nothing, on the host.
     - `can_pad`: whether a batch can be filled up; None while nobody has asked.
+    - `labels`: which labels the targets may hold.
     """
 
     structure: Structure | None
@@ -274,6 +315,7 @@ class Start:
     names_so_far: tuple[str, ...]
     metrics: list[tp.Any]
     can_pad: bool | None = None
+    labels: Sequence[Labels] = ()
 
 
 class Program:
@@ -454,13 +496,15 @@ class Program:
         if training:
             model._adapt()
         names: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
+        labels: list[Labels] = []
 
         def run(batch: Data) -> None:
             nonlocal names
             if self.kind == "predict":
                 outputs_of(model, batch.x)
                 return
-            counted = _counted(model, training, None, batch, None, self._part)
+            labels.clear()
+            counted = _counted(model, training, None, batch, None, self._part, labels)
             names = counted.names, counted.names_so_far
 
         with rng_context(self._initial), training_context(training):
@@ -469,7 +513,10 @@ class Program:
             return Start(None, *names, [])
         leaves, treedef = jax.tree.flatten(self._metrics)
         return Start(
-            self._structures.setdefault(treedef, Structure(treedef)), *names, [_on_host(leaf) for leaf in leaves]
+            self._structures.setdefault(treedef, Structure(treedef)),
+            *names,
+            [_on_host(leaf) for leaf in leaves],
+            labels=labels,
         )
 
 
