@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 import typing as tp
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -55,9 +54,14 @@ def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
 
 
 def gives_batches(x: tp.Any) -> bool:
-    """Whether `x` is no array, and no tuple or dict of arrays, but gives batches one by one."""
+    """Whether `x` is no array, and no tuple or dict of arrays, but gives batches one by one. Numbers in nested lists are
+    an array."""
     if isinstance(x, list):
-        return bool(x) and all(isinstance(item, (tuple, list)) and 1 <= len(item) <= 3 for item in x)
+        return (
+            not _are_numbers(x)
+            and bool(x)
+            and all(isinstance(item, (tuple, list)) and 1 <= len(item) <= 3 for item in x)
+        )
     return isinstance(x, Source) or (
         (hasattr(x, "__iter__") or callable(x))
         and not hasattr(x, "__array__")
@@ -65,9 +69,44 @@ def gives_batches(x: tp.Any) -> bool:
     )
 
 
+def _are_numbers(x: tp.Any) -> bool:
+    """Whether `x` is a list, or a list of lists and so on, which begins with a number."""
+    is_list = isinstance(x, list)
+    while isinstance(x, list) and x:
+        x = x[0]
+    return is_list and isinstance(x, (bool, int, float, np.number, np.bool_))
+
+
+def _from_lists(where: str, numbers: list[tp.Any]) -> np.ndarray:
+    try:
+        return np.asarray(numbers)
+    except ValueError:
+        _require_equal_lengths(where, numbers)
+        raise
+
+
+def _require_equal_lengths(where: str, numbers: list[tp.Any]) -> None:
+    """**Raises:** `ValueError` with the first place where nested lists are not as long as those beside them."""
+    level = [(where, numbers)]
+    while level:
+        inner = [(f"{name}[{i}]", part) for name, parts in level for i, part in enumerate(parts)]
+        sizes = [(name, len(part) if isinstance(part, list) else None) for name, part in inner]
+        first, size = sizes[0]
+        for name, other in sizes:
+            if other != size:
+                what = lambda size: "a number" if size is None else f"a list of {size}"  # noqa: E731
+                raise ValueError(
+                    f"{where} holds lists that make no array: {first} is {what(size)}, and {name} {what(other)}.\n"
+                    "  Fill them up to one length, and say by a mask or sample_weight what counts."
+                )
+        level = [] if size is None else inner
+
+
 def _as_arrays(name: str, tree: tp.Any) -> tp.Any:
     def convert(path: tp.Any, leaf: tp.Any) -> tp.Any:
         where = name + jax.tree_util.keystr(path)
+        if _are_numbers(leaf):
+            leaf = _from_lists(where, leaf)
         if not hasattr(leaf, "__array__"):
             raise TypeError(f"{where} is a {type(leaf).__name__}: give an array, or a tuple or dict of arrays.")
         if isinstance(leaf, np.ma.MaskedArray):
@@ -84,7 +123,7 @@ def _as_arrays(name: str, tree: tp.Any) -> tp.Any:
             raise TypeError(f"{where} has dtype {array.dtype}, with which JAX cannot compute.")
         return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
-    return jax.tree_util.tree_map_with_path(convert, tree)
+    return jax.tree_util.tree_map_with_path(convert, tree, is_leaf=_are_numbers)
 
 
 def on_one_side(data: Data) -> Data:
@@ -235,7 +274,7 @@ class LabelCheck:
 
     def _require(self, data: Data, labels: Sequence[Labels]) -> None:
         for owner, on, taken in labels:
-            found = functools.reduce(operator.getitem, on, data.y)
+            found: tp.Any = functools.reduce(lambda tree, key: tree[key], on, tp.cast(tp.Any, data.y))
             if isinstance(found, jax.Array) and not found.is_fully_addressable:
                 continue
             if data.sample_weight is None or taken.counts_all:

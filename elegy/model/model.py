@@ -440,7 +440,7 @@ class Model:
         **Arguments:**
 
         - `x`: the inputs: an array whose first axis is that of the samples; a tuple of arrays for a module that takes
-          several arguments; a dict for one that takes them by keyword. Where all arrays are those of JAX they stay on
+          several arguments; a dict for one that takes them by keyword. Numbers in nested lists are an array. Where all arrays are those of JAX they stay on
           the device, and a compiled step picks the samples of its batch. Or something that gives batches, `x`, `(x, y)`
           or `(x, y, sample_weight)`: whatever `elegy.data.as_source` takes. Then there is no `y`.
         - `y`: the targets, an array, tuple or dict as losses and metrics take it.

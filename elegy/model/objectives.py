@@ -281,11 +281,12 @@ def labels_of(objectives: Losses | Metrics, y: tp.Any, inputs: dict[str, tp.Any]
         return []
     found: list[Labels] = []
     for name, function in zip(objectives.names, objectives.functions, strict=True):
-        if hasattr(function, "label_range"):
+        label_range = getattr(function, "label_range", None)
+        if label_range is not None:
             on = getattr(function, "on", None)
             on = () if on is None else (on,) if isinstance(on, (str, int)) else on
             y_pred = functools.reduce(operator.getitem, on, inputs["y_pred"])
-            if (taken := function.label_range(y_pred)) is not None:
+            if (taken := label_range(y_pred)) is not None:
                 found.append(Labels(name, on, taken))
     return found
 

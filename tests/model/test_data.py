@@ -1,13 +1,15 @@
-"""Labels that are no classes of what the module predicts are refused before a step runs."""
+"""Labels that are no classes of what the module predicts are refused before a step runs; data in nested lists."""
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import elegy
+from elegy.model.data import as_data, gives_batches
 
 
 def crossentropy(**options):
@@ -74,3 +76,45 @@ class Shifting(elegy.Model):
 def test_targets_that_a_step_changes_are_not_known():
     model = Shifting(elegy.nn.Linear(3), crossentropy())
     assert np.isfinite(model.evaluate(X, FROM_ONE)["loss"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nested lists
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_in_nested_lists_are_arrays():
+    x, y = [[1, 2.5], [3, 4], [5, 6]], [0, 1, 2]
+    assert not gives_batches(x) and not gives_batches(y) and not gives_batches([[True, False]])
+    found = as_data({"a": x, "b": ([1, 2, 3], np.zeros(3))}, y, [1.0, 2.0, 3.0])
+    shapes = [(leaf.dtype, leaf.shape) for leaf in jax.tree.leaves(found)]
+    floats, ints = np.dtype(np.float32), np.dtype(np.int32)
+    assert shapes == [(floats, (3, 2)), (ints, (3,)), (floats, (3,)), (ints, (3,)), (floats, (3,))]
+    assert found.x["a"].tolist() == x and as_data([[True], [False]]).x.dtype == np.bool_
+
+
+def test_lists_of_arrays_and_tuples_are_batches():
+    assert gives_batches([(X, GOOD), (X, GOOD)]) and gives_batches([[X, GOOD]]) and gives_batches([([1.0], [2.0])])
+    assert not gives_batches([X, X]) and not gives_batches([])
+    assert isinstance(as_data([X, X]).x, list)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([[1, 2], [3]], r"x\[0\] is a list of 2, and x\[1\] a list of 1"),
+        ([[1, 2], 3], r"x\[0\] is a list of 2, and x\[1\] a number"),
+        ([[[1], [2]], [[3], [4, 5]]], r"x\[0\]\[0\] is a list of 1, and x\[1\]\[1\] a list of 2"),
+    ],
+    ids=["rows", "a number", "deep"],
+)
+def test_lists_that_make_no_array(x, message):
+    with pytest.raises(ValueError, match=message):
+        as_data(x)
+
+
+def test_a_model_takes_nested_lists():
+    model = make(crossentropy())
+    history = model.fit(X.tolist(), GOOD.tolist(), validation_data=[X.tolist(), GOOD.tolist()], verbose=0)
+    assert set(history.history) > {"loss", "val_loss"}
+    assert model.predict(X.tolist()).shape == (6, 3)
