@@ -54,14 +54,13 @@ def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
 
 
 def gives_batches(x: tp.Any) -> bool:
-    """Whether `x` is no array, and no tuple or dict of arrays, but gives batches one by one. Numbers in nested lists are
-    an array."""
+    """Whether `x` is no array, and no tuple or dict of arrays, but gives batches one by one.
+
+    Numbers in nested lists are an array.
+    """
     if isinstance(x, list):
-        return (
-            not _are_numbers(x)
-            and bool(x)
-            and all(isinstance(item, (tuple, list)) and 1 <= len(item) <= 3 for item in x)
-        )
+        are_batches = all(isinstance(item, (tuple, list)) and 1 <= len(item) <= 3 for item in x)
+        return bool(x) and are_batches and not _are_numbers(x)
     return isinstance(x, Source) or (
         (hasattr(x, "__iter__") or callable(x))
         and not hasattr(x, "__array__")

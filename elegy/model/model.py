@@ -391,6 +391,8 @@ class Model:
             raise ValueError(
                 "x gives batches, and y or sample_weight was given besides: a batch is (x, y) or (x, y, sample_weight)."
             )
+        if single_pass and most is not None and isinstance(x, list):
+            most = min(most, len(x))  # as of arrays, no sample twice
         steps = None if most is None else most * joined
         source = as_source(x, steps_per_epoch=steps, batch_size=batch_size, single_pass=single_pass)
         return batches.Stream(source, joined, together, transform, epoch=epoch)
@@ -439,10 +441,11 @@ class Model:
 
         **Arguments:**
 
-        - `x`: the inputs: an array whose first axis is that of the samples; a tuple of arrays for a module that takes
-          several arguments; a dict for one that takes them by keyword. Numbers in nested lists are an array. Where all arrays are those of JAX they stay on
-          the device, and a compiled step picks the samples of its batch. Or something that gives batches, `x`, `(x, y)`
-          or `(x, y, sample_weight)`: whatever `elegy.data.as_source` takes. Then there is no `y`.
+        - `x`: the inputs: an array whose first axis is that of the samples, or numbers in nested lists; a tuple of
+          arrays for a module that takes several arguments; a dict for one that takes them by keyword. Where all arrays
+          are those of JAX they stay on the device, and a compiled step picks the samples of its batch. Or something
+          that gives batches, `x`, `(x, y)` or `(x, y, sample_weight)`: whatever `elegy.data.as_source` takes. Then
+          there is no `y`.
         - `y`: the targets, an array, tuple or dict as losses and metrics take it.
         - `batch_size`: how many samples make a batch, 32 by default. The last batch of an epoch has what remains. It is
           filled up with samples that do not count, so that nothing is compiled for it; unless the loss, a metric or the
@@ -579,6 +582,7 @@ class Model:
         tested: Feed | None = None
         of_validation: LabelCheck | None = None
         if validation is not None:
+            _require_unambiguous(x, validation)
             parts = (validation,) if gives_batches(validation) else _validation(validation)
             size = validation_batch_size or (None if gives_batches(validation) else batch_size)
             given, targets, weights = (*parts, None, None)[:3]
@@ -1054,6 +1058,19 @@ def _require_optional(**values: tp.Any) -> None:
 def _require_list(callbacks: tp.Any) -> None:
     if isinstance(callbacks, Callback):
         raise TypeError("callbacks is a list of callbacks, got one: callbacks=[callback].")
+
+
+def _require_unambiguous(x: tp.Any, validation: tp.Any) -> None:
+    """Refuses a list of two tuples that are batches by their form, where batches have several inputs."""
+    is_pair = isinstance(validation, list) and len(validation) == 2 and isinstance(x, tuple) and len(x) > 1
+    of_arrays = lambda item: isinstance(item, tuple) and all(hasattr(part, "__array__") for part in item)  # noqa: E731
+    if is_pair and all(map(of_arrays, validation)):
+        raise ValueError(
+            "validation_data is a list of two tuples of arrays, and so two batches (x, y) with one input each, while x "
+            f"of fit is a tuple of {len(x)} inputs.\n"
+            "  If the inputs and the targets are meant, write a tuple: validation_data=((x1, x2), (y1, y2)). If two "
+            "batches are meant, each has all inputs: [((x1, x2), y), ((x1, x2), y)]."
+        )
 
 
 def _validation(data: tp.Any) -> tuple[tp.Any, ...]:

@@ -118,3 +118,23 @@ def test_a_model_takes_nested_lists():
     history = model.fit(X.tolist(), GOOD.tolist(), validation_data=[X.tolist(), GOOD.tolist()], verbose=0)
     assert set(history.history) > {"loss", "val_loss"}
     assert model.predict(X.tolist()).shape == (6, 3)
+
+
+class Pair(elegy.Module):
+    def call(self, a, b):
+        return elegy.nn.Linear(3)(a + b)
+
+
+def test_validation_data_that_can_be_read_in_two_ways():
+    model = make(crossentropy(), module=Pair())
+    with pytest.raises(ValueError, match=r"two batches \(x, y\) with one input each.*\n.*write a tuple"):
+        model.fit((X, X), GOOD, validation_data=[(X, X), (GOOD, GOOD)], verbose=0)
+    batch = (X, X), GOOD
+    assert "val_loss" in model.fit((X, X), GOOD, validation_data=[batch, batch], verbose=0).history
+
+
+def test_more_steps_than_a_list_has_batches():
+    model = make(crossentropy())
+    assert model.predict([(X,), (X,)], steps=5).shape == (12, 3)
+    assert model.predict(X, batch_size=2, steps=5).shape == (6, 3)
+    assert model.evaluate([(X, GOOD)], steps=3) == model.evaluate(X, GOOD)
