@@ -112,7 +112,7 @@ class Changing(Adding):
 
 
 def test_without_compilation_and_in_steps_of_ones_own():
-    x, labels, _ = (array[6:14] for array in samples())
+    x, labels, _ = (array[4:12] for array in samples())
     module = elegy.to_module(declaring)().init(x, rng=1)
     make = functools.partial(Adding, loss=crossentropy("ignoring_loss", ignore_class=0), optimizer=optax.sgd(0.1))
     whole, parts = make(module.copy()), make(module.copy(), run_eagerly=True)
