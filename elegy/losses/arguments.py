@@ -126,6 +126,17 @@ def class_labels(
     return y_true, y_pred.astype(at_least_float32(y_pred.dtype))
 
 
+class LabelRange(tp.NamedTuple):
+    """Which labels an objective takes: those from 0 to `classes - 1`, and `ignored`.
+
+    - `counts_all`: whether a label out of range matters also where its weight is 0.
+    """
+
+    classes: int
+    ignored: int | None = None
+    counts_all: bool = False
+
+
 def one_number_each(
     y_true: Shaped[ArrayLike, "..."], y_pred: Num[ArrayLike, "..."]
 ) -> tuple[Shaped[ArrayLike, "..."], Num[ArrayLike, "..."]]:

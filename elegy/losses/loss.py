@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import enum
 import typing as tp
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,16 @@ class Reduction(enum.Enum):
     MEAN_WITH_SAMPLE_WEIGHT = "mean_with_sample_weight"
 
 
+class Reduced(tp.NamedTuple):
+    """What a loss made of the values of a batch, and what it divided their sum by, if that is its own: a sum of
+    weights, or the number of values that it counts itself. None for other means, where each sample counts alike, and
+    for sums.
+    """
+
+    value: Float[Array, "..."]
+    divisor: Float[Array, ""] | None
+
+
 class Loss(Module):
     """Base class of losses. Subclasses define `call`, which returns values that are not reduced yet.
 
@@ -43,6 +54,12 @@ class Loss(Module):
     - `on`: which part of `y_true` and `y_pred` the loss is about, when they are dicts, lists or tuples: a key, an
       index, or a sequence of them for nested ones. The default is all.
     - `name`, `dtype`: those of `elegy.Module`.
+
+    **Attributes:**
+
+    - `across_samples`: whether the value of a sample depends on the others of the batch, as where they are compared
+      with each other. Such a loss of a batch is not made up of those of its parts, so `fit(accumulate=k)` refuses it.
+      It is False unless a subclass says otherwise.
 
     A loss is called with the arguments of its `call` and, by keyword or as one more positional argument, a
     `sample_weight`: one number for each example, or for each value. It multiplies the values before they are reduced,
@@ -69,6 +86,8 @@ class Loss(Module):
     assert jnp.allclose(value, 0.5 * jnp.log(jnp.cosh(1.0)))
     ```
     """
+
+    across_samples: bool = False
 
     def __init__(
         self,
@@ -97,6 +116,15 @@ class Loss(Module):
 
     def __call__(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
         """The values of `call`, times `sample_weight`, reduced, times `weight`."""
+        reduced = self._around(super().__call__, args, kwargs)
+        return jax.tree.map(lambda part: part.value, reduced, is_leaf=lambda part: isinstance(part, Reduced))
+
+    def with_divisors(self, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        """What a call with these arguments gives, each number as a `Reduced`: with what the sum of a mean was divided
+        by. `elegy.Model` asks for it, to put the loss of a whole together from those of its parts."""
+        return self._around(super().__call__, args, kwargs)
+
+    def _around(self, call: Callable[..., tp.Any], args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> tp.Any:
         mask = bind(self, args, kwargs).arguments.get("mask") if takes(self, "mask") else kwargs.pop("mask", None)
         if takes(self, "sample_weight"):
             sample_weight = bind(self, args, kwargs).arguments.get("sample_weight")
@@ -105,9 +133,14 @@ class Loss(Module):
             if sample_weight is None and len(args) - 1 == positional_count(self):
                 args, sample_weight = args[:-1], args[-1]
         args, kwargs = select(self, self.on, args, kwargs)
-        values = super().__call__(*args, **kwargs)
-        masks = [mask for mask in (mask, self._counted(*args, **kwargs)) if mask is not None]
-        return jax.tree.map(lambda values: self._reduce(values, sample_weight, masks), values)
+        values = call(*args, **kwargs)
+        counted = self._counted(*args, **kwargs)
+        return jax.tree.map(lambda values: self._reduce(values, sample_weight, mask, counted), values)
+
+    @property
+    def has_divisor(self) -> bool:
+        """Whether a mean may be over something else than all samples alike."""
+        return self.reduction is Reduction.MEAN_WITH_SAMPLE_WEIGHT or type(self)._counted is not Loss._counted
 
     def _counted(self, *args: tp.Any, **kwargs: tp.Any) -> Bool[Array, "..."] | None:
         """A mask of the values that the arguments of `call` themselves tell; None if all values count."""
@@ -117,8 +150,9 @@ class Loss(Module):
         self,
         values: Num[ArrayLike, "..."],
         sample_weight: Num[ArrayLike, "..."] | None,
-        masks: list[tp.Any],
-    ) -> Float[Array, "..."]:
+        mask: tp.Any,
+        own: Bool[Array, "..."] | None,
+    ) -> Reduced:
         values = jnp.asarray(values)
         values = values.astype(at_least_float32(values.dtype))
         weights = None
@@ -126,29 +160,32 @@ class Loss(Module):
             weights = weights_for(lambda: path_of(self), values, sample_weight)
             values = values * weights
         counted = None
-        for mask in masks:
-            mask = mask_for(lambda: path_of(self), values, mask)
-            counted = mask if counted is None else counted & mask
+        for part in (mask, own):
+            if part is not None:
+                part = mask_for(lambda: path_of(self), values, part)
+                counted = part if counted is None else counted & part
         if counted is not None:
             values = jnp.where(counted, values, 0)
-        return self.weight * self._reduced(values, weights, counted)
+        value, divisor = self._reduced(values, weights, counted)
+        is_own = own is not None or self.reduction is Reduction.MEAN_WITH_SAMPLE_WEIGHT and weights is not None
+        return Reduced(self.weight * value, divisor if is_own else None)
 
     def _reduced(
         self, values: Float[Array, "..."], weights: Float[Array, "..."] | None, counted: Bool[Array, "..."] | None
-    ) -> Float[Array, "..."]:
-        """One number, of values that are weighted and masked."""
+    ) -> Reduced:
+        """One number, of values that are weighted and masked, and the divisor of a mean."""
         if self.reduction is Reduction.NONE:
-            return values
+            return Reduced(values, None)
         if self.reduction is Reduction.SUM:
-            return jnp.sum(values)
+            return Reduced(jnp.sum(values), None)
         if self.reduction is Reduction.MEAN_WITH_SAMPLE_WEIGHT and weights is not None:
             divisor = jnp.sum(weights, where=counted)
         elif counted is not None:
             divisor = jnp.sum(counted).astype(values.dtype)
         else:
-            return jnp.mean(values)
+            return Reduced(jnp.mean(values), None)
         # Both are chosen, as a division by zero that is not chosen would still give NaN as a gradient.
-        return jnp.where(divisor == 0, 0, jnp.sum(values) / jnp.where(divisor == 0, 1, divisor))
+        return Reduced(jnp.where(divisor == 0, 0, jnp.sum(values) / jnp.where(divisor == 0, 1, divisor)), divisor)
 
 
 def _reduction(owner: str, reduction: Reduction | str) -> Reduction:

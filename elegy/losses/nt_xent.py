@@ -93,6 +93,8 @@ class NTXent(Loss):
     ```
     """
 
+    across_samples = True
+
     def __init__(
         self,
         temperature: float | int = 0.07,

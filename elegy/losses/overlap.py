@@ -7,6 +7,7 @@ import typing as tp
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
 from elegy.losses.arguments import EPSILON, On, comparable, number
@@ -121,6 +122,8 @@ class Dice(Loss):
     ):
         super().__init__(reduction=reduction, weight=weight, on=on, name=name, dtype=dtype)
         self.axis = _axes(axis)
+        # An axis that is counted from the end may be that of the samples too, which is not known here.
+        self.across_samples = self.axis is None or 0 in np.atleast_1d(self.axis)
 
     def call(self, y_true: Shaped[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
         """**Arguments:**
@@ -169,6 +172,8 @@ class Tversky(Loss):
         self.alpha = number("losses.Tversky", "alpha", alpha)
         self.beta = number("losses.Tversky", "beta", beta)
         self.axis = _axes(axis)
+        # An axis that is counted from the end may be that of the samples too, which is not known here.
+        self.across_samples = self.axis is None or 0 in np.atleast_1d(self.axis)
 
     def call(self, y_true: Shaped[ArrayLike, "*shape"], y_pred: Num[ArrayLike, "*shape"]) -> Float[Array, "..."]:
         """**Arguments:**

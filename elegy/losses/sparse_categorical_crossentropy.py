@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
-from elegy.losses.arguments import EPSILON, On, axis_last, class_labels, flag, number
+from elegy.losses.arguments import EPSILON, LabelRange, On, axis_last, class_labels, flag, number
 from elegy.losses.loss import Loss, Reduction
 
 _OWNER = "elegy.losses.sparse_categorical_crossentropy"
@@ -133,6 +133,12 @@ class SparseCategoricalCrossentropy(Loss):
             self.label_smoothing,
             self.axis,
         )
+
+    def label_range(self, y_pred: Num[ArrayLike, "*scores"]) -> LabelRange | None:
+        """Which labels the loss takes for such predictions; None if any."""
+        if not self.check_bounds:
+            return None
+        return LabelRange(jnp.shape(y_pred)[self.axis], self.ignore_class, counts_all=True)
 
     def _counted(
         self, y_true: Shaped[ArrayLike, "*labels"], y_pred: Num[ArrayLike, "*scores"]

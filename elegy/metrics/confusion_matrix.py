@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import typing as tp
+from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
 from elegy.frames import path_of
@@ -47,6 +49,7 @@ class ConfusionMatrix(Accumulator):
     matrix = elegy.metrics.ConfusionMatrix(2)
     matrix(jnp.array([0, 0, 1]), jnp.array([0, 1, 1]))
     assert matrix(jnp.array([0]), jnp.array([[0.2, 0.8]])).tolist() == [[1, 2], [0, 1]]
+    figure = matrix.plot(["cat", "dog"])
     ```
     """
 
@@ -96,6 +99,55 @@ class ConfusionMatrix(Accumulator):
             return matrix
         summed = jnp.sum(matrix, axis=_SUMMED[self.normalize], keepdims=True)
         return ratio(matrix, jnp.broadcast_to(summed, matrix.shape))
+
+    def plot(self, labels: Sequence[str] | None = None, ax: tp.Any = None) -> tp.Any:
+        """Draws the matrix with Matplotlib: a row for each true class, with the numbers in the cells.
+
+        **Arguments:**
+
+        - `labels`: a name for each class. The default is the numbers of the classes.
+        - `ax`: a `matplotlib.axes.Axes` to draw on. The default is that of a new figure.
+
+        **Returns:** a `matplotlib.figure.Figure`, to show or to save: `matrix.plot().savefig("matrix.png")`.
+
+        **Raises:** `ValueError` if there are not as many names as classes.
+
+        ```python
+        import elegy
+        import jax.numpy as jnp
+
+        matrix = elegy.metrics.ConfusionMatrix(2, normalize="true")
+        matrix(jnp.array([0, 0, 1]), jnp.array([0, 1, 1]))
+        figure = matrix.plot(["cat", "dog"])
+        assert [text.get_text() for text in figure.axes[0].texts] == ["0.50", "0.50", "0.00", "1.00"]
+        ```
+        """
+        classes = self.num_classes
+        if isinstance(labels, str) or (labels is not None and len(labels) != classes):
+            given = repr(labels) if isinstance(labels, str) else f"{len(labels or ())} of them"
+            raise ValueError(
+                f"ConfusionMatrix.plot: labels must hold a name for each of {classes} classes, got {given}."
+            )
+        if ax is None:
+            try:
+                from matplotlib.figure import Figure
+            except ImportError as error:
+                raise ImportError("ConfusionMatrix.plot draws by Matplotlib: pip install matplotlib.") from error
+            side = 2.0 + 0.5 * classes
+            ax = Figure(figsize=(side, side), layout="constrained").add_subplot()
+        matrix = np.asarray(self.compute(), np.float64)
+        highest = np.nanmax(np.append(matrix, 0.0))
+        ax.imshow(matrix, cmap="Blues", vmin=0, vmax=highest or 1)
+        names = list(map(str, range(classes) if labels is None else labels))
+        ax.set_xticks(range(classes), names, rotation=45, rotation_mode="anchor", ha="right")
+        ax.set_yticks(range(classes), names)
+        ax.set(xlabel="predicted", ylabel="true")
+        # Sums of weights may be fractions too.
+        form = "{:.2f}" if self.normalize is not None else "{:.10g}"
+        for (row, column), value in np.ndenumerate(matrix):
+            colour = "white" if value > highest / 2 else "black"
+            ax.text(column, row, form.format(value), ha="center", va="center", color=colour)
+        return ax.figure
 
     def _shape(self) -> tuple[int, ...]:
         return (self.num_classes, self.num_classes)

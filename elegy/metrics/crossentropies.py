@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
 from elegy.frames import path_of
 from elegy.losses import sparse_categorical_crossentropy
-from elegy.losses.arguments import On, class_labels, comparable
+from elegy.losses.arguments import LabelRange, On, class_labels, comparable
 from elegy.metrics.arguments import Mask, Weights, rows
 from elegy.metrics.average import Average
 
@@ -157,6 +157,10 @@ class SparseCategoricalCrossentropy(_Crossentropy):
         """
         labels, scores = class_labels(path_of(self), y_true, y_pred)
         self.count_values(sparse_categorical_crossentropy(labels, scores, self.from_logits), sample_weight, mask)
+
+    def label_range(self, y_pred: Num[ArrayLike, "*batch classes"]) -> LabelRange:
+        """Which labels the metric takes for such predictions."""
+        return LabelRange(jnp.shape(y_pred)[-1])
 
 
 class Perplexity(SparseCategoricalCrossentropy):

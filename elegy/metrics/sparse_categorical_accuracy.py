@@ -3,7 +3,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
-from elegy.losses.arguments import class_labels
+from elegy.losses.arguments import LabelRange, class_labels
 from elegy.metrics.arguments import Mask, Weights, has_nan, is_class, where_valid
 from elegy.metrics.average import Average
 
@@ -70,3 +70,7 @@ class SparseCategoricalAccuracy(Average):
           `elegy.metrics.Average.count_values`.
         """
         self.count_values(sparse_categorical_accuracy(y_true, y_pred), sample_weight, mask)
+
+    def label_range(self, y_pred: Num[ArrayLike, "*batch classes"]) -> LabelRange:
+        """Which labels the metric takes for such predictions."""
+        return LabelRange(jnp.shape(y_pred)[-1])

@@ -5,7 +5,7 @@ import typing as tp
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num, Shaped
 
-from elegy.losses.arguments import On, class_labels
+from elegy.losses.arguments import LabelRange, On, class_labels
 from elegy.metrics.arguments import Mask, Weights, has_nan, is_class, positive_integer, rows, where_valid
 from elegy.metrics.average import Average
 
@@ -134,6 +134,10 @@ class SparseTopKCategoricalAccuracy(_TopK):
           `elegy.metrics.Average.count_values`.
         """
         self.count_values(sparse_top_k_categorical_accuracy(y_true, y_pred, self.k), sample_weight, mask)
+
+    def label_range(self, y_pred: Num[ArrayLike, "*batch classes"]) -> LabelRange:
+        """Which labels the metric takes for such predictions."""
+        return LabelRange(jnp.shape(y_pred)[-1])
 
 
 class TopKCategoricalAccuracy(_TopK):

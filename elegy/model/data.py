@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing as tp
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +15,12 @@ from jaxtyping import PyTree, Shaped
 from elegy.data import Source
 from elegy.errors import SortedDataWarning
 from elegy.frames import warn
+from elegy.losses.arguments import LabelRange
 from elegy.module import Module
 from elegy.state import training
+
+if tp.TYPE_CHECKING:
+    from elegy.model.objectives import Labels
 
 Samples = Shaped[np.ndarray, "samples *shape"] | Shaped[jax.Array, "samples *shape"]
 
@@ -49,9 +54,13 @@ def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
 
 
 def gives_batches(x: tp.Any) -> bool:
-    """Whether `x` is no array, and no tuple or dict of arrays, but gives batches one by one."""
+    """Whether `x` is no array, and no tuple or dict of arrays, but gives batches one by one.
+
+    Numbers in nested lists are an array.
+    """
     if isinstance(x, list):
-        return bool(x) and all(isinstance(item, (tuple, list)) and 1 <= len(item) <= 3 for item in x)
+        are_batches = all(isinstance(item, (tuple, list)) and 1 <= len(item) <= 3 for item in x)
+        return bool(x) and are_batches and not _are_numbers(x)
     return isinstance(x, Source) or (
         (hasattr(x, "__iter__") or callable(x))
         and not hasattr(x, "__array__")
@@ -59,9 +68,44 @@ def gives_batches(x: tp.Any) -> bool:
     )
 
 
+def _are_numbers(x: tp.Any) -> bool:
+    """Whether `x` is a list, or a list of lists and so on, which begins with a number."""
+    is_list = isinstance(x, list)
+    while isinstance(x, list) and x:
+        x = x[0]
+    return is_list and isinstance(x, (bool, int, float, np.number, np.bool_))
+
+
+def _from_lists(where: str, numbers: list[tp.Any]) -> np.ndarray:
+    try:
+        return np.asarray(numbers)
+    except ValueError:
+        _require_equal_lengths(where, numbers)
+        raise
+
+
+def _require_equal_lengths(where: str, numbers: list[tp.Any]) -> None:
+    """**Raises:** `ValueError` with the first place where nested lists are not as long as those beside them."""
+    level = [(where, numbers)]
+    while level:
+        inner = [(f"{name}[{i}]", part) for name, parts in level for i, part in enumerate(parts)]
+        sizes = [(name, len(part) if isinstance(part, list) else None) for name, part in inner]
+        first, size = sizes[0]
+        for name, other in sizes:
+            if other != size:
+                what = lambda size: "a number" if size is None else f"a list of {size}"  # noqa: E731
+                raise ValueError(
+                    f"{where} holds lists that make no array: {first} is {what(size)}, and {name} {what(other)}.\n"
+                    "  Fill them up to one length, and say by a mask or sample_weight what counts."
+                )
+        level = [] if size is None else inner
+
+
 def _as_arrays(name: str, tree: tp.Any) -> tp.Any:
     def convert(path: tp.Any, leaf: tp.Any) -> tp.Any:
         where = name + jax.tree_util.keystr(path)
+        if _are_numbers(leaf):
+            leaf = _from_lists(where, leaf)
         if not hasattr(leaf, "__array__"):
             raise TypeError(f"{where} is a {type(leaf).__name__}: give an array, or a tuple or dict of arrays.")
         if isinstance(leaf, np.ma.MaskedArray):
@@ -78,7 +122,7 @@ def _as_arrays(name: str, tree: tp.Any) -> tp.Any:
             raise TypeError(f"{where} has dtype {array.dtype}, with which JAX cannot compute.")
         return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
-    return jax.tree_util.tree_map_with_path(convert, tree)
+    return jax.tree_util.tree_map_with_path(convert, tree, is_leaf=_are_numbers)
 
 
 def on_one_side(data: Data) -> Data:
@@ -198,6 +242,67 @@ def _labels(y: tp.Any) -> tuple[np.ndarray, int | None]:
             "  Give sample_weight instead, a number for each sample."
         )
     return y.astype(np.int64), None
+
+
+class LabelCheck:
+    """Looks at the labels of data on the host: they must be classes of what a module predicts. How many classes there
+    are the trace of a step tells; what comes before is looked at then.
+
+    **Arguments:**
+
+    - `name`: that of the targets, in messages.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self._labels: Sequence[Labels] | None = None
+        self._waiting: list[Data] = []
+
+    def __call__(self, data: Data) -> Data:
+        if self._labels is None:
+            self._waiting.append(data)
+        else:
+            self._require(data, self._labels)
+        return data
+
+    def learn(self, labels: Sequence[Labels]) -> None:
+        """**Raises:** `ValueError` if labels that came before are out of range."""
+        self._labels, waiting, self._waiting = labels, self._waiting, []
+        for data in waiting:
+            self._require(data, labels)
+
+    def _require(self, data: Data, labels: Sequence[Labels]) -> None:
+        for owner, on, taken in labels:
+            found: tp.Any = functools.reduce(lambda tree, key: tree[key], on, tp.cast(tp.Any, data.y))
+            if isinstance(found, jax.Array) and not found.is_fully_addressable:
+                continue
+            if data.sample_weight is None or taken.counts_all:
+                _require_classes(owner, self._name + "".join(f"[{key!r}]" for key in on), np.asarray(found), taken)
+
+
+def _require_classes(owner: str, name: str, labels: np.ndarray, taken: LabelRange) -> None:
+    least, most = labels.min(), labels.max()
+    if 0 <= least and most < taken.classes:
+        return
+    wrong = (labels < 0) | (labels >= taken.classes)
+    if taken.ignored is not None:
+        wrong &= labels != taken.ignored
+    if not wrong.any():
+        return
+    outside = labels[wrong]
+    place = ", ".join(map(str, np.argwhere(wrong)[0]))
+    number = f"{outside.size} of {labels.size} labels {'is' if outside.size == 1 else 'are'} out of range"
+    hints = []
+    if least == 1 and most == taken.classes:
+        hints.append(f"Labels that begin at 1 become classes by {name} - 1.")
+    elif most >= taken.classes:
+        hints.append(f"Labels are 0 to n - 1: the module must predict {most + 1} classes, or labels from 1 on lose 1.")
+    if least < 0:
+        hints.append("Labels that are to be left out, as padding is, are left out by the loss: ignore_class=-1.")
+    raise ValueError(
+        f"{owner}: {name} has labels from {least} to {most}, and y_pred has {taken.classes} classes, which are 0 to "
+        f"{taken.classes - 1}. {number}, the first of which is {name}[{place}] = {outside[0]}.\n  {' '.join(hints)}"
+    )
 
 
 def arguments_of(module: Module, x: tp.Any) -> tuple[tuple[tp.Any, ...], dict[str, tp.Any]]:

@@ -15,7 +15,7 @@ from elegy.errors import StructureError
 from elegy.layout import nodes_in
 from elegy.leaves import is_node
 from elegy.model.data import Data, as_data
-from elegy.model.objectives import Weighted, require_targets
+from elegy.model.objectives import require_targets, scalar_of
 from elegy.model.steps import made, outputs_of, put_evaluation_parameters, stream_of
 from elegy.parameters import collect
 from elegy.state import training_context
@@ -219,5 +219,5 @@ class Functional:
 
 
 def _logs(values: dict[str, tp.Any], so_far: dict[str, tp.Any]) -> dict[str, tp.Any]:
-    means = {name: value.mean if isinstance(value, Weighted) else value for name, value in values.items()}
+    means = {name: scalar_of(value) for name, value in values.items()}
     return {**means, **{name: jnp.asarray(value, jnp.result_type(float)) for name, value in so_far.items()}}

@@ -84,7 +84,7 @@ def fit(
             if validation is not None and plan.sanity_steps:
                 evaluate(model, validation.first(plan.sanity_steps), Callbacks([], model, {}), interrupted)
             if callbacks.need_state:
-                program, example = _program(model, feed, callbacks, plan), feed.example()
+                program, example = training_program(model, feed, callbacks, plan), feed.example()
                 with model._turn:
                     program.prepare(example)
             callbacks.train_begin()
@@ -156,7 +156,7 @@ class Training:
         model, callbacks, plan, position = self._model, self._callbacks, self._plan, self.position
         interrupted = self._interrupted
         eagerly = model.run_eagerly
-        program = _program(model, self._feed, callbacks, plan)
+        program = training_program(model, self._feed, callbacks, plan)
         position.order = model._orders
         order = model._next_order(self._feed.samples if plan.shuffle else None)
         with program.tracing.telling(None if eagerly else callbacks.compiling), _restored(model, program):
@@ -238,7 +238,7 @@ def _continued(begun: Carry, found: tp.Any) -> Carry:
     )
 
 
-def _program(model: Model, feed: Feed, callbacks: Callbacks, plan: Plan) -> Program:
+def training_program(model: Model, feed: Feed, callbacks: Callbacks, plan: Plan) -> Program:
     donates = model._donates and not model.run_eagerly and not callbacks.see_module and not _debugging()
     return model._program("train", feed.part, feed.is_many, donates, callbacks.in_steps)
 

@@ -23,17 +23,16 @@ from elegy.dtype_policy import DtypePolicy
 from elegy.errors import CheckpointError
 from elegy.habits import optimizer_for
 from elegy.layout import nodes_in
-from elegy.losses import Reduction
 from elegy.model import batches, checkpointing, loop
 from elegy.model.batches import Feed
-from elegy.model.data import Data, arguments_of, as_data, gives_batches, split, with_class_weight
+from elegy.model.data import Data, LabelCheck, arguments_of, as_data, gives_batches, split, with_class_weight
 from elegy.model.foreign import as_module
 from elegy.model.functional import Functional
 from elegy.model.gradients import differentiated, value_fn, valued
 from elegy.model.lr_find import LearningRates, find_rates
-from elegy.model.objectives import Losses, Metrics, accepted, require_targets
+from elegy.model.objectives import Losses, Metrics, accepted, have_labels, require_targets
 from elegy.model.optimizer import Optimizer, require_fixed, trainable_parameters
-from elegy.model.steps import Program, running
+from elegy.model.steps import Program, running, running_or_none
 from elegy.module import Module
 from elegy.random import RNG
 from elegy.rendering import totals
@@ -254,12 +253,18 @@ class Model:
 
         **Returns:** what is logged of the batch: scalars, by name.
         """
-        values, y_pred = valued(self.loss_step)(x, y, sample_weight)
+        values, y_pred = valued(self.loss_step, running(self, "test_step").notes)(x, y, sample_weight)
         return values | self.compute_metrics(x, y, y_pred, sample_weight)
 
     def compute_losses(self, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
         """The losses that were given to the model, by name."""
-        return self._losses(**self._inputs(self._losses, x, y, y_pred, sample_weight))
+        inputs = self._inputs(self._losses, x, y, y_pred, sample_weight)
+        values, known = self._losses(**inputs)
+        if (step := running_or_none(self)) is not None:
+            step.find_labels(self._losses, inputs)
+            for name, about in known.items():
+                step.notes.note(values[name], about)
+        return values
 
     def compute_metrics(self, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
         """Updates the metrics that were given to the model. It is called once in a `train_step` or `test_step`.
@@ -268,7 +273,9 @@ class Model:
         logged without being returned.
         """
         step = running(self, "compute_metrics")
-        of_batch, step.so_far = step.metrics(**self._inputs(step.metrics, x, y, y_pred, sample_weight))
+        inputs = self._inputs(step.metrics, x, y, y_pred, sample_weight)
+        of_batch, step.so_far = step.metrics(**inputs)
+        step.find_labels(step.metrics, inputs)
         return of_batch
 
     def value_and_grad(
@@ -295,10 +302,10 @@ class Model:
                 return select_trainable(at, where).get()
             return self.optimizer.parameters(at) if modules is None else trainable_parameters(at)
 
-        return differentiated(function, [at, self._modules("train")], parameters_fn, step.part)
+        return differentiated(function, [at, self._modules("train")], parameters_fn, step.notes, step.part)
 
     def _value_fn(self, function: Callable[..., tp.Any], data: Data) -> Callable[[tp.Any], tp.Any]:
-        return value_fn(function, self.module, self._modules("train"), data)
+        return value_fn(function, self.module, self._modules("train"), data, running(self, "train_step").notes)
 
     def _inputs(
         self, objectives: Losses | Metrics, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any
@@ -398,19 +405,38 @@ class Model:
         most: int | None = None,
         single_pass: bool = False,
         epoch: int = 0,
+        check: LabelCheck | None = None,
     ) -> Feed:
         """The batches of data: `joined` of them make one of a step, and `together` steps are one loop."""
+
+        def transform(data: Data) -> Data:
+            data = with_class_weight(data, class_weight)
+            return data if check is None else check(data)
+
         if not gives_batches(x):
-            data = with_class_weight(self._data(x, y, sample_weight), class_weight)
+            data = transform(self._data(x, y, sample_weight))
             return batches.Arrays(data, batch_size or 32, joined, together, most=most)
         if y is not None or sample_weight is not None:
             raise ValueError(
                 "x gives batches, and y or sample_weight was given besides: a batch is (x, y) or (x, y, sample_weight)."
             )
+        if single_pass and most is not None and isinstance(x, list):
+            most = min(most, len(x))  # as of arrays, no sample twice
         steps = None if most is None else most * joined
         source = as_source(x, steps_per_epoch=steps, batch_size=batch_size, single_pass=single_pass)
-        transform = functools.partial(with_class_weight, class_weight=class_weight)
         return batches.Stream(source, joined, together, transform, epoch=epoch)
+
+    def _label_check(self, name: str = "y") -> LabelCheck | None:
+        return LabelCheck(name) if have_labels(self._losses, self._metrics) else None
+
+    def _require_labels(self, program: Program, feed: Feed, *checks: LabelCheck | None) -> None:
+        """Refuses labels that are no classes of what the module predicts, before a step runs."""
+        if any(check is not None for check in checks):
+            with self._turn:
+                labels = program.prepare(feed.example()).labels
+            for check in checks:
+                if check is not None:
+                    check.learn(labels)
 
     def fit(
         self,
@@ -444,10 +470,11 @@ class Model:
 
         **Arguments:**
 
-        - `x`: the inputs: an array whose first axis is that of the samples; a tuple of arrays for a module that takes
-          several arguments; a dict for one that takes them by keyword. Where all arrays are those of JAX they stay on
-          the device, and a compiled step picks the samples of its batch. Or something that gives batches, `x`, `(x, y)`
-          or `(x, y, sample_weight)`: whatever `elegy.data.as_source` takes. Then there is no `y`.
+        - `x`: the inputs: an array whose first axis is that of the samples, or numbers in nested lists; a tuple of
+          arrays for a module that takes several arguments; a dict for one that takes them by keyword. Where all arrays
+          are those of JAX they stay on the device, and a compiled step picks the samples of its batch. Or something
+          that gives batches, `x`, `(x, y)` or `(x, y, sample_weight)`: whatever `elegy.data.as_source` takes. Then
+          there is no `y`.
         - `y`: the targets, an array, tuple or dict as losses and metrics take it.
         - `batch_size`: how many samples make a batch, 32 by default. The last batch of an epoch has what remains. It is
           filled up with samples that do not count, so that nothing is compiled for it; unless the loss, a metric or the
@@ -486,9 +513,10 @@ class Model:
           them by heart.
         - `fast_dev_run`: True, or a number of batches: one epoch of so many batches, of training and of validation, and
           nothing is written by callbacks. It tries whether everything runs.
-        - `accumulate`: how many batches of `batch_size` make one step: its gradients are those of all of them, and the
-          memory of activations is that of one. Layers that look at a whole batch, as `BatchNormalization` does, look
-          at one of `batch_size`.
+        - `accumulate`: how many batches of `batch_size` make one step: its gradients are those of all of them, for each
+          `reduction` of a loss, and the memory of activations is that of one. Layers that look at a whole batch, as
+          `BatchNormalization` does, look at one of `batch_size`, and losses that do are refused. What `elegy.add_loss`
+          declares, and a `loss_step` of your own makes, is averaged over samples.
         - `resume`: a directory of checkpoints, as `elegy.callbacks.ModelCheckpoint` and `save` write them. Training
           goes on from the newest one that is complete, in the middle of an epoch too, as if it had not been
           interrupted, bit for bit; or it begins, if there is none. The model, the data and the callbacks are made as
@@ -497,7 +525,9 @@ class Model:
           for small steps; callbacks see the last batch of each loop.
 
         **Returns:** the `History`: `history.history["loss"]` is a list with a float for each epoch. The values of an
-        epoch are means over samples, taken while the parameters change; those of a `Metric` are its own.
+        epoch are means over samples, taken while the parameters change; those of a `Metric` are its own. A loss whose
+        mean is over the weights, or over the values that it does not ignore, is so over the epoch too; one with
+        `reduction="sum"` is the mean of those of the batches, by their numbers of samples.
 
         After an exception, `KeyboardInterrupt` included, the module holds the parameters of the last completed step.
         Calling `fit` again goes on from there, with the state of the optimiser.
@@ -566,7 +596,7 @@ class Model:
                 raise ValueError("validation_split and validation_data were both given: give one of them.")
             (x, y, sample_weight), validation = split(self._data(x, y, sample_weight), validation_split)
         if accumulate > 1:
-            _require_means(self._losses)
+            _require_apart(self._losses)
         feed = self._feed(
             x,
             y,
@@ -577,13 +607,17 @@ class Model:
             together=steps_per_execution,
             most=steps_per_epoch,
             epoch=initial_epoch,
+            check=(check := self._label_check()),
         )
         tested: Feed | None = None
+        of_validation: LabelCheck | None = None
         if validation is not None:
+            _require_unambiguous(x, validation)
             parts = (validation,) if gives_batches(validation) else _validation(validation)
             size = validation_batch_size or (None if gives_batches(validation) else batch_size)
             given, targets, weights = (*parts, None, None)[:3]
-            tested = self._feed(given, targets, weights, size, most=validation_steps)
+            of_validation = self._label_check("y of the validation data")
+            tested = self._feed(given, targets, weights, size, most=validation_steps, check=of_validation)
             if sanity_steps and tested.source is not None and tested.source.one_shot:
                 tested = batches.Stream(GivenTwice(tested.source))
         if validate_every and tested is None:
@@ -636,6 +670,8 @@ class Model:
                     position = loop.Position(initial_epoch, 0, made, self._orders)
                 else:
                     params |= {"initial_epoch": position.epoch, "resumes": True}
+                program = loop.training_program(self, feed, everything, plan)
+                self._require_labels(program, feed, check, of_validation)
                 self._history, self.stop_training = history, False
                 self._position, self._about_data = position, functools.partial(checkpointing.about_data, feed)
                 loop.fit(self, feed, tested, everything, plan, position)
@@ -748,10 +784,13 @@ class Model:
         """
         data = with_class_weight(self._data(x, y, sample_weight), class_weight)
         feed = batches.Arrays(data, data.size)
+        if (check := self._label_check()) is not None:
+            check(data)
         with shortened():
             eagerly = self.run_eagerly
             program = self._program("train", donates=self._donates and not eagerly)
             self._adapt()
+            self._require_labels(program, feed, check)
             with self._turn:
                 carry = program.start(feed.example())
                 if self._donates:
@@ -791,12 +830,14 @@ class Model:
         """
         _require_optional(batch_size=batch_size, steps=steps)
         _require_list(callbacks)
-        feed = self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=True)
+        check = self._label_check()
+        feed = self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=True, check=check)
         params = {"batch_size": batch_size or 32, "samples": feed.samples, "steps": feed.steps}
         line = PassLine("Evaluate", feed.steps, verbose)
         everything = Callbacks([*callbacks, *line.callbacks()], self, params)
         with shortened(), line.shown() as logs:
             try:
+                self._require_labels(self._program("test", is_many=feed.is_many), feed, check)
                 logs.update(loop.evaluate(self, feed, everything))
             finally:
                 everything.close()
@@ -1036,15 +1077,19 @@ def _validates(validation_freq: tp.Any) -> Callable[[int], bool]:
     return lambda epoch: (epoch + 1) % validation_freq == 0
 
 
-def _require_means(losses: Losses) -> None:
-    """Refuses losses of which that of a large batch is not the mean of those of its parts."""
+def _require_apart(losses: Losses) -> None:
+    """Refuses losses of which that of a batch is not made up of those of its parts."""
     for name, loss in losses.named().items():
-        reduction = getattr(loss, "reduction", None)
-        if reduction in (Reduction.SUM, Reduction.MEAN_WITH_SAMPLE_WEIGHT):
+        if getattr(loss, "across_samples", False):
+            how = (
+                " With axis=, the axes of one sample, each sample has a value of its own."
+                if hasattr(loss, "axis")
+                else ""
+            )
             raise ValueError(
-                f"accumulate= takes means over the samples of all parts, and {name} is reduced by "
-                f"{tp.cast(Reduction, reduction).value!r}.\n"
-                "  Write reduction='sum_over_batch_size', or train on whole batches."
+                f"accumulate= goes through a batch in parts, and {name} looks at the samples of a batch together: in a "
+                "part there are not those of the others.\n"
+                f"  Train on whole batches, without accumulate.{how}"
             )
 
 
@@ -1076,6 +1121,19 @@ def _require_optional(**values: tp.Any) -> None:
 def _require_list(callbacks: tp.Any) -> None:
     if isinstance(callbacks, Callback):
         raise TypeError("callbacks is a list of callbacks, got one: callbacks=[callback].")
+
+
+def _require_unambiguous(x: tp.Any, validation: tp.Any) -> None:
+    """Refuses a list of two tuples that are batches by their form, where batches have several inputs."""
+    is_pair = isinstance(validation, list) and len(validation) == 2 and isinstance(x, tuple) and len(x) > 1
+    of_arrays = lambda item: isinstance(item, tuple) and all(hasattr(part, "__array__") for part in item)  # noqa: E731
+    if is_pair and all(map(of_arrays, validation)):
+        raise ValueError(
+            "validation_data is a list of two tuples of arrays, and so two batches (x, y) with one input each, while x "
+            f"of fit is a tuple of {len(x)} inputs.\n"
+            "  If the inputs and the targets are meant, write a tuple: validation_data=((x1, x2), (y1, y2)). If two "
+            "batches are meant, each has all inputs: [((x1, x2), y), ((x1, x2), y)]."
+        )
 
 
 def _validation(data: tp.Any) -> tuple[tp.Any, ...]:

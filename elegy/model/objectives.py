@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import itertools
 import math
+import operator
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator
 
@@ -17,8 +20,9 @@ from elegy.frames import name_of
 from elegy.habits import object_for
 from elegy.hooks import numbered
 from elegy.leaves import is_array
-from elegy.losses import Loss
-from elegy.losses.arguments import mask_for, missing_axis, takes, weights_for
+from elegy.losses import Loss, Reduction
+from elegy.losses.arguments import LabelRange, mask_for, missing_axis, takes, weights_for
+from elegy.losses.loss import Reduced
 from elegy.metrics import Adapted, Metric
 from elegy.metrics.adapted import is_mergeable, maker_of
 from elegy.module import Module
@@ -32,7 +36,53 @@ class Weighted(tp.NamedTuple):
     weight: Float[Array, ""]
 
 
-# What is logged of a batch, by name. A value that is not `Weighted` counts by the number of samples.
+class Sum(tp.NamedTuple):
+    """A loss that is a sum: that of a whole is the sum of those of its parts."""
+
+    value: Float[Array, ""]
+
+
+class Total(tp.NamedTuple):
+    """A sum of means that count by different weights, and its terms: each is `Weighted`, or counts by the number of
+    samples."""
+
+    value: Float[Array, ""]
+    terms: tuple[tp.Any, ...]
+
+
+class Notes:
+    """What is known of scalars beside their values. Code of users gets plain scalars, computes with them or gives them
+    on; those that come back as they were are found again, by their identity.
+
+    - `divides`: whether there may be losses that are no means over all samples alike.
+    """
+
+    def __init__(self, divides: bool = False) -> None:
+        self.divides = divides
+        self._noted: list[tuple[tp.Any, tp.Any]] = []
+
+    def note(self, value: tp.Any, about: tp.Any) -> None:
+        self._noted.append((value, about))
+
+    def about(self, value: tp.Any) -> tp.Any:
+        """What was noted of a value; or the value, if that is nothing."""
+        return next((about for noted, about in self._noted if noted is value), value)
+
+    def all(self) -> list[tp.Any]:
+        """The values of which something was noted."""
+        return [value for value, _ in self._noted]
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within it there are other notes: what is noted in one trace is not for the one around."""
+        before, self._noted = self._noted, []
+        try:
+            yield
+        finally:
+            self._noted = before
+
+
+# What is logged of a batch, by name. A value that is not `Weighted` or `Total` counts by the number of samples.
 Scalars = dict[str, tp.Any]
 
 # What a loss or a metric may ask for, by the names of its parameters: those of Keras and scikit-learn, and of Optax.
@@ -60,11 +110,30 @@ class Losses(Module):
         """The functions by name."""
         return dict(zip(self.names, self.functions, strict=True))
 
-    def call(self, **inputs: tp.Any) -> Scalars:
+    @property
+    def divides(self) -> bool:
+        """Whether some may be no means over all samples alike."""
+        return any(
+            isinstance(function, Loss) and (function.has_divisor or function.reduction is Reduction.SUM)
+            for function in self.functions
+        )
+
+    def call(self, **inputs: tp.Any) -> tuple[Scalars, dict[str, Weighted | Sum]]:
+        """**Returns:** the losses, and what is known of those that are no means over all samples alike."""
         values: Scalars = {}
+        known: dict[str, Weighted | Sum] = {}
         for name, function in zip(self.names, self.functions, strict=True):
-            add_values(values, name, _evaluate(name, function, inputs, _mean_of_weighted))
-        return values
+            found, treedef = jax.tree.flatten(
+                _evaluate(name, function, inputs, _mean_of_weighted), is_leaf=lambda part: isinstance(part, Reduced)
+            )
+            scalars = [part.value if isinstance(part, Reduced) else part for part in found]
+            names = add_values(values, name, treedef.unflatten(scalars))
+            for full, part in zip(names, found, strict=True):
+                if isinstance(part, Reduced) and part.divisor is not None:
+                    known[full] = Weighted(values[full], part.divisor.astype(values[full].dtype))
+                elif getattr(function, "reduction", None) is Reduction.SUM:
+                    known[full] = Sum(values[full])
+        return values, known
 
 
 class Metrics(Module):
@@ -130,7 +199,7 @@ def _as_loss(name: str) -> str:
 
 
 def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: Callable[..., tp.Any]) -> tp.Any:
-    """A loss or metric of a batch: scalars, in a dict if the function gives one.
+    """A loss or metric of a batch: scalars, in a dict if the function gives one. Those of a `Loss` are `Reduced`.
 
     `weighted(values, weights)` is what becomes of the values of a function that takes no `sample_weight` itself.
     """
@@ -152,8 +221,14 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: 
         arguments["mask"] = mask
     if isinstance(function, Metric):
         return function(**arguments)
-    value = function(**arguments) if isinstance(function, Loss) else _sample_by_sample(name, function, arguments)
-    if isinstance(function, Loss) or not is_of_samples:
+    if isinstance(function, Loss):
+        of_values = lambda part: Reduced(_scalar(name, part.value, mask), part.divisor)  # noqa: E731
+        call = function.with_divisors
+        if type(function).__call__ is not Loss.__call__:  # what a subclass makes of the numbers is not known
+            call = lambda **given: jax.tree.map(lambda value: Reduced(jnp.asarray(value), None), function(**given))  # noqa: E731
+        return jax.tree.map(of_values, call(**arguments), is_leaf=lambda part: isinstance(part, Reduced))
+    value = _sample_by_sample(name, function, arguments)
+    if not is_of_samples:
         mask = None
     if weight is None or "sample_weight" in taken or not is_of_samples:
         return jax.tree.map(lambda value: _mean(name, jnp.asarray(value, dtype=jnp.result_type(float)), mask), value)
@@ -180,6 +255,40 @@ def require_targets(losses: Losses, metrics: Metrics, x: tp.Any, y: tp.Any) -> N
             if _needs_targets(accepted(function)):
                 pair = isinstance(x, (tuple, list)) and len(x) == 2
                 raise ValueError(_no_targets(name) + (" Is it in x, as (x, y)? Then write fit(*x)." if pair else ""))
+
+
+class Labels(tp.NamedTuple):
+    """Which labels an objective takes, of the part of the targets that it is about.
+
+    - `owner`: the name of the loss or the metric.
+    - `on`: the keys and indices of that part.
+    """
+
+    owner: str
+    on: tuple[str | int, ...]
+    range: LabelRange
+
+
+def have_labels(*objectives: Losses | Metrics) -> bool:
+    """Whether some take labels of classes."""
+    return any(hasattr(function, "label_range") for part in objectives for function in part.functions)
+
+
+def labels_of(objectives: Losses | Metrics, y: tp.Any, inputs: dict[str, tp.Any]) -> list[Labels]:
+    """Which labels the targets `y` of the data may hold, where it is these that losses or metrics are given."""
+    given, targets = (jax.tree.flatten(tree) for tree in (inputs["y_true"], y))
+    if given[1] != targets[1] or any(a is not b for a, b in zip(given[0], targets[0], strict=True)):
+        return []
+    found: list[Labels] = []
+    for name, function in zip(objectives.names, objectives.functions, strict=True):
+        label_range = getattr(function, "label_range", None)
+        if label_range is not None:
+            on = getattr(function, "on", None)
+            on = () if on is None else (on,) if isinstance(on, (str, int)) else on
+            y_pred = functools.reduce(operator.getitem, on, inputs["y_pred"])
+            if (taken := label_range(y_pred)) is not None:
+                found.append(Labels(name, on, taken))
+    return found
 
 
 def _sample_by_sample(name: str, function: Callable[..., tp.Any], arguments: dict[str, tp.Any]) -> tp.Any:
@@ -264,6 +373,11 @@ def _mean(name: str, values: Float[Array, "*shape"], mask: Bool[Array, "samples"
     return jnp.sum(jnp.where(counted, values, 0)) / jnp.sum(counted).astype(values.dtype)
 
 
+def _scalar(name: str, value: Array, mask: Bool[Array, "samples"] | None) -> Float[Array, ""]:
+    """A loss, or the mean of one that is not reduced."""
+    return _mean(name, value.astype(jnp.result_type(float)), None if value.ndim == 0 else mask)
+
+
 def _mean_of_weighted(
     values: Float[Array, "*shape"], weights: Float[Array, "*shape"], mask: Bool[Array, "samples"] | None
 ) -> Float[Array, ""]:
@@ -291,11 +405,26 @@ def _with_weights(name: str, values: Array, weight: Array) -> tuple[Array, Array
     return values, weights_for(name, values, weight)
 
 
-def add_values(values: Scalars, name: str, value: tp.Any, taken: Iterable[str] = ()) -> None:
-    """Adds a scalar, or each entry of a nested dict of scalars, under a name that is not taken."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda part: isinstance(part, Weighted))[0]:
-        leaf = leaf if isinstance(leaf, Weighted) else jnp.asarray(leaf, dtype=jnp.result_type(float))
+def add_values(values: Scalars, name: str, value: tp.Any, taken: Iterable[str] = ()) -> list[str]:
+    """Adds a scalar, or each entry of a nested dict of scalars, under a name that is not taken.
+
+    **Returns:** the names.
+    """
+    names: list[str] = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(value, is_leaf=_is_logged)[0]:
+        leaf = leaf if _is_logged(leaf) else jnp.asarray(leaf, dtype=jnp.result_type(float))
         full = "/".join([name, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
-        if not isinstance(leaf, Weighted) and leaf.shape != ():
+        if not _is_logged(leaf) and leaf.shape != ():
             raise ValueError(f"{full}: what is logged must be a scalar, got shape {leaf.shape}. Reduce it.")
-        values[numbered(full, {*values, *taken})[0]] = leaf
+        names.append(numbered(full, {*values, *taken})[0])
+        values[names[-1]] = leaf
+    return names
+
+
+def _is_logged(value: tp.Any) -> bool:
+    return isinstance(value, (Weighted, Total))
+
+
+def scalar_of(value: tp.Any) -> tp.Any:
+    """The number that a value in `Scalars` is."""
+    return value.mean if isinstance(value, Weighted) else value.value if isinstance(value, Total) else value

@@ -26,7 +26,19 @@ from elegy.draws import rng_context
 from elegy.initialise import run_init_pass
 from elegy.layout import nodes_in, walk
 from elegy.model.data import Data
-from elegy.model.objectives import Metrics, NotMaskable, Scalars, Weighted, add_values
+from elegy.model.objectives import (
+    Labels,
+    Losses,
+    Metrics,
+    Notes,
+    NotMaskable,
+    Scalars,
+    Total,
+    Weighted,
+    add_values,
+    labels_of,
+    scalar_of,
+)
 from elegy.model.rows import leaks_of
 from elegy.pytree import layout_of
 from elegy.random import RNG, fold_in_path
@@ -62,7 +74,7 @@ class Carry:
 
     - `metrics`: the arrays of the metrics.
     - `sums`: for each of `names` the sum over samples, and then for each the number of samples, or the sum of their
-      weights.
+      weights. A name that is there several times is that of a sum, of means which count by different weights.
     - `so_far`: for each of `names_so_far` a metric that adds up by itself; None if there is none.
     """
 
@@ -79,20 +91,25 @@ class Carry:
         sums, so_far = jax.device_get((self.sums, self.so_far))
         sums, so_far = sums.tolist(), [] if so_far is None else so_far.tolist()
         pairs = zip(sums[: len(self.names)], sums[len(self.names) :], strict=True)
-        values = {name: value / (count or 1) for name, (value, count) in zip(self.names, pairs, strict=True)}
+        values: dict[str, float] = {}
+        for name, (value, count) in zip(self.names, pairs, strict=True):
+            values[name] = values.get(name, 0.0) + value / (count or 1)
         values.update(zip(self.names_so_far, so_far, strict=True))
         return {name: values[name] for name in sorted(values, key=lambda name: (name != "loss", "loss" in name))}
 
 
-def _summed(size: tp.Any, means: Scalars) -> tp.Any:
-    """The sums of values over samples, and then the weights by which they count."""
-    dtype = jnp.result_type(float)
-    values = [value.mean if isinstance(value, Weighted) else value for value in means.values()]
-    counts = [
-        value.weight if isinstance(value, Weighted) else jnp.asarray(size, dtype).reshape([])
-        for value in means.values()
-    ]
-    return _stacked([value * count for value, count in zip(values, counts, strict=True)] + counts)
+def _summed(size: tp.Any, means: Scalars) -> tuple[tp.Any, tuple[str, ...]]:
+    """The sums of values over samples, and then the weights by which they count; and the name of each."""
+    size = jnp.asarray(size, jnp.result_type(float)).reshape([])
+    named = [(name, term) for name, value in means.items() for term in _terms(value)]
+    values = [scalar_of(term) for _, term in named]
+    counts = [term.weight if isinstance(term, Weighted) else size for _, term in named]
+    sums = _stacked([value * count for value, count in zip(values, counts, strict=True)] + counts)
+    return sums, tuple(name for name, _ in named)
+
+
+def _terms(value: tp.Any) -> tuple[tp.Any, ...]:
+    return value.terms if isinstance(value, Total) else (value,)
 
 
 def _stacked(scalars: list[tp.Any]) -> tp.Any:
@@ -112,16 +129,39 @@ class Running:
     - `metrics`: those that count.
     - `part`: for how many samples gradients are computed together; None: for all of a batch.
     - `so_far`: the values of metrics that add up by themselves.
+    - `notes`: which values are no means over all samples alike.
+    - `labels`: where to add which labels the targets `y` may hold; None if nobody asks.
     """
 
-    def __init__(self, model: Model, metrics: Metrics, part: int | None):
+    def __init__(
+        self,
+        model: Model,
+        metrics: Metrics,
+        part: int | None,
+        y: tp.Any = None,
+        labels: list[Labels] | None = None,
+    ):
         self.model = model
         self.metrics = metrics
         self.part = part
         self.so_far: Scalars = {}
+        self.notes = Notes(model._losses.divides)
+        self.y = y
+        self.labels = labels
+
+    def find_labels(self, objectives: Losses | Metrics, inputs: dict[str, tp.Any]) -> None:
+        """Notes which labels losses or metrics take, if somebody asks."""
+        if self.labels is not None:
+            self.labels += labels_of(objectives, self.y, inputs)
 
 
 _running: contextvars.ContextVar[Running | None] = contextvars.ContextVar("running", default=None)
+
+
+def running_or_none(model: Model) -> Running | None:
+    """The step that runs, if it is one of this model."""
+    found = _running.get()
+    return found if found is not None and found.model is model else None
 
 
 def running(model: Model, method: str) -> Running:
@@ -129,8 +169,8 @@ def running(model: Model, method: str) -> Running:
 
     **Raises:** `RuntimeError` outside of one.
     """
-    found = _running.get()
-    if found is None or found.model is not model:
+    found = running_or_none(model)
+    if found is None:
         raise RuntimeError(
             f"{type(model).__name__}.{method} is a part of a step, which fit, evaluate and predict run.\n"
             "  Outside of them call train_on_batch, test_on_batch or predict_on_batch."
@@ -148,14 +188,19 @@ def _run_by(step: Running) -> Iterator[None]:
 
 
 def made(
-    model: Model, training: bool, metrics: Metrics, batch: Data, part: int | None = None
+    model: Model,
+    training: bool,
+    metrics: Metrics,
+    batch: Data,
+    part: int | None = None,
+    labels: list[Labels] | None = None,
 ) -> tuple[Scalars, Scalars]:
     """Trains or tests on a batch. **Returns:** what is logged of it, and the values of metrics that add up by
     themselves."""
-    step = Running(model, metrics, part)
+    step = Running(model, metrics, part, batch.y, labels)
     with _run_by(step):
         found = (model.train_step if training else model.test_step)(*batch)
-    return _values(model, "train_step" if training else "test_step", found), step.so_far
+    return _values(step, "train_step" if training else "test_step", found), step.so_far
 
 
 def outputs_of(model: Model, x: tp.Any) -> tp.Any:
@@ -175,13 +220,21 @@ def stream_of(seed: int, kind: str, step: tp.Any) -> tp.Any:
     return jax.random.fold_in(fold_in_path(jax.random.key(seed), kind), step)
 
 
-def _counted(model: Model, training: bool, carry: Carry | None, batch: Data, real: tp.Any, part: int | None) -> Carry:
+def _counted(
+    model: Model,
+    training: bool,
+    carry: Carry | None,
+    batch: Data,
+    real: tp.Any,
+    part: int | None,
+    labels: list[Labels] | None = None,
+) -> Carry:
     """Trains or tests on a batch, and adds to the carry what was counted. None begins one."""
     metrics = model._metrics if carry is None else carry.structure.treedef.unflatten(carry.metrics)
-    values, so_far = made(model, training, metrics, batch, part)
+    values, so_far = made(model, training, metrics, batch, part, labels)
     size = batch.size if real is None else real
-    sums, vector = _summed(size, values), _stacked([*so_far.values()]) if so_far else None
-    names, names_so_far = (*values,), (*so_far,)
+    sums, names = _summed(size, values)
+    vector, names_so_far = _stacked([*so_far.values()]) if so_far else None, (*so_far,)
     if carry is None:
         return Carry([], sums, vector, None, names, names_so_far)
     if (names, names_so_far) != (carry.names, carry.names_so_far):
@@ -193,15 +246,15 @@ def _counted(model: Model, training: bool, carry: Carry | None, batch: Data, rea
     return dataclasses.replace(carry, metrics=jax.tree.leaves(metrics), sums=carry.sums + sums, so_far=vector)
 
 
-def _values(model: Model, method: str, found: tp.Any) -> Scalars:
+def _values(step: Running, method: str, found: tp.Any) -> Scalars:
     if not isinstance(found, dict):
         raise TypeError(
-            f"{type(model).__name__}.{method} returned {type(found).__name__}; it returns a dict of what is logged, "
-            'such as {"loss": loss}.'
+            f"{type(step.model).__name__}.{method} returned {type(found).__name__}; it returns a dict of what is "
+            'logged, such as {"loss": loss}.'
         )
     values: Scalars = {}
     for name, value in found.items():
-        add_values(values, name, value)
+        add_values(values, name, jax.tree.map(step.notes.about, value))
     return values
 
 
@@ -257,6 +310,7 @@ class Start:
     - `structure`, `names`, `names_so_far`: those of its `Carry`.
     - `metrics`: the arrays of metrics that have counted nothing, on the host.
     - `can_pad`: whether a batch can be filled up; None while nobody has asked.
+    - `labels`: which labels the targets may hold.
     """
 
     structure: Structure | None
@@ -264,6 +318,7 @@ class Start:
     names_so_far: tuple[str, ...]
     metrics: list[tp.Any]
     can_pad: bool | None = None
+    labels: Sequence[Labels] = ()
 
 
 class Program:
@@ -367,8 +422,8 @@ class Program:
                 if self.kind == "predict":
                     outputs = model.pred_step(batch.x)
                     return jax.tree.map(lambda leaf: _without_padding(leaf, mask), outputs)
-                values = _values(model, "test_step", model.test_step(*batch))
-                return _summed(jnp.sum(mask), values), _stacked([*step.so_far.values()]), jax.tree.leaves(counting)
+                values = _values(step, "test_step", model.test_step(*batch))
+                return _summed(jnp.sum(mask), values)[0], _stacked([*step.so_far.values()]), jax.tree.leaves(counting)
 
         try:
             mask = jax.ShapeDtypeStruct([batch.size], np.bool_)
@@ -445,13 +500,15 @@ class Program:
         if training:
             model._adapt()
         names: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
+        labels: list[Labels] = []
 
         def run(batch: Data) -> None:
             nonlocal names
             if self.kind == "predict":
                 outputs_of(model, batch.x)
                 return
-            counted = _counted(model, training, None, batch, None, self._part)
+            labels.clear()
+            counted = _counted(model, training, None, batch, None, self._part, labels)
             names = counted.names, counted.names_so_far
 
         with rng_context(self._initial), training_context(training):
@@ -460,7 +517,10 @@ class Program:
             return Start(None, *names, [])
         leaves, treedef = jax.tree.flatten(self._metrics)
         return Start(
-            self._structures.setdefault(treedef, Structure(treedef)), *names, [_on_host(leaf) for leaf in leaves]
+            self._structures.setdefault(treedef, Structure(treedef)),
+            *names,
+            [_on_host(leaf) for leaf in leaves],
+            labels=labels,
         )
 
 

@@ -1000,3 +1000,24 @@ def test_metrics_in_a_model_weigh_samples() -> None:
         "perplexity": np.exp(sk.log_loss(y, softmax(logits.astype(np.float64)), sample_weight=weight)),
     }
     assert logs == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [None, "true"])
+def test_a_picture_of_a_confusion_matrix(normalize: Any) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    matrix = ConfusionMatrix(3, normalize=normalize)
+    given = figures.Figure().add_subplot()
+    assert matrix.plot(ax=given) is given.figure and {text.get_text() for text in given.texts} <= {"0", "0.00"}
+    matrix.update(jnp.array([0, 0, 0, 1, 2]), jnp.array([0, 0, 1, 1, 0]))
+    (axes,) = matrix.plot(["a", "b", "c"]).axes
+    counts = ["2", "1", "0", "0", "1", "0", "1", "0", "0"]
+    shares = ["0.67", "0.33", "0.00", "0.00", "1.00", "0.00", "1.00", "0.00", "0.00"]
+    assert [text.get_text() for text in axes.texts] == (counts if normalize is None else shares)
+    assert {text.get_color() for text in axes.texts} == {"white", "black"}
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["a", "b", "c"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert [label.get_text() for label in matrix.plot().axes[0].get_xticklabels()] == ["0", "1", "2"]
+    for wrong, shown in ((["a", "b"], "2 of them"), ("abc", "'abc'")):
+        with pytest.raises(ValueError, match=f"a name for each of 3 classes, got {shown}"):
+            matrix.plot(wrong)

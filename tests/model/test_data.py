@@ -1,0 +1,140 @@
+"""Labels that are no classes of what the module predicts are refused before a step runs; data in nested lists."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import elegy
+from elegy.model.data import as_data, gives_batches
+
+
+def crossentropy(**options):
+    return elegy.losses.SparseCategoricalCrossentropy(from_logits=True, **options)
+
+
+def make(loss=None, metrics=None, module=None):
+    module = elegy.nn.Linear(3) if module is None else module
+    return elegy.Model(module, loss=loss, metrics=metrics, optimizer=optax.sgd(0.1))
+
+
+X = np.ones([6, 2], np.float32)
+GOOD = np.array([0, 1, 2, 0, 1, 2])
+FROM_ONE = GOOD + 1
+PADDED = np.array([0, 1, -1, -1, 1, 2])
+MESSAGE = (
+    "sparse_categorical_crossentropy_loss: y has labels from 1 to 3, and y_pred has 3 classes, which are 0 to 2. "
+    "2 of 6 labels are out of range, the first of which is y[2] = 3.\n  Labels that begin at 1 become classes by y - 1."
+)
+
+
+def test_labels_out_of_range_are_refused_in_each_way_that_data_come():
+    model = make(crossentropy())
+    for run in (
+        lambda: model.fit(X, FROM_ONE, verbose=0),
+        lambda: model.fit([(X, FROM_ONE)], verbose=0),
+        lambda: model.fit(jnp.asarray(X), jnp.asarray(FROM_ONE), verbose=0),
+        lambda: model.train_on_batch(X, FROM_ONE),
+        lambda: model.evaluate(X, FROM_ONE),
+        lambda: model.evaluate([(X, FROM_ONE)]),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(MESSAGE)}"):
+            run()
+    with pytest.raises(ValueError, match=r"y of the validation data\[2\] = -1.\n.*ignore_class=-1"):
+        model.fit(X, GOOD, validation_data=(X, PADDED), verbose=0)
+    before = np.asarray(model.module.w)
+    with pytest.raises(ValueError, match=r"1 of 6 labels is out of range, .* y\[5\] = 7.\n.*predict 8 classes"):
+        model.fit([(X, GOOD), (X, np.array([0, 1, 2, 0, 1, 7]))], verbose=0)
+    assert model.steps == 1 and np.isfinite(model.module.w).all() and (np.asarray(model.module.w) != before).any()
+
+
+class TwoHeads(elegy.Module):
+    def call(self, x):
+        return {"a": elegy.nn.Linear(3)(x), "b": elegy.nn.Linear(4)(x)}
+
+
+def test_labels_of_one_head_and_labels_that_do_not_count():
+    losses = [crossentropy(on="a", ignore_class=-1), crossentropy(on="b", check_bounds=False)]
+    model = make(losses, elegy.metrics.SparseCategoricalAccuracy(on="b"), TwoHeads())
+    weights = (PADDED >= 0).astype(np.float32)
+    assert model.evaluate(X, {"a": PADDED, "b": PADDED}, sample_weight=weights)["loss"] > 0  # -1 has no weight
+    with pytest.raises(ValueError, match=r"sparse_categorical_accuracy: y\['b'\] has labels from 1 to 4, .* 4 classes"):
+        model.evaluate(X, {"a": PADDED, "b": FROM_ONE + (FROM_ONE == 3)})
+    with pytest.raises(ValueError, match=r"crossentropy_loss: y\['a'\] has labels from 1 to 3"):
+        model.evaluate(X, {"a": FROM_ONE, "b": GOOD})
+
+
+class Shifting(elegy.Model):
+    def loss_step(self, x, y, sample_weight):
+        y_pred = self.pred_step(x)
+        return self.compute_losses(x, y - 1, y_pred, sample_weight), y_pred
+
+
+def test_targets_that_a_step_changes_are_not_known():
+    model = Shifting(elegy.nn.Linear(3), crossentropy())
+    assert np.isfinite(model.evaluate(X, FROM_ONE)["loss"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nested lists
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_in_nested_lists_are_arrays():
+    x, y = [[1, 2.5], [3, 4], [5, 6]], [0, 1, 2]
+    assert not gives_batches(x) and not gives_batches(y) and not gives_batches([[True, False]])
+    found = as_data({"a": x, "b": ([1, 2, 3], np.zeros(3))}, y, [1.0, 2.0, 3.0])
+    shapes = [(leaf.dtype, leaf.shape) for leaf in jax.tree.leaves(found)]
+    floats, ints = np.dtype(np.float32), np.dtype(np.int32)
+    assert shapes == [(floats, (3, 2)), (ints, (3,)), (floats, (3,)), (ints, (3,)), (floats, (3,))]
+    assert found.x["a"].tolist() == x and as_data([[True], [False]]).x.dtype == np.bool_
+
+
+def test_lists_of_arrays_and_tuples_are_batches():
+    assert gives_batches([(X, GOOD), (X, GOOD)]) and gives_batches([[X, GOOD]]) and gives_batches([([1.0], [2.0])])
+    assert not gives_batches([X, X]) and not gives_batches([])
+    assert isinstance(as_data([X, X]).x, list)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([[1, 2], [3]], r"x\[0\] is a list of 2, and x\[1\] a list of 1"),
+        ([[1, 2], 3], r"x\[0\] is a list of 2, and x\[1\] a number"),
+        ([[[1], [2]], [[3], [4, 5]]], r"x\[0\]\[0\] is a list of 1, and x\[1\]\[1\] a list of 2"),
+    ],
+    ids=["rows", "a number", "deep"],
+)
+def test_lists_that_make_no_array(x, message):
+    with pytest.raises(ValueError, match=message):
+        as_data(x)
+
+
+def test_a_model_takes_nested_lists():
+    model = make(crossentropy())
+    history = model.fit(X.tolist(), GOOD.tolist(), validation_data=[X.tolist(), GOOD.tolist()], verbose=0)
+    assert set(history.history) > {"loss", "val_loss"}
+    assert model.predict(X.tolist()).shape == (6, 3)
+
+
+class Pair(elegy.Module):
+    def call(self, a, b):
+        return elegy.nn.Linear(3)(a + b)
+
+
+def test_validation_data_that_can_be_read_in_two_ways():
+    model = make(crossentropy(), module=Pair())
+    with pytest.raises(ValueError, match=r"two batches \(x, y\) with one input each.*\n.*write a tuple"):
+        model.fit((X, X), GOOD, validation_data=[(X, X), (GOOD, GOOD)], verbose=0)
+    batch = (X, X), GOOD
+    assert "val_loss" in model.fit((X, X), GOOD, validation_data=[batch, batch], verbose=0).history
+
+
+def test_more_steps_than_a_list_has_batches():
+    model = make(crossentropy())
+    assert model.predict([(X,), (X,)], steps=5).shape == (12, 3)
+    assert model.predict(X, batch_size=2, steps=5).shape == (6, 3)
+    assert model.evaluate([(X, GOOD)], steps=3) == model.evaluate(X, GOOD)
