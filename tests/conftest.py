@@ -60,6 +60,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("elegy")
 
+# A trace makes many objects and little garbage. Where a test wants garbage gone, it collects it.
+gc.set_threshold(10_000)
+
 
 @pytest.fixture(autouse=True)
 def fresh_state() -> Iterator[None]:
