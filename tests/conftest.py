@@ -38,6 +38,8 @@ import jax
 import jaxtyping
 import pytest
 
+import tests.annotations  # noqa: F401
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -57,6 +59,9 @@ hypothesis.settings.register_profile(
     "elegy", deadline=None, derandomize=True, database=None, max_examples=50, print_blob=True, phases=phases
 )
 hypothesis.settings.load_profile("elegy")
+
+# A trace makes many objects and little garbage. Where a test wants garbage gone, it collects it.
+gc.set_threshold(10_000)
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ def rows(quick: bool) -> Iterator[Row]:
     convolutions = shapes((1,) if quick else (3, 4, 6, 3))
     libraries = [name for name in PROGRAMS if name not in PACKAGES or importlib.util.find_spec(PACKAGES[name])]
     times: dict[str, list[float]] = {name: [] for name in libraries}
-    for turn in range(2 if quick else 5):
+    for turn in range(1 if quick else 5):
         for library in libraries[:: -1 if turn % 2 else 1]:
             times[library].append(seconds(library, convolutions))
     computation = f"cold initialisation, {len(convolutions)} convolutions"

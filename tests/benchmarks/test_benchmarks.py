@@ -122,6 +122,10 @@ def test_the_ratio_is_that_of_each_round():
     assert median_ratio([2.0, 200.0, 3.0], [1.0, 100.0, 1.0]) == Ratio(2.0, 2.0, 2.5)
 
 
+def test_one_round_has_no_quartiles_of_its_own():
+    assert median_ratio([3.0], [2.0]) == Ratio(1.5, 1.5, 1.5)
+
+
 def test_a_difference_is_that_of_each_round():
     (row,) = difference("step", [("ours", "floor")], {"ours": [3.0, 103.0, 4.0], "floor": [1.0, 100.0, 1.0]}, 10)
     assert row == Row("step", "ours", "floor", Ratio(30.0, 25.0, 30.0))

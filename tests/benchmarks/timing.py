@@ -125,6 +125,8 @@ def median_ratio(times: list[float], reference: list[float]) -> Ratio:
 
 
 def _quartiles(values: list[float]) -> Ratio:
+    if len(values) == 1:
+        return Ratio(*3 * values)
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return Ratio(median, lower, upper)
 

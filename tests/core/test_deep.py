@@ -269,27 +269,35 @@ def train(model):
     return lambda: elegy.value_and_grad(loss, modules=model)(X)
 
 
+@functools.cache
+def started(make, n):
+    """For operations that leave a model as it is."""
+    return make(n).init(X)
+
+
 # From a way to make a model and its size to the operation that is counted.
 OPERATIONS = {
     "construct": lambda make, n: lambda: make(n),
     "init": lambda make, n: (model := make(n)) and (lambda: model.init(X)),
     "first flatten": lambda make, n: (model := make(n).init(X)) and (lambda: jax.tree.leaves(model)),
-    "flatten": lambda make, n: (model := make(n).init(X)) and warm(lambda: jax.tree.leaves(model)),
-    "flatten and unflatten": lambda make, n: (model := make(n).init(X)) and warm(lambda: jax.tree.map(id, model)),
-    "call": lambda make, n: (model := make(n).init(X)) and warm(lambda: model(X)),
-    "call in a hooks_context": lambda make, n: (model := make(n).init(X)) and warm(lambda: collect(model)),
-    "get_parameters": lambda make, n: (model := make(n).init(X)) and warm(lambda: model.get_parameters(trainable=True)),
-    "set_parameters": lambda make, n: (
-        (model := make(n).init(X)) and warm(lambda: model.set_parameters(model.get_parameters()))
+    "flatten": lambda make, n: (model := started(make, n)) and warm(lambda: jax.tree.leaves(model)),
+    "flatten and unflatten": lambda make, n: (model := started(make, n)) and warm(lambda: jax.tree.map(id, model)),
+    "call": lambda make, n: (model := started(make, n)) and warm(lambda: model(X)),
+    "call in a hooks_context": lambda make, n: (model := started(make, n)) and warm(lambda: collect(model)),
+    "get_parameters": lambda make, n: (
+        (model := started(make, n)) and warm(lambda: model.get_parameters(trainable=True))
     ),
-    "partition": lambda make, n: (model := make(n).init(X)) and warm(lambda: elegy.partition(model)),
+    "set_parameters": lambda make, n: (
+        (model := started(make, n)) and warm(lambda: model.set_parameters(model.get_parameters()))
+    ),
+    "partition": lambda make, n: (model := started(make, n)) and warm(lambda: elegy.partition(model)),
     "elegy.jit, first call": lambda make, n: (
         (model := make(n)) and (lambda: elegy.jit(model, compiler_options=QUICKLY)(X))
     ),
     "elegy.jit, later call": lambda make, n: warm(functools.partial(elegy.jit(make(n), compiler_options=QUICKLY), X)),
-    "elegy.value_and_grad": lambda make, n: (model := make(n).init(X)) and warm(train(model)),
+    "elegy.value_and_grad": lambda make, n: (model := started(make, n)) and warm(train(model)),
     "freeze": lambda make, n: (model := make(n).init(X)) and (lambda: setattr(model, "trainable", False)),
-    "deepcopy": lambda make, n: (model := make(n).init(X)) and (lambda: copy.deepcopy(model)),
+    "deepcopy": lambda make, n: (model := started(make, n)) and (lambda: copy.deepcopy(model)),
 }
 
 

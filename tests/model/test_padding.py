@@ -87,6 +87,8 @@ CASES: dict[str, tuple[tp.Any, dict[str, tp.Any], dict[str, int]]] = {
 def test_padding_changes_nothing(make, options, traces, form, monkeypatch):
     if form == "eager" and "metrics" not in options:
         pytest.skip("eagerly one loss is as another")
+    if form == "arrays of JAX" and options["loss"] is not scalar and make is not normalised:
+        pytest.skip("where the arrays are has nothing to do with the loss: one that is filled up, and one that is not")
     x, y = data(22)
     arrays: dict[str, tp.Any] = {"x": x, "y": y}
     if form == "arrays of JAX":
