@@ -17,7 +17,6 @@ from elegy import tracing
 from elegy.devices import is_placed, place_of
 from elegy.errors import ParameterError
 from elegy.frames import path_of
-from elegy.initialise import has_tracer
 from elegy.layout import nodes_in
 from elegy.leaves import is_node
 from elegy.module import Module
@@ -117,7 +116,7 @@ class Optimizer(Module):
         with _default_promotion():
             init = self.transformation.init
             begun = _initial_state.get()
-            create = lambda: _placed(_begun(init, parameters), parameters) if begun is None else begun  # noqa: E731
+            create = lambda: _placed(init(parameters), parameters) if begun is None else begun  # noqa: E731
             whole = _placed(self.add_parameter("state", initializer=create, trainable=False), parameters)
             if begun is not None:  # there is no step to make, for which `extra` might be needed
                 return given
@@ -339,30 +338,13 @@ class Optimizer(Module):
     def _begin(self, gradients: Parameters, parameters: Parameters, extra: dict[str, tp.Any]) -> tp.Any:
         """Creates the state from parameters that have values and places; an init pass alone knows their shapes."""
         with _default_promotion():
-            state = _placed(_begun(self.transformation.init, parameters), parameters)
+            state = _placed(self.transformation.init(parameters), parameters)
         token = _initial_state.set(state)
         try:
             self.init(gradients, parameters, **extra)
         finally:
             _initial_state.reset(token)
         return state
-
-
-def _begun(init: Callable[[Parameters], tp.Any], parameters: Parameters) -> tp.Any:
-    """The state with which a transformation begins: by one compiled program in the place of one for each shape.
-
-    That is not so where parameters are on devices of their own, since a compiled program would not shard the state as
-    they are; nor in a trace, where the state depends on their values.
-    """
-    leaves = jax.tree.leaves(parameters)
-    if any(is_placed(leaf) or not isinstance(leaf, jax.Array) for leaf in leaves):
-        return init(parameters)
-    if not has_tracer(parameters):
-        return jax.jit(init)(parameters)
-    closed, shapes = jax.make_jaxpr(init, return_shape=True)(parameters)
-    if tracing.depends_on_inputs(closed, range(len(jax.tree.leaves(shapes)))):
-        return init(parameters)
-    return jax.jit(lambda: init(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), parameters)))()
 
 
 def _as_transformation(given: tp.Any) -> optax.GradientTransformation:

@@ -452,7 +452,8 @@ class Program:
         self.write(copies)
         del leaves
         for i in sorted({*range(len(copies))} - {*small}):
-            copy, copies[i] = jnp.copy(copies[i]), None
+            # Waited for, as what is copied cannot be freed before.
+            copy, copies[i] = jax.block_until_ready(jnp.copy(copies[i])), None
             with lock:
                 self._threaded.view().write([i], [copy])
 

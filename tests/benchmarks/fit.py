@@ -93,8 +93,11 @@ def rows(quick: bool) -> Iterator[Row]:
     together = compared(MLP, groups * STEPS, 32, Budget(2 if quick else 41, 0.0), (SCAN, TOGETHER))
     yield from compare(f"epoch of {groups} loops of 50 small steps", [(TOGETHER, SCAN)], together)
     pairs = [(FIT, RAW), (FIT, NNX), (FIT, KERAS)]
-    for name, network, batch in (("dense network, 784-128-10", IMAGES, 128), ("convolutional network", CNN, 64)):
-        steps, budget = (2, Budget(2, 0.0)) if quick else (6400 // 128 if network is IMAGES else 10, Budget(21, 0.0))
+    for name, network, batch, samples, rounds in (
+        ("60,000 samples, dense network, 784-128-10", IMAGES, 128, 60_000, 11),
+        ("6,400 samples, convolutional network", CNN, 64, 6_400, 7),
+    ):
+        steps, budget = (2, Budget(2, 0.0)) if quick else (samples // batch, Budget(rounds, 0.0))
         yield from compare(f"epoch, {name}", pairs, compared(network, steps, batch, budget))
 
 

@@ -591,3 +591,14 @@ def test_sources_die_with_their_last_reference():
         assert reference() is None  # without a search for cycles
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "samples"), [(4, False, 10), (4, True, 8), (None, False, None), (4, None, None)]
+)
+def test_the_samples_of_a_loader_of_pytorch(batch_size, drop_last, samples):
+    loader = [np.zeros([4, 1], np.float32)]
+    of_torch = type("Loader", (), {"__iter__": lambda self: iter(loader), "__len__": lambda self: 1})()
+    of_torch.sampler, of_torch.batch_size, of_torch.drop_last = range(10), batch_size, drop_last
+    assert elegy.data.as_source(of_torch).samples == samples
+    assert elegy.data.as_source(of_torch, steps_per_epoch=2).samples is None

@@ -15,7 +15,8 @@ import elegy
 from elegy.errors import ResumptionWarning
 from elegy.model import Callback
 from elegy.model.batches import Arrays
-from tests.helpers import assert_same
+from elegy.model.data import as_data
+from tests.helpers import assert_close, assert_same
 from tests.model.test_model import data, jaxtyping_off, make_model, mlp, parameters_of
 
 
@@ -555,3 +556,46 @@ def test_nothing_stays_behind():
             gc.collect()
             counts.append((len(jax.live_arrays()), len(model._programs)))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_short_batch_of_a_loader_is_filled_up(together):
+    batches = in_batches(size=8)  # 8, 8 and 4
+    whole, padded = started(data()[0]), started(data()[0])
+    expected = whole.fit(batches, epochs=2, verbose=0)
+    history = padded.fit(in_loader(batches), epochs=2, verbose=0, steps_per_execution=together)
+    assert (whole.traces["train"], padded.traces["train"]) == (2, 1)
+    np.testing.assert_allclose(history.history["loss"], expected.history["loss"], rtol=1e-6)
+    assert_close(parameters_of(padded.module), parameters_of(whole.module))
+    found, evaluated = padded.predict(in_loader(batches)), padded.evaluate(in_loader(batches))
+    assert padded.traces["test"] == padded.traces["predict"] == 1
+    np.testing.assert_allclose(found, padded.predict(data()[0]), rtol=1e-6)
+    np.testing.assert_allclose(evaluated["loss"], padded.evaluate(*data())["loss"], rtol=1e-6)
+
+
+def test_training_that_goes_on_with_the_short_batch_of_a_loader_fills_it_up_likewise(tmp_path):
+    batches = in_batches(size=8)
+    whole = started(data()[0])
+    whole.fit(in_loader(batches), epochs=2, verbose=0)
+    saver = elegy.callbacks.ModelCheckpoint(tmp_path, every_steps=5)
+
+    class Failing(Callback):
+        def on_train_batch_begin(self, batch):
+            if self.model.steps == 5:  # after two of the three batches of the second epoch
+                raise OSError
+
+    with pytest.raises(OSError):
+        started(data()[0]).fit(in_loader(batches), epochs=2, callbacks=[saver, Failing()], verbose=0)
+    assert elegy.Checkpoints(tmp_path).latest() == 5
+    resumed = started(data()[0])
+    resumed.fit(in_loader(batches), epochs=2, callbacks=[saver], resume=tmp_path, verbose=0)
+    assert_same(parameters_of(resumed.module), parameters_of(whole.module))
+    assert resumed.traces["train"] == 1
+
+
+def test_large_batches_lie_in_memory_that_is_aligned():
+    x = np.arange(3 * 2**16, dtype=np.float32).reshape(3, 2**16)
+    feed = Arrays(as_data(x, np.arange(3)), 2)
+    for _, batch in feed.batches(np.array([2, 0, 1])):
+        assert batch.data.x.ctypes.data % 64 == 0
+        np.testing.assert_array_equal(batch.data.x, x[batch.data.y])
