@@ -94,8 +94,8 @@ def rows(quick: bool) -> Iterator[Row]:
     yield from compare(f"epoch of {groups} loops of 50 small steps", [(TOGETHER, SCAN)], together)
     pairs = [(FIT, RAW), (FIT, NNX), (FIT, KERAS)]
     for name, network, batch, samples, rounds in (
-        ("60,000 samples, dense network, 784-128-10", IMAGES, 128, 60_000, 11),
-        ("6,400 samples, convolutional network", CNN, 64, 6_400, 7),
+        ("dense network, 784-128-10", IMAGES, 128, 60_000, 11),
+        ("convolutional network", CNN, 64, 6_400, 7),
     ):
         steps, budget = (2, Budget(2, 0.0)) if quick else (samples // batch, Budget(rounds, 0.0))
         yield from compare(f"epoch, {name}", pairs, compared(network, steps, batch, budget))
