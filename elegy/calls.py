@@ -24,7 +24,7 @@ from elegy.layout import meta_of
 from elegy.leaves import Node
 from elegy.state import is_to_be_run_again, state, transaction
 from elegy.tracebacks import shorten
-from elegy.transaction import Conflict, belongs, commits, held
+from elegy.transaction import Conflict, belongs, commits, held, writable
 
 
 def run_method(module: Node, method: str, function: Callable[..., tp.Any], args: tp.Any, kwargs: tp.Any) -> tp.Any:
@@ -38,6 +38,10 @@ def run_method(module: Node, method: str, function: Callable[..., tp.Any], args:
                 trace = tracing.current()
                 run = function if isinstance(function, types.FunctionType) else _bound_first(function)
                 meta = meta_of(module)
+                if method not in meta.records:
+                    # What follows rests on that: if another thread initialises the module from here on, it conflicts.
+                    writable(module)
+                    meta = meta_of(module)
                 if method not in meta.records:
                     _initialise(module, method, function, args, kwargs)
                     run = functools.partial(checks.first_run, run)

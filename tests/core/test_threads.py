@@ -284,6 +284,49 @@ def test_two_threads_call_one_compiled_function_of_an_uninitialised_module():
         assert function.traces <= 2
 
 
+class Waiting(elegy.Module):
+    """Lets a thread wait in its first run, before anything is created."""
+
+    def __init__(self, wait=lambda: None):
+        self.wait = wait
+
+    def call(self, x):
+        self.wait()
+        return Linear(1)(Linear(4)(x))
+
+
+FIRST_CALLS = {
+    "a call": lambda net: net(X),
+    "init": lambda net: net.init(X)(X),
+    "elegy.jit": lambda net: elegy.jit(net)(X),
+    "value_and_grad": lambda net: elegy.value_and_grad(lambda: net(X).sum(), modules=net)()[0],
+}
+
+
+@pytest.mark.parametrize("way", FIRST_CALLS)
+def test_a_first_run_in_progress_is_run_again_when_another_thread_has_initialised_the_module(way):
+    begun, done, slow = threading.Event(), threading.Event(), []
+
+    def wait():
+        if threading.get_ident() in slow:
+            begun.set()
+            done.wait(timeout=HOUR)
+
+    def slowly():
+        slow.append(threading.get_ident())
+        return np.asarray(FIRST_CALLS[way](net))
+
+    def at_once():
+        begun.wait(timeout=HOUR)
+        net(X)
+        done.set()
+
+    expected, net = FIRST_CALLS[way](Waiting()), Waiting(wait)
+    found, _ = run_together(slowly, at_once)
+    assert sorted(net.get_parameters()) == ["linear", "linear_1"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_an_eager_call_in_progress_does_not_see_the_tracers_of_another_thread():
     """The two threads are led to the worst moment: a call that has begun, and a trace that begins before it reads."""
     begun, traced, read = threading.Event(), threading.Event(), threading.Event()
