@@ -192,7 +192,7 @@ class Training:
                     position.is_validated = True
                 if callbacks.saves:
                     callbacks.save(position)
-                if interrupted.came:
+                if interrupted.signal is not None:
                     interrupted.check()
                 if model.stop_training:
                     break
@@ -357,23 +357,23 @@ def _require_samples(outputs: tp.Any, size: int) -> None:
 class Interrupts:
     """The first signal lets the running step end; the second one interrupts at once.
 
-    - `came`: whether there was a signal that `check` has not raised for.
+    - `signal`: the number of the signal for which `check` has not raised yet; None if there was none.
     - `was_raised`: whether `check` has raised.
     """
 
     def __init__(self) -> None:
-        self._signal: int | None = None
-        self.came = self.was_raised = False
+        self.signal: int | None = None
+        self.was_raised = False
 
     def __call__(self, number: int, frame: tp.Any) -> None:
-        if self._signal is not None:
+        if self.signal is not None:
             raise _exception(number)
-        self._signal, self.came = number, True
+        self.signal = number
 
     def check(self) -> None:
         """Raises if there was a signal: `KeyboardInterrupt` for Ctrl-C, `SystemExit` if the process was told to end."""
-        if self._signal is not None:
-            self.was_raised, number, self._signal, self.came = True, self._signal, None, False
+        if self.signal is not None:
+            self.was_raised, number, self.signal = True, self.signal, None
             raise _exception(number)
 
 
