@@ -12,7 +12,7 @@ from jax.core import Tracer
 from elegy.contexts import is_initializing
 from elegy.hooks import get_losses, get_metrics, hooks_context
 from elegy.model.data import Data
-from elegy.model.objectives import Notes, Scalars, Sum, Total, Weighted, add_values
+from elegy.model.objectives import Notes, Scalars, Sum, Total, Weighted, add_values, scalar_of
 from elegy.state import sample_mask, sample_mask_context
 from elegy.tracing import evaluate
 from elegy.transforms import scan, value_and_grad
@@ -52,19 +52,15 @@ class Shares(tp.NamedTuple):
         apart = {name: self._of(name, part) for name, part in found.apart.items()}
         rest = None if found.rest is None else found.rest * self.samples
         values = {
-            name: _scalar(apart[name]) if name in apart else value * self.samples
+            name: scalar_of(apart[name]) if name in apart else value * self.samples
             for name, value in found.values.items()
         }
         if "loss" in values:
-            values["loss"] = sum(map(_scalar, apart.values()), jnp.zeros([]) if rest is None else rest)
+            values["loss"] = sum(map(scalar_of, apart.values()), jnp.zeros([]) if rest is None else rest)
         return Valued(values, apart, rest, found.more)
 
     def _of(self, name: str, part: Weighted | Sum) -> Weighted | Sum:
         return part if isinstance(part, Sum) else Weighted(part.mean * self.weights[name], part.weight)
-
-
-def _scalar(part: Weighted | Sum) -> tp.Any:
-    return part.value if isinstance(part, Sum) else part.mean
 
 
 def valued(function: LossFunction, notes: Notes) -> Callable[..., tuple[Scalars, tp.Any]]:
@@ -128,15 +124,12 @@ _CHANGED = (
 def _noted(found: Valued, notes: Notes) -> tuple[Scalars, tp.Any]:
     """What is to be logged, after it is noted what is no mean over all samples alike."""
     values, apart = found.values, found.apart
-    weighted = [part for part in apart.values() if isinstance(part, Weighted)]
     for name, part in apart.items():
-        if isinstance(part, Weighted) and name:
+        if name:
             notes.note(values[name], part)
-    if weighted:
-        sums = [part.value for part in apart.values() if isinstance(part, Sum)]
-        by_samples = sums if found.rest is None else [found.rest, *sums]
-        terms = [sum(by_samples[1:], by_samples[0])] if by_samples else []
-        notes.note(values["loss"], Total(values["loss"], (*terms, *weighted)))
+    if apart:
+        terms = [] if found.rest is None else [found.rest]
+        notes.note(values["loss"], Total(values["loss"], (*terms, *apart.values())))
     return values, found.more
 
 

@@ -527,7 +527,7 @@ class Model:
         **Returns:** the `History`: `history.history["loss"]` is a list with a float for each epoch. The values of an
         epoch are means over samples, taken while the parameters change; those of a `Metric` are its own. A loss whose
         mean is over the weights, or over the values that it does not ignore, is so over the epoch too; one with
-        `reduction="sum"` is the mean of those of the batches, by their numbers of samples.
+        `reduction="sum"` is the sum over all samples of the epoch.
 
         After an exception, `KeyboardInterrupt` included, the module holds the parameters of the last completed step.
         Calling `fit` again goes on from there, with the state of the optimiser.
@@ -825,8 +825,8 @@ class Model:
         nothing, or else a line at the end, which 1 keeps up to date meanwhile if the output is a terminal or a
         notebook. Of `callbacks` the hooks named `on_test_` are called.
 
-        **Returns:** a float for each name: means over samples; the values of a `Metric` are its own. Without any loss
-        there is no `"loss"`.
+        **Returns:** a float for each name: means over samples, and sums of losses with `reduction="sum"`; the values of
+        a `Metric` are its own. Without any loss there is no `"loss"`.
         """
         _require_optional(batch_size=batch_size, steps=steps)
         _require_list(callbacks)

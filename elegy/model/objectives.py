@@ -37,14 +37,13 @@ class Weighted(tp.NamedTuple):
 
 
 class Sum(tp.NamedTuple):
-    """A loss that is a sum: that of a whole is the sum of those of its parts."""
+    """A sum of the values of a batch: that of all batches is the sum of theirs."""
 
     value: Float[Array, ""]
 
 
 class Total(tp.NamedTuple):
-    """A sum of means that count by different weights, and its terms: each is `Weighted`, or counts by the number of
-    samples."""
+    """A sum of what adds up in different ways, and its terms: each is `Weighted`, a `Sum`, or a mean over samples."""
 
     value: Float[Array, ""]
     terms: tuple[tp.Any, ...]
@@ -82,7 +81,7 @@ class Notes:
             self._noted = before
 
 
-# What is logged of a batch, by name. A value that is not `Weighted` or `Total` counts by the number of samples.
+# What is logged of a batch, by name: a `Weighted`, a `Sum`, a `Total`, or a mean over the samples.
 Scalars = dict[str, tp.Any]
 
 # What a loss or a metric may ask for, by the names of its parameters: those of Keras and scikit-learn, and of Optax.
@@ -422,9 +421,9 @@ def add_values(values: Scalars, name: str, value: tp.Any, taken: Iterable[str] =
 
 
 def _is_logged(value: tp.Any) -> bool:
-    return isinstance(value, (Weighted, Total))
+    return isinstance(value, (Weighted, Sum, Total))
 
 
 def scalar_of(value: tp.Any) -> tp.Any:
     """The number that a value in `Scalars` is."""
-    return value.mean if isinstance(value, Weighted) else value.value if isinstance(value, Total) else value
+    return value.mean if isinstance(value, Weighted) else value.value if isinstance(value, (Sum, Total)) else value

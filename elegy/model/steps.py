@@ -33,6 +33,7 @@ from elegy.model.objectives import (
     Notes,
     NotMaskable,
     Scalars,
+    Sum,
     Total,
     Weighted,
     add_values,
@@ -73,8 +74,9 @@ class Carry:
     longer, by a microsecond or more. It is not changed, and not frozen all the same: a frozen one takes longer to make.
 
     - `metrics`: the arrays of the metrics.
-    - `sums`: for each of `names` the sum over samples, and then for each the number of samples, or the sum of their
-      weights. A name that is there several times is that of a sum, of means which count by different weights.
+    - `sums`: for each of `names` the sum over samples, and then for each what it is divided by: the number of samples,
+      or the sum of their weights; 0 if it is to stay a sum. A name that is there several times is that of a sum, of
+      terms that add up in different ways.
     - `so_far`: for each of `names_so_far` a metric that adds up by itself; None if there is none.
     """
 
@@ -87,7 +89,7 @@ class Carry:
     names_so_far: tuple[str, ...]
 
     def logs(self) -> dict[str, float]:
-        """The means, as floats: this waits for the device. `"loss"` comes first, and what it is the sum of last."""
+        """The means and sums, as floats: this waits for the device. `"loss"` comes first, and what it is the sum of last."""
         sums, so_far = jax.device_get((self.sums, self.so_far))
         sums, so_far = sums.tolist(), [] if so_far is None else so_far.tolist()
         pairs = zip(sums[: len(self.names)], sums[len(self.names) :], strict=True)
@@ -98,18 +100,24 @@ class Carry:
         return {name: values[name] for name in sorted(values, key=lambda name: (name != "loss", "loss" in name))}
 
 
-def _summed(size: tp.Any, means: Scalars) -> tuple[tp.Any, tuple[str, ...]]:
-    """The sums of values over samples, and then the weights by which they count; and the name of each."""
+def _summed(size: tp.Any, scalars: Scalars) -> tuple[tp.Any, tuple[str, ...]]:
+    """What `Carry.sums` says of a batch of so many samples, and the name of each value."""
     size = jnp.asarray(size, jnp.result_type(float)).reshape([])
-    named = [(name, term) for name, value in means.items() for term in _terms(value)]
-    values = [scalar_of(term) for _, term in named]
-    counts = [term.weight if isinstance(term, Weighted) else size for _, term in named]
-    sums = _stacked([value * count for value, count in zip(values, counts, strict=True)] + counts)
-    return sums, tuple(name for name, _ in named)
+    named = [(name, term) for name, value in scalars.items() for term in _terms(value)]
+    parts = [_part(term, size) for _, term in named]
+    return _stacked([value for value, _ in parts] + [count for _, count in parts]), tuple(name for name, _ in named)
 
 
 def _terms(value: tp.Any) -> tuple[tp.Any, ...]:
     return value.terms if isinstance(value, Total) else (value,)
+
+
+def _part(term: tp.Any, size: tp.Any) -> tuple[tp.Any, tp.Any]:
+    """What a batch adds to a sum, and to what that is divided by."""
+    if isinstance(term, Sum):
+        return term.value, jnp.zeros_like(size)
+    count = term.weight if isinstance(term, Weighted) else size
+    return scalar_of(term) * count, count
 
 
 def _stacked(scalars: list[tp.Any]) -> tp.Any:

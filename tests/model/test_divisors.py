@@ -63,6 +63,8 @@ def by_hand(model, x, labels, weight):
         "weighted_loss": np.average(values, weights=weight),
         "ignoring_loss": 2 * weighted[first].mean(),
         "both_loss": np.average(values[second], weights=weight[second]),
+        "sum_loss": 0.1 * weighted.sum(),
+        "ignoring_sum_loss": 0.1 * weighted[first].sum(),
         "activity_loss": 0.1 * np.mean(np.float64(x) ** 2),
     }
 
@@ -90,8 +92,9 @@ def test_values_over_batches_are_those_over_all_samples():
     for name, value in wanted.items():
         np.testing.assert_allclose(in_batches[name], value, rtol=1e-6, err_msg=name)
         np.testing.assert_allclose(at_once[name], value, rtol=1e-6, err_msg=name)
-    for logs in (at_once, in_batches):  # sums are averaged by samples, as Keras does it
-        np.testing.assert_allclose(logs["loss"], sum(value for name, value in logs.items() if name != "loss"), 1e-6)
+    for logs in (at_once, in_batches):
+        assert logs.keys() == {"loss", *wanted}
+        np.testing.assert_allclose(logs["loss"], sum(wanted.values()), rtol=1e-6)
     assert model.traces["test"] == 2  # the short last batch was filled up
 
 
