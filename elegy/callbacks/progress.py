@@ -55,6 +55,7 @@ class ProgressBar(EpochLines):
 
     _SECONDS = 0.1
     _width = 0  # of the line that is shown now
+    _epoch: int | None = None  # that runs
 
     def on_epoch_begin(self, epoch: int) -> None:
         super().on_epoch_begin(epoch)
@@ -63,7 +64,7 @@ class ProgressBar(EpochLines):
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         if time.perf_counter() - self._shown >= self._SECONDS:
-            self._show(self._line(self._epoch, _of(batch + 1, self.params["steps"]), logs))
+            self._show(self._of_epoch(_of(batch + 1, self.params["steps"]), logs))
             self._shown = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -72,10 +73,14 @@ class ProgressBar(EpochLines):
 
     def compiling(self) -> None:
         """While a step is traced and compiled, which happens before the first batch of each shape."""
-        self._show(self._line(self._epoch, "compiling", {}))
+        self._show(self._of_epoch("compiling", {}))
 
     def close(self) -> None:
         self._show("")
+        self._epoch = None
+
+    def _of_epoch(self, position: str, logs: Logs) -> str:
+        return position.capitalize() if self._epoch is None else self._line(self._epoch, position, logs)
 
     def _show(self, line: str) -> None:
         if _is_live():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 import typing as tp
@@ -24,6 +25,18 @@ from elegy.errors import CheckpointError
 from elegy.habits import optimizer_for
 from elegy.layout import nodes_in
 from elegy.model import batches, checkpointing, loop
+from elegy.model.arguments import (
+    give_policy,
+    require_apart,
+    require_list,
+    require_optional,
+    require_positive,
+    require_unambiguous,
+    require_unwatched,
+    steps_before,
+    validates_after,
+    validation_of,
+)
 from elegy.model.batches import Feed
 from elegy.model.data import Data, LabelCheck, arguments_of, as_data, gives_batches, split, with_class_weight
 from elegy.model.foreign import as_module
@@ -182,7 +195,7 @@ class Model:
         # Held while a step is given the arrays of the modules, until the modules have the new ones.
         self._turn = threading.RLock()
         if policy is not None:
-            _give_policy(self.module, policy)
+            give_policy(self.module, policy)
         self._constructed = True
 
     def __setattr__(self, name: str, value: tp.Any) -> None:
@@ -426,6 +439,14 @@ class Model:
         source = as_source(x, steps_per_epoch=steps, batch_size=batch_size, single_pass=single_pass)
         return batches.Stream(source, joined, together, transform, epoch=epoch)
 
+    def _validation_feed(
+        self, data: tp.Any, batch_size: int | None, steps: int | None, check: LabelCheck | None
+    ) -> Feed:
+        """Batches to validate on, of a tuple (x, y) or (x, y, sample_weight), or of what gives batches."""
+        parts = (data,) if gives_batches(data) else validation_of(data)
+        x, y, sample_weight = (*parts, None, None)[:3]
+        return self._feed(x, y, sample_weight, batch_size, most=steps, check=check)
+
     def _label_check(self, name: str = "y") -> LabelCheck | None:
         return LabelCheck(name) if have_labels(self._losses, self._metrics) else None
 
@@ -568,9 +589,9 @@ class Model:
 
         **Raises:** `ValueError` or `TypeError` for arguments that do not fit together.
         """
-        _require_list(callbacks)
+        require_list(callbacks)
         shown = progress(verbose)
-        _require_optional(
+        require_optional(
             batch_size=batch_size,
             max_steps=max_steps,
             validate_every=validate_every,
@@ -580,11 +601,11 @@ class Model:
             validation_batch_size=validation_batch_size,
         )
         for name, value in {"accumulate": accumulate, "steps_per_execution": steps_per_execution}.items():
-            _require_positive(name, value)
+            require_positive(name, value)
         epochs = 1 if epochs is None and max_steps is None else epochs
         for name, value in {"epochs": epochs, "initial_epoch": initial_epoch, "sanity_steps": sanity_steps}.items():
             if value is not None:
-                _require_positive(name, value, least=0)
+                require_positive(name, value, least=0)
         if gives_batches(x):
             if validation_split:
                 raise ValueError("validation_split is for arrays: give validation_data=, which may give batches too.")
@@ -596,7 +617,7 @@ class Model:
                 raise ValueError("validation_split and validation_data were both given: give one of them.")
             (x, y, sample_weight), validation = split(self._data(x, y, sample_weight), validation_split)
         if accumulate > 1:
-            _require_apart(self._losses)
+            require_apart(self._losses)
         feed = self._feed(
             x,
             y,
@@ -610,14 +631,11 @@ class Model:
             check=(check := self._label_check()),
         )
         tested: Feed | None = None
-        of_validation: LabelCheck | None = None
+        of_validation = self._label_check("y of the validation data")
         if validation is not None:
-            _require_unambiguous(x, validation)
-            parts = (validation,) if gives_batches(validation) else _validation(validation)
+            require_unambiguous(x, validation)
             size = validation_batch_size or (None if gives_batches(validation) else batch_size)
-            given, targets, weights = (*parts, None, None)[:3]
-            of_validation = self._label_check("y of the validation data")
-            tested = self._feed(given, targets, weights, size, most=validation_steps, check=of_validation)
+            tested = self._validation_feed(validation, size, validation_steps, of_validation)
             if sanity_steps and tested.source is not None and tested.source.one_shot:
                 tested = batches.Stream(GivenTwice(tested.source))
         if validate_every and tested is None:
@@ -627,21 +645,19 @@ class Model:
         callbacks = list(callbacks)
         if fast_dev_run:
             number = 1 if fast_dev_run is True else fast_dev_run
-            _require_positive("fast_dev_run", number)
+            require_positive("fast_dev_run", number)
             feed, tested = feed.first(number), None if tested is None else tested.first(number)
             epochs, initial_epoch, max_steps, validation_freq = 1, 0, None, 1
             callbacks = [callback for callback in callbacks if not callback.writes]
-        validates = _validates(validation_freq)
+        validates = validates_after(validation_freq)
         is_validated = tested is not None and (
             validate_every is not None or epochs is None or any(map(validates, range(initial_epoch, epochs)))
         )
         if not is_validated and tested is not None and max(epochs or 0, initial_epoch) > initial_epoch:
-            _require_unwatched(callbacks, f"validation_freq={validation_freq!r} leaves out each of the {epochs} epochs")
+            require_unwatched(callbacks, f"validation_freq={validation_freq!r} leaves out each of the {epochs} epochs")
         if resume is not None and initial_epoch:
             raise ValueError("resume= and initial_epoch= were both given: a checkpoint says which epoch comes next.")
-        made = _steps_of(initial_epoch, feed.steps, self._steps)
-        if self._steps == 0:
-            self._steps, self._orders = made, initial_epoch
+        begins = loop.Position(initial_epoch, done=steps_before(initial_epoch, feed.steps, self._steps))
         params = {
             "epochs": epochs,
             "initial_epoch": initial_epoch,
@@ -660,21 +676,18 @@ class Model:
         )
         history, before = History(), self.stop_training
         everything = Callbacks([history, *callbacks, *shown], self, params)
-        position: loop.Position | None = None
         try:
             with shortened():
-                if resume is not None:
-                    initialise = functools.partial(self._initialise, feed)
-                    position = checkpointing.resumed(self, resume, feed, everything, initialise)
-                if position is None:
-                    position = loop.Position(initial_epoch, 0, made, self._orders)
-                else:
+                position = self._resumed(resume, feed, everything)
+                if position is not None:
                     params |= {"initial_epoch": position.epoch, "resumes": True}
                 program = loop.training_program(self, feed, everything, plan)
-                self._require_labels(program, feed, check, of_validation)
+                with program.tracing.telling(None if self.run_eagerly else everything.compiling):
+                    self._require_labels(program, feed, check, of_validation)
                 self._history, self.stop_training = history, False
-                self._position, self._about_data = position, functools.partial(checkpointing.about_data, feed)
-                loop.fit(self, feed, tested, everything, plan, position)
+                self._position = self._begun(begins) if position is None else position
+                self._about_data = functools.partial(checkpointing.about_data, feed)
+                loop.fit(self, feed, tested, everything, plan, self._position)
         finally:
             # A callback may have called `fit` in between, or itself be called by a `fit`.
             self._history, self.stop_training = history, before
@@ -751,6 +764,18 @@ class Model:
             if weights_only:
                 self._begin_averages()
 
+    def _resumed(self, directory: Path | None, feed: Feed, callbacks: Callbacks) -> loop.Position | None:
+        """Takes the newest checkpoint. **Returns:** from where to go on, or None if there is no checkpoint."""
+        if directory is None:
+            return None
+        return checkpointing.resumed(self, directory, feed, callbacks, functools.partial(self._initialise, feed))
+
+    def _begun(self, position: loop.Position) -> loop.Position:
+        """Where a training without a checkpoint begins. A new model counts the steps and orders of epochs before."""
+        if self._steps == 0:
+            self._steps, self._orders = position.done, position.epoch
+        return dataclasses.replace(position, order=self._orders)
+
     def _initialise(self, feed: Feed) -> None:
         """Creates parameters, and the state of the optimiser."""
         self._program("train", feed.part, feed.is_many).prepare(feed.example())
@@ -802,11 +827,11 @@ class Model:
 
     def test_on_batch(self, x: Arrays, y: Arrays | None = None, sample_weight: tp.Any = None) -> dict[str, float]:
         """The losses and metrics of one batch: `evaluate` of all of it at once."""
-        return self.evaluate(x, y, _size(x), sample_weight)
+        return self.evaluate(x, y, max(as_data(x).size, 1), sample_weight)
 
     def predict_on_batch(self, x: Arrays) -> tp.Any:
         """The outputs of the module for one batch: `predict` of all of it at once."""
-        return self.predict(x, _size(x))
+        return self.predict(x, max(as_data(x).size, 1))
 
     def evaluate(
         self,
@@ -828,8 +853,8 @@ class Model:
         **Returns:** a float for each name: means over samples, and sums of losses with `reduction="sum"`; the values of
         a `Metric` are its own. Without any loss there is no `"loss"`.
         """
-        _require_optional(batch_size=batch_size, steps=steps)
-        _require_list(callbacks)
+        require_optional(batch_size=batch_size, steps=steps)
+        require_list(callbacks)
         check = self._label_check()
         feed = self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=True, check=check)
         params = {"batch_size": batch_size or 32, "samples": feed.samples, "steps": feed.steps}
@@ -852,7 +877,7 @@ class Model:
         **Returns:** what the module returns, in NumPy arrays for all samples. Several threads may predict at once.
         Where the module draws random numbers, they are the same in each call.
         """
-        _require_optional(batch_size=batch_size, steps=steps)
+        require_optional(batch_size=batch_size, steps=steps)
         if gives_batches(x):
             feed = self._feed(x, None, None, batch_size, most=steps, single_pass=True)
         else:
@@ -951,8 +976,8 @@ class Model:
         model = elegy.Model(model.module, loss=elegy.losses.MeanSquaredError(), optimizer=optax.sgd(found.suggestion))
         ```
         """
-        _require_optional(batch_size=batch_size)
-        _require_positive("steps", steps, least=2)
+        require_optional(batch_size=batch_size)
+        require_positive("steps", steps, least=2)
         feed = self._feed(x, y, sample_weight, batch_size)
         with shortened():
             return find_rates(self, feed, optimizer, float(start), float(end), steps)
@@ -1036,109 +1061,3 @@ class Model:
         data = as_data(x, y, sample_weight)
         require_targets(self._losses, self._metrics, x, y)
         return data
-
-
-def _give_policy(module: Module, policy: DtypePolicy) -> None:
-    if module.dtype_policy not in (None, policy):
-        raise ValueError(
-            f"policy={policy!r} was given, and the module has another one: {module.dtype_policy!r}.\n"
-            "  Give one of them; module.dtype_policy = None takes that of the module away."
-        )
-    module.dtype_policy = policy
-
-
-def _steps_of(epochs: int, steps: int | None, so_far: int) -> int:
-    """How many steps the epochs had that were made before.
-
-    **Arguments:**
-
-    - `steps`: how many an epoch has; None if that is not known.
-    - `so_far`: how many the model has made.
-    """
-    if steps is not None or epochs == 0:
-        return epochs * (steps or 0)
-    if so_far == 0:
-        raise ValueError(
-            f"initial_epoch={epochs} of a model that has made no steps, and nobody knows how many batches an epoch of "
-            "these data has: so it is not known how many steps were made before, from which random numbers derive.\n"
-            "  Go on from a checkpoint, resume=directory; or say it, steps_per_epoch=."
-        )
-    return so_far
-
-
-def _validates(validation_freq: tp.Any) -> Callable[[int], bool]:
-    """Whether there is a validation after an epoch, counted from 0."""
-    if isinstance(validation_freq, (list, tuple, set, frozenset, range)):
-        epochs = list(validation_freq)
-        for epoch in epochs:
-            _require_positive("an epoch of validation_freq", epoch)
-        return lambda epoch: epoch + 1 in epochs
-    _require_positive("validation_freq", validation_freq)
-    return lambda epoch: (epoch + 1) % validation_freq == 0
-
-
-def _require_apart(losses: Losses) -> None:
-    """Refuses losses of which that of a batch is not made up of those of its parts."""
-    for name, loss in losses.named().items():
-        if getattr(loss, "across_samples", False):
-            how = (
-                " With axis=, the axes of one sample, each sample has a value of its own."
-                if hasattr(loss, "axis")
-                else ""
-            )
-            raise ValueError(
-                f"accumulate= goes through a batch in parts, and {name} looks at the samples of a batch together: in a "
-                "part there are not those of the others.\n"
-                f"  Train on whole batches, without accumulate.{how}"
-            )
-
-
-def _require_unwatched(callbacks: Iterable[Callback], why: str) -> None:
-    """Refuses callbacks that watch a value of validation data where there will be none."""
-    for callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor.startswith("val_"):
-            raise ValueError(f"{type(callback).__name__} watches {monitor!r}, and {why}.")
-
-
-def _size(x: tp.Any) -> int:
-    return max(as_data(x).size, 1)
-
-
-def _require_positive(name: str, value: tp.Any, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        kind = "a positive integer" if least else "an integer that is not negative"
-        kind = f"an integer of at least {least}" if least > 1 else kind
-        raise ValueError(f"{name} must be {kind}, got {value!r}.")
-
-
-def _require_optional(**values: tp.Any) -> None:
-    for name, value in values.items():
-        if value is not None:
-            _require_positive(name, value)
-
-
-def _require_list(callbacks: tp.Any) -> None:
-    if isinstance(callbacks, Callback):
-        raise TypeError("callbacks is a list of callbacks, got one: callbacks=[callback].")
-
-
-def _require_unambiguous(x: tp.Any, validation: tp.Any) -> None:
-    """Refuses a list of two tuples that are batches by their form, where batches have several inputs."""
-    is_pair = isinstance(validation, list) and len(validation) == 2 and isinstance(x, tuple) and len(x) > 1
-    of_arrays = lambda item: isinstance(item, tuple) and all(hasattr(part, "__array__") for part in item)  # noqa: E731
-    if is_pair and all(map(of_arrays, validation)):
-        raise ValueError(
-            "validation_data is a list of two tuples of arrays, and so two batches (x, y) with one input each, while x "
-            f"of fit is a tuple of {len(x)} inputs.\n"
-            "  If the inputs and the targets are meant, write a tuple: validation_data=((x1, x2), (y1, y2)). If two "
-            "batches are meant, each has all inputs: [((x1, x2), y), ((x1, x2), y)]."
-        )
-
-
-def _validation(data: tp.Any) -> tuple[tp.Any, ...]:
-    if not isinstance(data, (tuple, list)) or not 1 <= len(data) <= 3:
-        raise ValueError(
-            "validation_data must be a tuple (x, y) or (x, y, sample_weight), or give batches, as x of fit may."
-        )
-    return tuple(data)

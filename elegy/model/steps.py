@@ -89,7 +89,7 @@ class Carry:
     names_so_far: tuple[str, ...]
 
     def logs(self) -> dict[str, float]:
-        """The means and sums, as floats: this waits for the device. `"loss"` comes first, and what it is the sum of last."""
+        """The means and sums, as floats: this waits for the device. `"loss"` comes first, and its parts last."""
         sums, so_far = jax.device_get((self.sums, self.so_far))
         sums, so_far = sums.tolist(), [] if so_far is None else so_far.tolist()
         pairs = zip(sums[: len(self.names)], sums[len(self.names) :], strict=True)

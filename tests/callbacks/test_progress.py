@@ -4,8 +4,10 @@ import io
 import sys
 import types
 
+import numpy as np
 import pytest
 
+import elegy
 from elegy.callbacks import progress
 
 
@@ -97,3 +99,19 @@ def test_what_is_not_known_is_not_shown(fitted, monkeypatch, kind):
         assert "Epoch 1  2/3  loss: " in output.getvalue()
     else:
         assert "\r" not in text and "\x1b" not in text
+
+
+def test_the_compilation_before_the_first_epoch_is_told(monkeypatch):
+    """Which labels there may be is found out before it."""
+    output = Terminal()
+    monkeypatch.setattr(sys, "stdout", output)
+    loss = elegy.losses.SparseCategoricalCrossentropy(from_logits=True)
+    x, y = np.ones([8, 2], np.float32), np.zeros(8, np.int32)
+    bar = elegy.callbacks.ProgressBar()
+    for _ in range(2):
+        elegy.Model(elegy.nn.Linear(3), loss).fit(x, y, epochs=2, callbacks=[bar], verbose=0)
+        shown = [part for line in output.getvalue().split("\n") for part in line.split("\r\x1b[K") if part]
+        assert shown[:2] == ["Compiling", "Epoch 1/2  compiling"]
+        assert [line for line in shown if line.startswith("Epoch 2/2")] == [shown[-1]]
+        output.truncate(0)
+        output.seek(0)
