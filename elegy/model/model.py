@@ -36,6 +36,7 @@ from elegy.model.arguments import (
     steps_before,
     validates_after,
     validation_of,
+    within,
 )
 from elegy.model.batches import Feed
 from elegy.model.data import Data, LabelCheck, arguments_of, as_data, gives_batches, split, with_class_weight
@@ -433,8 +434,6 @@ class Model:
             raise ValueError(
                 "x gives batches, and y or sample_weight was given besides: a batch is (x, y) or (x, y, sample_weight)."
             )
-        if single_pass and most is not None and isinstance(x, list):
-            most = min(most, len(x))  # as of arrays, no sample twice
         steps = None if most is None else most * joined
         source = as_source(x, steps_per_epoch=steps, batch_size=batch_size, single_pass=single_pass)
         return batches.Stream(source, joined, together, transform, epoch=epoch)
@@ -445,7 +444,7 @@ class Model:
         """Batches to validate on, of a tuple (x, y) or (x, y, sample_weight), or of what gives batches."""
         parts = (data,) if gives_batches(data) else validation_of(data)
         x, y, sample_weight = (*parts, None, None)[:3]
-        return self._feed(x, y, sample_weight, batch_size, most=steps, check=check)
+        return self._feed(x, y, sample_weight, batch_size, most=within(steps, x), check=check)
 
     def _label_check(self, name: str = "y") -> LabelCheck | None:
         return LabelCheck(name) if have_labels(self._losses, self._metrics) else None
@@ -856,7 +855,7 @@ class Model:
         require_optional(batch_size=batch_size, steps=steps)
         require_list(callbacks)
         check = self._label_check()
-        feed = self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=True, check=check)
+        feed = self._feed(x, y, sample_weight, batch_size, most=within(steps, x), single_pass=True, check=check)
         params = {"batch_size": batch_size or 32, "samples": feed.samples, "steps": feed.steps}
         line = PassLine("Evaluate", feed.steps, verbose)
         everything = Callbacks([*callbacks, *line.callbacks()], self, params)
@@ -879,7 +878,7 @@ class Model:
         """
         require_optional(batch_size=batch_size, steps=steps)
         if gives_batches(x):
-            feed = self._feed(x, None, None, batch_size, most=steps, single_pass=True)
+            feed = self._feed(x, None, None, batch_size, most=within(steps, x), single_pass=True)
         else:
             feed = batches.Arrays(as_data(x), batch_size or 32, most=steps)
         line = PassLine("Predict", feed.steps, verbose)

@@ -138,3 +138,6 @@ def test_more_steps_than_a_list_has_batches():
     assert model.predict([(X,), (X,)], steps=5).shape == (12, 3)
     assert model.predict(X, batch_size=2, steps=5).shape == (6, 3)
     assert model.evaluate([(X, GOOD)], steps=3) == model.evaluate(X, GOOD)
+    batches = [(X[:2], GOOD[:2]), (X[2:], GOOD[2:])]
+    history = model.fit(X, GOOD, validation_data=batches, validation_steps=3, verbose=0).history
+    assert history["val_loss"] == [model.evaluate(batches)["loss"]]
