@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree, Shaped
 
 from elegy.data import Source
@@ -274,7 +275,7 @@ class LabelCheck:
     def _require(self, data: Data, labels: Sequence[Labels]) -> None:
         for owner, on, taken in labels:
             found: tp.Any = functools.reduce(lambda tree, key: tree[key], on, tp.cast(tp.Any, data.y))
-            if isinstance(found, jax.Array) and not found.is_fully_addressable:
+            if isinstance(found, jax.Array) and (isinstance(found, Tracer) or not found.is_fully_addressable):
                 continue
             if data.sample_weight is None or taken.counts_all:
                 _require_classes(owner, self._name + "".join(f"[{key!r}]" for key in on), np.asarray(found), taken)

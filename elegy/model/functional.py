@@ -14,6 +14,7 @@ from elegy.draws import rng_context
 from elegy.errors import StructureError
 from elegy.layout import nodes_in
 from elegy.leaves import is_node
+from elegy.model.batches import Arrays
 from elegy.model.data import Data, as_data
 from elegy.model.objectives import require_targets, scalar_of
 from elegy.model.steps import made, outputs_of, put_evaluation_parameters, stream_of
@@ -99,8 +100,11 @@ class Functional:
         """
         data = as_data(x, y, sample_weight)
         require_targets(self._model._losses, self._model._metrics, x, y)
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), data)
-        self._model._program("train").prepare(shapes)
+        feed, program = Arrays(data, max(data.size, 1)), self._model._program("train")
+        program.prepare(feed.example())
+        if (check := self._model._label_check()) is not None:
+            check(data)
+            self._model._require_labels(program, feed, check)
         self._model._adapt()
         return self.read()
 

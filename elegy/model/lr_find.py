@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elegy.model.batches import Arrays, Feed
-from elegy.model.data import Data
+from elegy.model.data import Data, LabelCheck
 from elegy.model.functional import Functional
 from elegy.model.optimizer import Optimizer
 from elegy.random import RNG
@@ -68,7 +68,9 @@ class LearningRates:
         return figure
 
 
-def find_rates(model: Model, feed: Feed, optimizer: tp.Any, start: float, end: float, steps: int) -> LearningRates:
+def find_rates(
+    model: Model, feed: Feed, check: LabelCheck | None, optimizer: tp.Any, start: float, end: float, steps: int
+) -> LearningRates:
     """Trains at rising rates, and leaves everything as it was."""
     if not 0 < start < end < math.inf:
         raise ValueError(f"lr_find: start and end must be positive, and end the larger one; got {start!r} and {end!r}.")
@@ -76,6 +78,7 @@ def find_rates(model: Model, feed: Feed, optimizer: tp.Any, start: float, end: f
     trial = _trial(model, _made(optimizer, start, end, steps, model.optimizer.where))
     losses: list[float] = []
     with contextlib.suppress(_Undone), transaction():
+        trial._require_labels(trial._program("train"), feed, check)
         losses.extend(_losses(trial.functional(), _endless(model, feed), steps))
         raise _Undone
     rates, found = rates[: len(losses)], np.asarray(losses, np.float64)

@@ -977,9 +977,10 @@ class Model:
         """
         require_optional(batch_size=batch_size)
         require_positive("steps", steps, least=2)
-        feed = self._feed(x, y, sample_weight, batch_size)
+        check = self._label_check()
+        feed = self._feed(x, y, sample_weight, batch_size, check=check)
         with shortened():
-            return find_rates(self, feed, optimizer, float(start), float(end), steps)
+            return find_rates(self, feed, check, optimizer, float(start), float(end), steps)
 
     def reset(self) -> None:
         """Goes back to what the model was when it was constructed: parameters that first runs created are gone, and

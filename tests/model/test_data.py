@@ -40,6 +40,9 @@ def test_labels_out_of_range_are_refused_in_each_way_that_data_come():
         lambda: model.train_on_batch(X, FROM_ONE),
         lambda: model.evaluate(X, FROM_ONE),
         lambda: model.evaluate([(X, FROM_ONE)]),
+        lambda: model.lr_find(X, FROM_ONE, optimizer=optax.sgd),
+        lambda: model.lr_find([(X, FROM_ONE)], optimizer=optax.sgd),
+        lambda: model.functional().init(X, FROM_ONE),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(MESSAGE)}"):
             run()
@@ -48,6 +51,7 @@ def test_labels_out_of_range_are_refused_in_each_way_that_data_come():
     before = np.asarray(model.module.w)
     with pytest.raises(ValueError, match=r"1 of 6 labels is out of range, .* y\[5\] = 7.\n.*predict 8 classes"):
         model.fit([(X, GOOD), (X, np.array([0, 1, 2, 0, 1, 7]))], verbose=0)
+    jax.eval_shape(model.functional().init, X, FROM_ONE)  # these are not there to be looked at
     assert model.steps == 1 and np.isfinite(model.module.w).all() and (np.asarray(model.module.w) != before).any()
 
 
