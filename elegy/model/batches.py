@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from elegy.data import Source
 from elegy.model.data import Data
-from elegy.model.steps import Batch
+from elegy.model.program import Batch
 
 Order = Int[np.ndarray, "samples"] | None
 # At which step the batches that go together after so many steps have to end, at the latest; None: anywhere.

@@ -16,8 +16,8 @@ from elegy.errors import CheckpointError, CheckpointWarning
 from elegy.frames import warn
 from elegy.layout import nodes_in
 from elegy.model.batches import Feed
+from elegy.model.carry import Carry
 from elegy.model.loop import Position
-from elegy.model.steps import Carry
 
 if tp.TYPE_CHECKING:
     from elegy.model.model import Model

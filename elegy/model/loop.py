@@ -17,7 +17,8 @@ from elegy.callbacks.progress import PassLine
 from elegy.errors import CheckpointError
 from elegy.hooks import numbered
 from elegy.model.batches import Feed
-from elegy.model.steps import Carry, Program
+from elegy.model.carry import Carry
+from elegy.model.program import Program
 from elegy.transaction import structure
 
 if tp.TYPE_CHECKING:

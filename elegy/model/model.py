@@ -46,7 +46,8 @@ from elegy.model.gradients import differentiated, value_fn, valued
 from elegy.model.lr_find import LearningRates, find_rates
 from elegy.model.objectives import Losses, Metrics, accepted, have_labels, require_targets
 from elegy.model.optimizer import Optimizer, require_fixed, trainable_parameters
-from elegy.model.steps import Program, running, running_or_none
+from elegy.model.program import Program
+from elegy.model.steps import running, running_or_none
 from elegy.module import Module
 from elegy.random import RNG
 from elegy.rendering import totals

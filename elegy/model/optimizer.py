@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
 from elegy import tracing
-from elegy.devices import is_placed, place_of
 from elegy.errors import ParameterError
 from elegy.frames import path_of
 from elegy.layout import nodes_in
 from elegy.leaves import is_node
+from elegy.model import optimizer_states as states
 from elegy.module import Module
 from elegy.parameters import collect
 from elegy.selections import Selection, differences, names_of, parts_of_leaves, select_trainable
@@ -116,15 +115,15 @@ class Optimizer(Module):
         with _default_promotion():
             init = self.transformation.init
             begun = _initial_state.get()
-            create = lambda: _placed(init(parameters), parameters) if begun is None else begun  # noqa: E731
-            whole = _placed(self.add_parameter("state", initializer=create, trainable=False), parameters)
+            create = lambda: states.placed(init(parameters), parameters) if begun is None else begun  # noqa: E731
+            whole = states.placed(self.add_parameter("state", initializer=create, trainable=False), parameters)
             if begun is not None:  # there is no step to make, for which `extra` might be needed
                 return given
-            state = _select(whole, jax.eval_shape(init, parameters))
+            state = states.select(whole, jax.eval_shape(init, parameters))
             updates, state = self.transformation.update(gradients, state, parameters, **extra)
             if misfits and _misfits(updates, parameters):
                 raise _wrong_shapes(misfits)
-            self.update_parameter("state", _merge(whole, state))
+            self.update_parameter("state", states.merge(whole, state))
             return _with_values(given, optax.apply_updates(parameters, updates))
 
     def update(self, modules: tp.Any, gradients: Parameters, **extra: tp.Any) -> None:
@@ -200,12 +199,12 @@ class Optimizer(Module):
         ```
         """
         parameters = trainable_parameters(modules)
-        values = _by_path(parameters)
+        values = states.by_path(parameters)
         found: dict[tp.Any, tp.Any] = {}
         for state in self._schedule_free:
             pairs = {
                 path: (values[path], leaf)
-                for path, leaf in _by_path(state.z).items()
+                for path, leaf in states.by_path(state.z).items()
                 if path in values and values[path].shape == leaf.shape
             }
             if twice := found.keys() & pairs.keys():
@@ -222,18 +221,18 @@ class Optimizer(Module):
     @property
     def _schedule_free(self) -> list[tp.Any]:
         """The states of schedule-free transformations within the state."""
-        return _schedule_free_states(self.state) if self.initialized else []
+        return states.schedule_free_states(self.state) if self.initialized else []
 
     def _is_of(self, module: Module) -> bool:
         """Whether all that schedule-free transformations update are parameters of a module."""
-        shapes = {path: leaf.shape for path, leaf in _by_path(module.get_parameters()).items()}
-        updated = [pair for state in self._schedule_free for pair in _by_path(state.z).items()]
+        shapes = {path: leaf.shape for path, leaf in states.by_path(module.get_parameters()).items()}
+        updated = [pair for state in self._schedule_free for pair in states.by_path(state.z).items()]
         return all(shapes.get(path) == leaf.shape for path, leaf in updated)
 
     def _moving(self) -> dict[str, tp.Any]:
         """What the evaluation parameters depend on besides the parameters themselves, by path. It belongs to the
         parameters that a module has now."""
-        leaves = [pair for state in self._schedule_free for pair in _by_path(state.z).items()]
+        leaves = [pair for state in self._schedule_free for pair in states.by_path(state.z).items()]
         return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
     def _move(self, values: dict[str, tp.Any]) -> None:
@@ -242,12 +241,12 @@ class Optimizer(Module):
             return
 
         def moved(state: tp.Any) -> tp.Any:
-            if not _is_schedule_free(state):
+            if not states.is_schedule_free(state):
                 return state
-            leaf = lambda path, old: _moved(old, values.get(jax.tree_util.keystr(path)))  # noqa: E731
+            leaf = lambda path, old: states.moved(old, values.get(jax.tree_util.keystr(path)))  # noqa: E731
             return state._replace(z=jax.tree_util.tree_map_with_path(leaf, state.z))
 
-        self.set_parameters({"state": jax.tree.map(moved, self.state, is_leaf=_is_schedule_free)})
+        self.set_parameters({"state": jax.tree.map(moved, self.state, is_leaf=states.is_schedule_free)})
 
     @property
     def learning_rate(self) -> tp.Any:
@@ -272,17 +271,17 @@ class Optimizer(Module):
         assert jnp.allclose(optimizer.learning_rate, 5e-4)
         ```
         """
-        found = _learning_rates(self.state) if self.initialized else {}
+        found = states.learning_rates(self.state) if self.initialized else {}
         return next(iter(found.values())) if len(found) == 1 else None
 
     @learning_rate.setter
     def learning_rate(self, value: tp.Any) -> None:
         state = self.state if self.initialized else None
-        found = _learning_rates(state)
-        if len(found) != 1 or _is_scheduled(state):
-            raise ParameterError(_no_learning_rate(state))
+        found = states.learning_rates(state)
+        if len(found) != 1 or states.is_scheduled(state):
+            raise ParameterError(states.no_learning_rate(state))
         ((place, old),) = found.items()
-        new = _like(old, value)
+        new = states.scalar_like(old, value)
         change = lambda path, leaf: new if path == place else leaf  # noqa: E731
         self.set_parameters({"state": jax.tree_util.tree_map_with_path(change, state)})
 
@@ -328,17 +327,17 @@ class Optimizer(Module):
         old = self.state if self.initialized else None
         if old is not None:
             with _default_promotion():
-                if not _missing(old, jax.eval_shape(self.transformation.init, parameters)):
+                if not states.missing(old, jax.eval_shape(self.transformation.init, parameters)):
                     return
         with transaction():
             self.reset()
             state = self._begin(parameters, parameters, {})
-            self.set_parameters({"state": state if old is None else _merge(state, old)})
+            self.set_parameters({"state": state if old is None else states.merge(state, old)})
 
     def _begin(self, gradients: Parameters, parameters: Parameters, extra: dict[str, tp.Any]) -> tp.Any:
         """Creates the state from parameters that have values and places; an init pass alone knows their shapes."""
         with _default_promotion():
-            state = _placed(self.transformation.init(parameters), parameters)
+            state = states.placed(self.transformation.init(parameters), parameters)
         token = _initial_state.set(state)
         try:
             self.init(gradients, parameters, **extra)
@@ -516,128 +515,3 @@ def _wrong_shapes(misfits: list[str]) -> ParameterError:
         "the gradients have other shapes than the parameters:\n" + "\n".join(misfits) + "\n"
         "  Take the gradients of one number, such as the mean over the samples, with respect to these parameters."
     )
-
-
-def _placed(state: tp.Any, parameters: Parameters) -> tp.Any:
-    """`state` on the devices of the parameters: what is like a parameter is sharded as that is, the rest is whole.
-
-    Some of it comes from nowhere in particular, as a counter does, and would be somewhere after the first step: so a
-    compiled step would be traced for a second time.
-    """
-    if all(is_placed(leaf) for leaf in jax.tree.leaves(state)):
-        return state
-    of_path = {path: leaf for path, leaf in _by_path(parameters).items() if is_placed(leaf)}
-    if not of_path:
-        return state
-    place = place_of(of_path.values())
-
-    def leaf(path: tp.Any, value: tp.Any) -> tp.Any:
-        if not isinstance(value, jax.Array) or isinstance(value, Tracer) or value.committed:
-            return value
-        ends = [path[start:] for start in range(len(path) + 1)]
-        like = next((of_path[end] for end in ends if end in of_path and of_path[end].shape == value.shape), None)
-        sharding = place if like is None else like.sharding
-        return value if sharding is None else jax.device_put(value, sharding)
-
-    return jax.tree_util.tree_map_with_path(leaf, state)
-
-
-# The state of any transformation names the parameters in its paths: `[0].mu['linear']['w']`. So the part that belongs
-# to some of the parameters is found by path, whatever the transformation is.
-
-
-def _by_path(state: tp.Any) -> dict[tp.Any, tp.Any]:
-    return dict(jax.tree_util.tree_flatten_with_path(state)[0])
-
-
-def _learning_rates(state: tp.Any) -> dict[tp.Any, tp.Any]:
-    """What `optax.inject_hyperparams` keeps under this name, by path: not a parameter that has the name too."""
-    return {path: leaf for path, leaf in _by_path(state).items() if path[-2:] == _under("hyperparams")}
-
-
-def _is_scheduled(state: tp.Any) -> bool:
-    """Whether each update computes a learning rate anew, so that one that is set would be lost."""
-    pairs = (path[i : i + 2] for path in _by_path(state) for i in range(len(path)))
-    return _under("hyperparams_states") in pairs
-
-
-def _is_schedule_free(state: tp.Any) -> bool:
-    return isinstance(state, optax.contrib.ScheduleFreeState)
-
-
-def _schedule_free_states(state: tp.Any) -> list[tp.Any]:
-    return [node for node in jax.tree.leaves(state, is_leaf=_is_schedule_free) if _is_schedule_free(node)]
-
-
-def _moved(old: tp.Any, new: tp.Any) -> tp.Any:
-    return old if new is None or new.shape != old.shape else jnp.array(new, old.dtype)
-
-
-def _under(field: str) -> tuple[tp.Any, tp.Any]:
-    return jax.tree_util.GetAttrKey(field), jax.tree_util.DictKey("learning_rate")
-
-
-def _like(old: tp.Any, value: tp.Any) -> tp.Any:
-    """A scalar with the dtype and the place of another."""
-    new = jnp.asarray(value, dtype=old.dtype)
-    if new.shape != old.shape:
-        raise ValueError(f"the learning rate of an optimiser is a scalar, got shape {new.shape}.")
-    if isinstance(old, Tracer) or isinstance(new, Tracer) or not old.committed:
-        return new
-    return jax.device_put(new, old.sharding)
-
-
-def _no_learning_rate(state: tp.Any) -> str:
-    many = len(_learning_rates(state))
-    if state is None:
-        return (
-            "the learning rate of an optimiser cannot be set before it has a state, which the first update creates.\n"
-            "  Give it to the transformation, or call optimizer.adapt(module) before."
-        )
-    if _is_scheduled(state):
-        return (
-            "the learning rate follows a schedule, which gives each update its own: one that is set would be lost.\n"
-            "  Give the transformation a number: optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)."
-        )
-    if many > 1:
-        return (
-            f"there are {many} learning rates in the state of this optimiser, and one was given.\n"
-            "  Change its parameter `state`, by get_parameters and set_parameters."
-        )
-    return (
-        "this optimiser keeps no learning rate in its state: it is a constant of the compiled step.\n"
-        "  Write optax.inject_hyperparams(optax.adam)(learning_rate=1e-3) instead of optax.adam(1e-3)."
-    )
-
-
-def _missing(state: tp.Any, wanted: tp.Any) -> list[str]:
-    """The paths of `wanted` for which `state` has no array of that shape."""
-    have = _by_path(state)
-    return [
-        jax.tree_util.keystr(path)
-        for path, leaf in _by_path(wanted).items()
-        if path not in have or have[path].shape != leaf.shape
-    ]
-
-
-def _select(state: tp.Any, wanted: tp.Any) -> tp.Any:
-    """The part of `state` that has the structure of `wanted`."""
-    missing = _missing(state, wanted)
-    if missing:
-        raise ParameterError(
-            f"the optimiser has no state for some of the parameters: {', '.join(missing)}.\n"
-            "  They were frozen, or not there, when it updated for the first time.\n"
-            "  Call optimizer.adapt(modules), outside of transforms, when they have become trainable."
-        )
-    have = _by_path(state)
-    return jax.tree_util.tree_map_with_path(lambda path, _: have[path], wanted)
-
-
-def _merge(state: tp.Any, part: tp.Any) -> tp.Any:
-    """`state` with the leaves that `part` has, as far as their shapes agree."""
-    new = _by_path(part)
-
-    def leaf(path: tp.Any, old: tp.Any) -> tp.Any:
-        return new[path] if path in new and new[path].shape == old.shape else old
-
-    return jax.tree_util.tree_map_with_path(leaf, state)

@@ -5,7 +5,7 @@ import pytest
 import elegy
 from elegy import habits
 from elegy.callbacks import Callback, History, LambdaCallback, ProgressBar
-from elegy.model import steps
+from elegy.model.carry import Carry
 
 HOOKS = [
     "on_train_begin",
@@ -82,8 +82,8 @@ def test_what_is_no_list_of_callbacks(fitted, unchecked, callbacks, message):
 
 def test_a_hook_that_does_not_look_costs_no_read(fitted, monkeypatch):
     reads = []
-    read = steps.Carry.logs
-    monkeypatch.setattr(steps.Carry, "logs", lambda totals: reads.append(totals) or read(totals))
+    read = Carry.logs
+    monkeypatch.setattr(Carry, "logs", lambda totals: reads.append(totals) or read(totals))
     fitted(LambdaCallback(on_test_batch_end=lambda batch, logs: None), epochs=1)
     assert len(reads) == 2  # at the end of the epoch, and of the validation
 

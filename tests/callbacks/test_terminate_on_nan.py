@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elegy.callbacks import Callback, TerminateOnNaN
-from elegy.model import steps
+from elegy.model.carry import Carry
 
 
 class Spoil(Callback):
@@ -55,8 +55,8 @@ def test_training_that_goes_well(fitted):
 
 def test_how_often_it_waits_for_the_device(fitted, monkeypatch):
     reads = []
-    read = steps.Carry.logs
-    monkeypatch.setattr(steps.Carry, "logs", lambda totals: reads.append(totals) or read(totals))
+    read = Carry.logs
+    monkeypatch.setattr(Carry, "logs", lambda totals: reads.append(totals) or read(totals))
     fitted(TerminateOnNaN(every=2), epochs=2, validation=False)
     assert len(reads) == 4  # in each epoch of three batches after the second, and at the end
 
