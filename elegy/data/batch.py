@@ -46,8 +46,11 @@ def as_batch(value: tp.Any) -> Batch:
         raise ValueError(f"x holds no array: a batch is {FORMS}, where x is an array, or a tuple or dict of arrays.")
     sizes = {length for _, length in lengths}
     if len(sizes) > 1:
-        shown = ", ".join(f"{show_path(path)} has {length}" for path, length in lengths)
-        raise ValueError(f"the arrays differ in length: {shown} samples.")
+        shown = [f"{show_path(path)} has {length}" for path, length in lengths]
+        if len(shown) > 8:  # as many as a list of samples has that should be one array
+            other = next(number for number, (_, length) in enumerate(lengths) if length != lengths[0][1])
+            shown = [f"of {len(shown)}, {shown[0]}", shown[other]]
+        raise ValueError(f"the arrays differ in length: {', '.join(shown)} samples.")
     if sizes == {0}:
         raise ValueError("there are no samples: the arrays are empty.")
     return Batch(*found, *[None] * (3 - len(found)))
@@ -68,7 +71,10 @@ def _convert(value: tp.Any, path: Path, lengths: list[tuple[Path, int]]) -> tp.A
     if nest is None:
         array = as_array(value, path)
         if not array.shape:
-            raise ValueError(f"{show_path(path)} is a scalar: its first axis must be that of the samples.")
+            raise ValueError(
+                f"{show_path(path)} is a scalar: its first axis must be that of the samples. Are these samples, one by "
+                "one? Then make batches of them."
+            )
         lengths.append((path, array.shape[0]))
         return array
     keys, values, build = nest
@@ -119,8 +125,23 @@ def as_array(value: tp.Any, path: Path) -> tp.Any:
     array = value if type(value) is np.ndarray else _as_numpy(value, path)
     wanted = _dtype(array.dtype, bool(jax.config.jax_enable_x64))  # pyright: ignore[reportAttributeAccessIssue]
     if wanted is None:
-        raise TypeError(f"{show_path(path)} has dtype {array.dtype}, with which JAX cannot compute.")
-    return array if array.dtype == wanted else array.astype(wanted)
+        hint = "\n  If it holds numbers, write .astype(np.float32)." if array.dtype.kind == "O" else ""
+        raise TypeError(f"{show_path(path)} has dtype {array.dtype}, with which JAX cannot compute.{hint}")
+    if array.dtype == wanted:
+        return array
+    if wanted.kind in "iu" and array.size:
+        _require_range(array, wanted, path)
+    return array.astype(wanted)
+
+
+def _require_range(array: np.ndarray, wanted: np.dtype, path: Path) -> None:
+    """Refuses integers that others would be made of."""
+    least, most, limits = array.min(), array.max(), np.iinfo(wanted)
+    if least < limits.min or most > limits.max:
+        raise ValueError(
+            f"{show_path(path)} has integers from {least} to {most}, which do not fit into {wanted}, as JAX makes of "
+            f"{array.dtype}.\n  Number them anew, or compute with 64 bits: jax.config.update('jax_enable_x64', True)."
+        )
 
 
 @functools.lru_cache(maxsize=256)
@@ -128,6 +149,9 @@ def _dtype(dtype: np.dtype, x64: bool) -> np.dtype | None:
     """What JAX makes of a dtype; None where it cannot compute with it. `x64` is in the key of the cache."""
     if dtype.kind in "OSUTMm" or dtype.names is not None:
         return None
+    dtype = dtype.newbyteorder("=")
+    if dtype.kind in "fc" and dtype.itemsize > (8 if dtype.kind == "f" else 16):
+        return None  # np.longdouble
     try:
         return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
     except TypeError:
@@ -143,6 +167,8 @@ def _as_numpy(value: tp.Any, path: Path) -> np.ndarray:
             raise ValueError(f"{where} is a list, and no array of one shape: {error}") from error
     if getattr(value, "requires_grad", False):
         value = value.detach()  # a tensor of PyTorch refuses __array__ otherwise
+    for method in ("resolve_conj", "resolve_neg"):  # DLPack would leave out what a view of PyTorch has still to do
+        value = getattr(value, method)() if hasattr(value, method) else value
     reason: Exception | None = None
     if hasattr(value, "__array__"):
         try:
@@ -152,6 +178,7 @@ def _as_numpy(value: tp.Any, path: Path) -> np.ndarray:
     if hasattr(value, "__dlpack__"):
         try:
             # NumPy's from_dlpack does not know bfloat16. What it gives lies in memory of the source.
+            value = value.contiguous() if hasattr(value, "contiguous") else value
             return np.array(jax.dlpack.from_dlpack(value))
         except Exception as error:
             reason = reason or error

@@ -405,8 +405,17 @@ class _Stream(_Converted):
 
     def _open(self, number: int) -> Iterator[tp.Any]:
         """An iterator over pass `number` of the data, which is told that number where it wants to know."""
-        for owner in (self._data, getattr(self._data, "sampler", None)):
-            if callable(set_epoch := getattr(owner, "set_epoch", None)):
+        of_batches = getattr(self._data, "batch_sampler", None)
+        told: list[tp.Any] = []
+        for owner in (
+            self._data,
+            getattr(self._data, "sampler", None),
+            of_batches,
+            getattr(of_batches, "sampler", None),
+            getattr(self._data, "dataset", None),
+        ):
+            if callable(set_epoch := getattr(owner, "set_epoch", None)) and not any(owner is one for one in told):
+                told.append(owner)
                 set_epoch(number)
         return self._begin()
 
@@ -526,6 +535,8 @@ def _name(data: tp.Any) -> str:
 
 def _refuse(name: str, data: tp.Any) -> None:
     """Refuses what gives no batches."""
+    if hasattr(data, "toarray"):
+        raise TypeError(f"{name} is a sparse matrix: give it by .toarray(), or batches that are made so.")
     if hasattr(data, "__array__") or isinstance(data, (tuple, Mapping, str, bytes)):
         raise TypeError(
             f"{name} is no source of batches: give whole arrays as such, as in fit(x, y, batch_size=32), and batches "
@@ -559,9 +570,11 @@ def _count(data: tp.Any) -> float | int | None:
 
 def _samples(data: tp.Any) -> int | None:
     """How many samples a pass of a loader of PyTorch has; None if that is not said, or it is something else."""
-    size, drops = getattr(data, "batch_size", None), getattr(data, "drop_last", None)
+    # With a batch_sampler of one's own it has no batch_size itself.
+    sizes = data if getattr(data, "batch_size", None) is not None else getattr(data, "batch_sampler", None)
+    size, drops = getattr(sizes, "batch_size", None), getattr(sizes, "drop_last", None)
     try:
-        count = len(getattr(data, "sampler", None))  # type: ignore[arg-type]
+        count = len(getattr(sizes, "sampler", None))  # type: ignore[arg-type]
     except TypeError:  # also of a sampler that has no length
         return None
     if not isinstance(size, int) or not isinstance(drops, bool):

@@ -207,13 +207,22 @@ _LARGE = 1 << 16  # bytes
 def _rows(array: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Rows of an array, in new memory: where it is aligned, XLA reads large batches on a CPU without a copy."""
     shape = chosen.shape + array.shape[1:]
-    size = math.prod(shape) * array.itemsize
-    if size < _LARGE:
+    if math.prod(shape) * array.itemsize < _LARGE:
         return array.take(chosen, 0, None, "clip")
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    rows = np.ndarray(shape, array.dtype, memory, start)
-    return array.take(chosen, 0, rows, "clip")
+    return array.take(chosen, 0, _in_new_memory(shape, array.dtype), "clip")
+
+
+def _in_new_memory(shape: tuple[int, ...], dtype: np.dtype, values: np.ndarray | None = None) -> np.ndarray:
+    """An array, with the given values if there are any; a large one is aligned."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE:
+        made = np.empty(shape, dtype)
+    else:
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        made = np.ndarray(shape, dtype, memory, -memory.ctypes.data % _ALIGNMENT)
+    if values is not None:
+        made[...] = values
+    return made
 
 
 class Stream(Feed):
@@ -330,7 +339,7 @@ class Stream(Feed):
     def _of_epoch(self, epoch: int, start: int) -> Iterator[Data]:
         parts: list[Data] = []
         for batch in self._source.batches(epoch, start * self._joined):
-            parts.append(self._transform(Data(*batch)))
+            parts.append(self._transform(jax.tree.map(_unshared, Data(*batch))))
             self._part = self._part or parts[0].size
             if len(parts) == self._joined:
                 yield _concatenated(parts)
@@ -369,6 +378,12 @@ class Stream(Feed):
         return count, Batch(data, real, np.asarray(count, np.int32))
 
 
+def _unshared(array: tp.Any) -> tp.Any:
+    """An array that stays as it is: the source may write to its memory when it makes the next batch, while a step that
+    was given this one has yet to run."""
+    return array if isinstance(array, jax.Array) else _in_new_memory(array.shape, array.dtype, array)
+
+
 class _Kept(Source):
     """The first `count` batches of another source, from a place on, in each pass."""
 
@@ -379,9 +394,7 @@ class _Kept(Source):
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tp.Any]:
         if self._batches is None:
-            # Copies, since the source may write to the same memory again.
-            copied = lambda leaf: leaf if isinstance(leaf, jax.Array) else np.array(leaf)  # noqa: E731
-            self._batches = [jax.tree.map(copied, batch) for batch in self._begin()]
+            self._batches = [jax.tree.map(_unshared, batch) for batch in self._begin()]
         yield from self._batches[start:]
 
 

@@ -124,6 +124,61 @@ def test_what_numpy_does_not_know_comes_by_dlpack_and_is_a_copy():
     assert not np.shares_memory(found, np.asarray(x))
 
 
+def test_views_of_tensors_are_resolved():
+    """Of a tensor of PyTorch whose bit says that it is the negative, `__array__` refuses, and DLPack tells the values
+    without the sign; DLPack of JAX takes no strides."""
+
+    class View(BFloat16Tensor):
+        def resolve_conj(self):
+            return self
+
+        def resolve_neg(self):
+            return View(-self.array)
+
+        def contiguous(self):
+            return View(self.array.reshape(3, 2))
+
+        def __dlpack__(self, **kwargs):
+            if self.array.ndim == 1:
+                raise ValueError("strides")
+            return super().__dlpack__(**kwargs)
+
+    found = batch_of(View(jnp.arange(6, dtype=jnp.bfloat16))).x
+    assert_same(found, (-X).astype(ml_dtypes.bfloat16))
+
+
+def test_arrays_of_the_other_byte_order():
+    found = batch_of((X.astype(X.dtype.newbyteorder()), Y.astype(np.dtype(np.int64).newbyteorder())))
+    assert found.x.dtype.isnative and found.y.dtype.isnative
+    assert_same((found.x, found.y), (X, Y))
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="a long double is a double here")
+def test_long_doubles():
+    with pytest.raises(TypeError, match=r"y has dtype float\d+, with which JAX cannot compute"):
+        batch_of((X, np.zeros(3, np.longdouble)))
+
+
+@pytest.mark.parametrize("integers", [[2**31, 0], [0, -(2**31) - 1], [2**63, 0]], ids=str)
+def test_integers_that_do_not_fit(integers):
+    array = np.asarray(integers, np.uint64 if max(integers) == 2**63 else np.int64)
+    message = rf"y\['id'\] has integers from {min(integers)} to {max(integers)}, which do not fit into u?int32"
+    with pytest.raises(ValueError, match=message):
+        batch_of((X[:2], {"id": array}))
+    with jax.enable_x64(True):
+        assert_same(batch_of((X[:2], {"id": array})).y["id"], array)
+
+
+def test_the_integers_at_the_limits_fit():
+    limits = np.asarray([-(2**31), 2**31 - 1, 0])
+    assert_same(batch_of((X, limits)).y, limits.astype(np.int32))
+
+
+def test_many_arrays_of_various_lengths_are_not_all_listed():
+    with pytest.raises(ValueError, match=r"differ in length: of 101, x\[0\] has 3, y has 2 samples\.$"):
+        batch_of(([X] * 100, Y[:2]))
+
+
 def test_other_pytrees_are_kept():
     graph = jax.tree.map(lambda leaf: leaf, Pair(X.astype(np.float64), Y))
     found = batch_of((graph, Y)).x
@@ -156,7 +211,7 @@ jax.tree_util.register_pytree_with_keys(
         (None, ValueError, "x holds no array"),
         ((None, Y), ValueError, "x holds no array"),
         ({}, ValueError, "x holds no array"),
-        ((X, 1), ValueError, "y is a scalar"),
+        ((X, 1), ValueError, "y is a scalar: its first axis must be that of the samples. Are these samples, one by"),
         ((X, Y[:2]), ValueError, "the arrays differ in length: x has 3, y has 2 samples"),
         (
             ({"a": X, "b": (Y, Y[:1])}, Y),
@@ -167,7 +222,11 @@ jax.tree_util.register_pytree_with_keys(
         ((X[:0], Y[:0]), ValueError, "there are no samples"),
         ((X, np.array(["a", "b", "c"])), TypeError, "y has dtype <U1, with which JAX cannot compute"),
         ((X, {"k": ["a", "b", "c"]}), TypeError, "y['k'][0] is a str"),
-        ((X, np.array([None] * 3)), TypeError, "y has dtype object"),
+        (
+            (X, np.array([None] * 3)),
+            TypeError,
+            "y has dtype object, with which JAX cannot compute.\n  If it holds numbers, write .astype(np.float32).",
+        ),
         ((X, np.zeros(3, "M8[s]")), TypeError, "y has dtype datetime64[s]"),
         ((X, np.zeros(3, [("a", "f4")])), TypeError, "y has dtype [('a', '<f4')]"),
         ((np.ma.masked_array(X), Y), TypeError, "x is a masked array, and would lose its mask"),

@@ -8,6 +8,7 @@ import gc
 import itertools
 import json
 import re
+import types
 import warnings
 import weakref
 
@@ -42,11 +43,16 @@ class Loader:
 
     def __init__(self, size=10):
         self.size = size
-        self.sampler = self
+        self.sampler = self.dataset = self
+        self.batch_sampler = types.SimpleNamespace(sampler=self, set_epoch=self.set_epoch_of_batches)
         self.epochs = []
+        self.epochs_of_batches = []
 
     def set_epoch(self, epoch):
         self.epochs.append(epoch)
+
+    def set_epoch_of_batches(self, epoch):
+        self.epochs_of_batches.append(epoch)
 
     def __len__(self):
         return self.size
@@ -215,7 +221,26 @@ def test_a_loader_is_told_the_epoch():
     source = elegy.data.as_source(loader)
     assert source.steps == 10
     assert numbers(source.batches(epoch=3)) == list(range(300, 310))
-    assert loader.epochs == [3, 3]  # itself, and its sampler
+    assert loader.epochs == loader.epochs_of_batches == [3]  # each once
+
+
+def test_the_parts_of_a_loader_are_told_the_epoch():
+    class Part:
+        def __init__(self, **parts):
+            vars(self).update(parts)
+            self.epochs = []
+
+        def set_epoch(self, epoch):
+            self.epochs.append(epoch)
+
+        def __iter__(self):
+            return iter([batch(0)])
+
+    dataset, own, sampler = Part(), Part(), Part()
+    of_batches = Part(sampler=sampler)
+    loader = Part(dataset=dataset, sampler=own, batch_sampler=of_batches)
+    numbers(elegy.data.as_source(loader).batches(epoch=2))
+    assert [part.epochs for part in (loader, dataset, own, of_batches, sampler)] == [[2]] * 5
 
 
 def test_a_dataset_of_columns():
@@ -254,6 +279,16 @@ def test_a_source_of_ones_own():
         source.set_state({"epoch": 0})
 
 
+class SparseMatrix:
+    """As one of SciPy: its rows are such matrices, too."""
+
+    def __iter__(self):
+        return iter([self])
+
+    def toarray(self):
+        return np.zeros([1, 2])
+
+
 class SampleDataset:
     def __getitem__(self, index):
         return index
@@ -275,9 +310,10 @@ class SampleDataset:
             SampleDataset(),
             "the SampleDataset gives samples: give elegy.data.DataLoader(SampleDataset(...), batch_size=32)",
         ),
+        (SparseMatrix(), "the SparseMatrix is a sparse matrix: give it by .toarray()"),
         (batch, "the function batch is called without arguments to make an iterator: missing a required argument"),
     ],
-    ids=["array", "tuple", "dict", "str", "int", "None", "dataset", "function"],
+    ids=["array", "tuple", "dict", "str", "int", "None", "dataset", "sparse", "function"],
 )
 def test_what_is_no_source(value, message):
     with pytest.raises(TypeError, match=re.escape(message)):
@@ -602,3 +638,7 @@ def test_the_samples_of_a_loader_of_pytorch(batch_size, drop_last, samples):
     of_torch.sampler, of_torch.batch_size, of_torch.drop_last = range(10), batch_size, drop_last
     assert elegy.data.as_source(of_torch).samples == samples
     assert elegy.data.as_source(of_torch, steps_per_epoch=2).samples is None
+    # A `batch_sampler` of one's own has what the loader lacks then.
+    of_torch.batch_sampler = types.SimpleNamespace(sampler=range(10), batch_size=batch_size, drop_last=drop_last)
+    of_torch.sampler, of_torch.batch_size, of_torch.drop_last = range(77), None, False
+    assert elegy.data.as_source(of_torch).samples == samples

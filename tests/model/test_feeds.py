@@ -14,7 +14,7 @@ import pytest
 import elegy
 from elegy.errors import ResumptionWarning
 from elegy.model import Callback
-from elegy.model.batches import Arrays
+from elegy.model.batches import Arrays, Stream
 from elegy.model.data import as_data
 from tests.helpers import assert_close, assert_same
 from tests.model.test_model import data, jaxtyping_off, make_model, mlp, parameters_of
@@ -599,3 +599,35 @@ def test_large_batches_lie_in_memory_that_is_aligned():
     for _, batch in feed.batches(np.array([2, 0, 1])):
         assert batch.data.x.ctypes.data % 64 == 0
         np.testing.assert_array_equal(batch.data.x, x[batch.data.y])
+
+
+@pytest.mark.parametrize("size", [8, 2**14], ids=["small", "large"])
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"steps_per_execution": 3}, {"max_steps": 5}], ids=str)
+def test_a_source_may_write_all_its_batches_to_the_same_memory(options, size):
+    """A step may not have run when the next batch is made, and JAX may take the memory of an array for its own."""
+    values = [np.random.default_rng(number).normal(size=(4, size)).astype(np.float32) for number in range(6)]
+    memory = np.empty(4 * size * 4 + 64, np.uint8)
+    buffer = np.ndarray((4, size), np.float32, memory, -memory.ctypes.data % 64)
+
+    def refilled():
+        for value in values:
+            buffer[...] = value
+            yield buffer, buffer[:, :1]
+        buffer[...] = 1e9
+
+    batches = [(value, value[:, :1]) for value in values]
+    expected, found = ([], [])
+    for data_, losses in ((batches, expected), (refilled, found)):
+        model = started(values[0])
+        losses += model.fit(data_, epochs=2, verbose=0, **options).history["loss"]
+        losses += [model.evaluate(data_, verbose=0)["loss"], model.predict(data_, verbose=0)]
+    assert_same(found, expected)
+
+
+def test_what_is_fed_is_no_memory_of_the_source():
+    buffer = np.zeros((4, 2), np.float32)
+    seen = []
+    for _, batch in Stream(elegy.data.as_source([buffer])).batches():
+        buffer[...] = 1
+        seen.append(batch.data.x.copy())
+    np.testing.assert_array_equal(seen, np.zeros((1, 4, 2)))
