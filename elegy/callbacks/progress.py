@@ -55,10 +55,11 @@ class ProgressBar(EpochLines):
 
     _SECONDS = 0.1
     _width = 0  # of the line that is shown now
+    _running = False  # whether there is an epoch; in `evaluate` there is none
 
     def on_epoch_begin(self, epoch: int) -> None:
         super().on_epoch_begin(epoch)
-        self._epoch = epoch
+        self._epoch, self._running = epoch, True
         self._shown = self._began
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
@@ -67,15 +68,17 @@ class ProgressBar(EpochLines):
             self._shown = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        self.close()
+        self._show("")
         super().on_epoch_end(epoch, logs)
 
     def compiling(self) -> None:
         """While a step is traced and compiled, which happens before the first batch of each shape."""
-        self._show(self._line(self._epoch, "compiling", {}))
+        if self._running:
+            self._show(self._line(self._epoch, "compiling", {}))
 
     def close(self) -> None:
         self._show("")
+        self._running = False
 
     def _show(self, line: str) -> None:
         if _is_live():
@@ -84,7 +87,8 @@ class ProgressBar(EpochLines):
 
 def _is_live() -> bool:
     """Whether a line of the output can be kept up to date."""
-    return _is_notebook() or sys.stdout.isatty()
+    # What stands in the place of the standard output may have `write` only, and a program without a console has none.
+    return _is_notebook() or bool(getattr(sys.stdout, "isatty", bool)())
 
 
 def _is_notebook() -> bool:

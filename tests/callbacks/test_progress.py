@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+import elegy
 from elegy.callbacks import progress
 
 
@@ -97,3 +98,24 @@ def test_what_is_not_known_is_not_shown(fitted, monkeypatch, kind):
         assert "Epoch 1  2/3  loss: " in output.getvalue()
     else:
         assert "\r" not in text and "\x1b" not in text
+
+
+def test_a_progress_bar_given_to_evaluate_shows_nothing(fitted, monkeypatch):
+    model = elegy.Model(fitted.model.module, loss=elegy.losses.MeanSquaredError())  # which has yet to be compiled
+    monkeypatch.setattr(sys, "stdout", output := Terminal())
+    assert model.evaluate(fitted.x, fitted.y, callbacks=[progress.ProgressBar()])["loss"] > 0
+    assert "Epoch" not in output.getvalue()
+
+
+def test_a_progress_bar_of_ones_own_stands_in_for_that_of_fit(fitted, capsys):
+    fitted.model.fit(fitted.x, fitted.y, epochs=2, callbacks=[progress.ProgressBar()], verbose=1)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", ["writes only", "none"])
+def test_an_output_that_does_not_say_whether_it_is_a_terminal(fitted, monkeypatch, kind):
+    written = []
+    output = types.SimpleNamespace(write=written.append, flush=lambda: None) if kind == "writes only" else None
+    monkeypatch.setattr(sys, "stdout", output)
+    assert fitted.model.fit(fitted.x, fitted.y, verbose=1).epoch == [0]
+    assert "".join(written).startswith("Epoch 1/1" if output else "")
