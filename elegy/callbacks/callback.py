@@ -67,7 +67,9 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: tp.Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in vars(cls):
+        # Bases that are callbacks were looked at when they were defined; mixins were not.
+        bases = [base for base in cls.__mro__ if base is cls or not issubclass(base, Callback)]
+        for name in (name for base in bases for name in vars(base)):
             if (hook := hook_for(name)) is not None:
                 raise ClassDefinitionError(
                     f"class {cls.__qualname__} defines {name}, which is no hook of a callback here and would never be "

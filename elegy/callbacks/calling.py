@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from elegy.callbacks.callback import Callback, Logs
 from elegy.callbacks.history import History
 from elegy.callbacks.model_checkpoint import ModelCheckpoint
-from elegy.callbacks.progress import ProgressBar
+from elegy.callbacks.progress import EpochLines, ProgressBar
 
 
 class LazyLogs(Mapping[str, float]):
@@ -41,11 +41,13 @@ class EpochLogs(dict[str, float]):
     """The logs of an epoch.
 
     - `lacks_validation`: whether there are validation data, and this epoch leaves them out.
+    - `of_model`: the names of what the model gives, without what callbacks add.
     """
 
     def __init__(self, logs: Mapping[str, float], lacks_validation: bool):
         super().__init__(logs)
         self.lacks_validation = lacks_validation
+        self.of_model = tuple(logs)
 
 
 class Callbacks:
@@ -53,6 +55,10 @@ class Callbacks:
 
     def __init__(self, callbacks: Iterable[tp.Any], model: tp.Any, params: Mapping[str, tp.Any]):
         self._all = list(callbacks)
+        # One that the user gives shows the progress, in the place of that of `verbose=`, which is the last.
+        *others, last = self._all or [None]
+        if type(last) in (EpochLines, ProgressBar) and any(isinstance(other, EpochLines) for other in others):
+            self._all.pop()
         self._model = model
         for callback in self._all:
             if not isinstance(callback, Callback):

@@ -29,8 +29,8 @@ class EMA(Callback):
 
     - `decay`: from 0 to 1, both excluded. The average spans about `1 / (1 - decay)` steps.
     - `validation`: whether the average stands in the module while validation data are evaluated, so that the values
-      named `val_` are its own. Outside of validation the module has the parameters that are trained, also for
-      `EarlyStopping`, which restores those.
+      named `val_` are its own; of several `EMA` those of the last one in the list. Outside of validation the module has
+      the parameters that are trained, also for `EarlyStopping`, which restores those.
     - `at_end`: whether the module has the average when training ends. Of several callbacks that change the parameters
       then, the last one in the list has the last word.
 
@@ -95,7 +95,9 @@ class EMA(Callback):
 
     def on_test_begin(self) -> None:
         if self.validation:
-            self._own = self.model.module.get_parameters(trainable=True)
+            # Of several averages the last one is evaluated; the parameters that are trained the first one keeps.
+            if not self.model._holds_average:
+                self._own = self.model.module.get_parameters(trainable=True)
             self.model.module.set_parameters(self.parameters)
             self.model._holds_average = True
 

@@ -90,7 +90,8 @@ class CSVLogger(LogFile):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         if getattr(logs, "lacks_validation", False):  # its columns are there all the same
-            logs = {**logs, **{f"val_{name}": math.nan for name in logs if name != "learning_rate"}}
+            names = [f"val_{name}" for name in getattr(logs, "of_model", logs) if name != "learning_rate"]
+            logs = {**dict.fromkeys(names, math.nan), **logs}
         super().on_epoch_end(epoch, logs)
 
     def _write(self, file: tp.TextIO, row: dict[str, tp.Any]) -> None:

@@ -68,7 +68,7 @@ class ProgressBar(EpochLines):
             self._shown = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        self.close()
+        self._show("")
         super().on_epoch_end(epoch, logs)
 
     def compiling(self) -> None:
@@ -89,7 +89,8 @@ class ProgressBar(EpochLines):
 
 def _is_live() -> bool:
     """Whether a line of the output can be kept up to date."""
-    return _is_notebook() or sys.stdout.isatty()
+    # What stands in the place of the standard output may have `write` only, and a program without a console has none.
+    return _is_notebook() or bool(getattr(sys.stdout, "isatty", bool)())
 
 
 def _is_notebook() -> bool:

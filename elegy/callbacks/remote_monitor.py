@@ -50,15 +50,17 @@ class RemoteMonitor(Callback):
         self.timeout = timeout
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        import http.client
         import urllib.error
         import urllib.request  # seldom used, and a while to import
 
         row = {"epoch": epoch, **finite_or_none({name: float(value) for name, value in logs.items()})}
         request = urllib.request.Request(self.url, json.dumps(row).encode(), self.headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout):
-                pass
-        except OSError as error:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                if answer.url != self.url:  # a POST that is redirected becomes a GET, which carries nothing
+                    raise OSError(f"it redirects to {answer.url}")
+        except (OSError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
             warnings.warn(f"RemoteMonitor: {self.url} did not take the logs of epoch {epoch}: {error}", stacklevel=2)

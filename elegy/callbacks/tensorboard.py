@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import typing as tp
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -71,24 +72,40 @@ class TensorBoard(Callback):
         self.profile = profile
         self._library = imported(self, "tensorboardX")
         self._writers: dict[str, tp.Any] = {}
-        self._profiling = False
+        self._profiling = self._profiled = False
+        self._done = self._batches = 0
 
     def on_train_begin(self) -> None:
-        self._batches = self.params["initial_epoch"] * self.params["steps"]
-        self._first_batch = self._batches
+        # How many batches there were; of an epoch whose length nobody knows, what the state says.
+        if not self._goes_on():
+            self._batches = 0
+        elif (steps := self.params["steps"]) is not None and not (self.params.get("resumes") and self._batches):
+            self._done = self._batches = self.params["initial_epoch"] * steps
+        self._first_batch, self._profiled = self._batches, False
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self._done = self._batches
 
     def on_train_batch_begin(self, batch: int) -> None:
-        if self.profile is not None and self._batches - self._first_batch == self.profile[0]:
+        # With several steps in one execution, `batch` is the last of them.
+        starts = self.profile is not None and self._done + batch - self._first_batch >= self.profile[0]
+        if starts and not self._profiled:
             jax.profiler.start_trace(str(self.directory))
-            self._profiling = True
+            self._profiling = self._profiled = True
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        if self._profiling and self.profile is not None and self._batches - self._first_batch == self.profile[1]:
+        before, self._batches = self._batches, self._done + batch + 1
+        if self._profiling and self.profile is not None and self._batches - self._first_batch > self.profile[1]:
             len(logs)  # waits until the step has been computed
             self._stop_profiling()
-        if self.update_freq and (self._batches + 1) % self.update_freq == 0:
-            self._write("batch", logs, self._batches)
-        self._batches += 1
+        if self.update_freq and self._batches // self.update_freq > before // self.update_freq:
+            self._write("batch", logs, self._batches - 1)
+
+    def get_state(self) -> dict[str, tp.Any]:
+        return {"done": self._done, "batches": self._batches}
+
+    def set_state(self, state: Mapping[str, tp.Any]) -> None:
+        self._done, self._batches = state["done"], state["batches"]
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         self._write("epoch", logs, epoch)

@@ -50,6 +50,9 @@ class TerminateOnNaN(Callback):
         self._epoch = epoch
         self._stopped = False
 
+    def on_epoch_resume(self, epoch: int) -> None:
+        self.on_epoch_begin(epoch)
+
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         if (batch + 1) % self.every == 0:
             self._look(float(logs["loss"]), f"after batch {batch} of epoch {self._epoch}")

@@ -164,6 +164,8 @@ def _as_numpy(value: tp.Any, path: Path) -> np.ndarray:
         try:
             return np.asarray(value)
         except ValueError as error:
+            if isinstance(value, list):
+                _require_equal_lengths(where, value)
             raise ValueError(f"{where} is a list, and no array of one shape: {error}") from error
     if getattr(value, "requires_grad", False):
         value = value.detach()  # a tensor of PyTorch refuses __array__ otherwise
@@ -183,7 +185,29 @@ def _as_numpy(value: tp.Any, path: Path) -> np.ndarray:
         except Exception as error:
             reason = reason or error
     if reason is None:
-        raise TypeError(f"{where} is a {type(value).__name__}: give an array, or a tuple or dict of arrays.")
+        kind, hint = type(value).__name__, ""
+        if hasattr(value, "toarray"):
+            hint = "\n  Of a sparse matrix that is .toarray(), or batches that are made so."
+        elif hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
+            hint = f"\n  If it gives samples, one by one: elegy.data.DataLoader({kind}(...), batch_size=32)."
+        raise TypeError(f"{where} is a {kind}: give an array, or a tuple or dict of arrays.{hint}")
     raise TypeError(
         f"{where} is a {type(value).__name__} that is no array in the memory of the host: {reason}"
     ) from reason
+
+
+def _require_equal_lengths(where: str, numbers: list[tp.Any]) -> None:
+    """**Raises:** `ValueError` with the first place where nested lists are not as long as those beside them."""
+    level = [(where, numbers)]
+    while level:
+        inner = [(f"{name}[{i}]", part) for name, parts in level for i, part in enumerate(parts)]
+        sizes = [(name, len(part) if isinstance(part, list) else None) for name, part in inner]
+        first, size = sizes[0]
+        for name, other in sizes:
+            if other != size:
+                what = lambda size: "a number" if size is None else f"a list of {size}"  # noqa: E731
+                raise ValueError(
+                    f"{where} holds lists that make no array: {first} is {what(size)}, and {name} {what(other)}.\n"
+                    "  Fill them up to one length, and say by a mask or sample_weight what counts."
+                )
+        level = [] if size is None else inner

@@ -99,6 +99,25 @@ class GivenTwice(Source):
             yield batch
 
 
+class First(Source):
+    """The first `count` batches of each pass of another source, or all if there are fewer."""
+
+    def __init__(self, source: Source, count: int):
+        self._source = source
+        self._count = count
+        self.steps = count if source.steps is None else min(count, source.steps)
+        self.samples = source.samples if self.steps == source.steps else None
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        return itertools.islice(self._source.batches(epoch, start), max(self._count - start, 0))
+
+    def get_state(self) -> dict[str, tp.Any] | None:
+        return self._source.get_state()
+
+    def set_state(self, state: dict[str, tp.Any] | None) -> None:
+        self._source.set_state(state)
+
+
 def _copied(array: tp.Any) -> tp.Any:
     return array if isinstance(array, jax.Array) else np.array(array)
 
@@ -464,7 +483,8 @@ def as_source(
     - `batch_size`: how many samples make a batch, for the datasets that give samples; an error for all others.
     - `transform`: a function that is called with each batch before it is taken apart, for instance
       `lambda batch: (batch["image"], batch["label"])`.
-    - `single_pass`: whether one pass is all that is wanted. Then an iterator needs no `steps_per_epoch`.
+    - `single_pass`: whether one pass is all that is wanted. Then an iterator needs no `steps_per_epoch`, and data of
+      which each pass begins anew give at most so many batches, and none of them twice.
 
     **Returns:** a `Source`. Where the data can begin anywhere (lists, `elegy.data.DataLoader`, a `MapDataset` of
     Grain, a `Dataset` of Hugging Face), a pass begins at any batch at no cost. Else a state is used where there is
@@ -499,6 +519,14 @@ def as_source(
         if batch_size is not None or transform is not None or steps_per_epoch not in (None, data.steps):
             raise ValueError("a Source is taken as it is: give steps_per_epoch and transform where it is made.")
         return data
+    if steps_per_epoch is None or not single_pass or isinstance(data, Iterator):
+        return _source(data, steps_per_epoch, batch_size, transform, single_pass)
+    return First(_source(data, None, batch_size, transform, single_pass), steps_per_epoch)
+
+
+def _source(
+    data: tp.Any, steps_per_epoch: int | None, batch_size: int | None, transform: Transform | None, single_pass: bool
+) -> Source:
     name = _name(data)
     if _gives_samples(data):
         return _of_columns(name, data, batch_size, steps_per_epoch, transform)
@@ -509,10 +537,11 @@ def as_source(
     _refuse(name, data)
     if isinstance(data, Sequence):
         begin = lambda _, start: (data[number] for number in range(start, len(data)))  # noqa: E731
-        return _Indexed(name, begin, len(data), None, steps_per_epoch, transform)
+        samples = _in_list(data) if isinstance(data, list) and transform is None else None
+        return _Indexed(name, begin, len(data), samples, steps_per_epoch, transform)
     one_shot = isinstance(data, Iterator)
     count = _count(data)
-    if steps_per_epoch is None and (count == np.inf or (one_shot and not single_pass)):
+    if steps_per_epoch is None and not single_pass and (count == np.inf or one_shot):
         why = "can be gone through once only" if one_shot else "has no end"
         remedy = ", or a function without arguments that makes the iterator anew for each epoch" * one_shot
         raise ValueError(f"{name} {why}: give steps_per_epoch{remedy}.")
@@ -566,6 +595,14 @@ def _count(data: tp.Any) -> float | int | None:
     except (TypeError, NotImplementedError):
         return None
     return np.inf if count > MOST_BATCHES else count
+
+
+def _in_list(batches: list[tp.Any]) -> int | None:
+    """How many samples a list of batches has; None if something is no batch, of which its error will tell."""
+    try:
+        return sum(len(jax.tree.leaves(batch)[0]) for batch in batches)
+    except (IndexError, TypeError):
+        return None
 
 
 def _samples(data: tp.Any) -> int | None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
-from elegy.losses.arguments import On
+from elegy.losses.arguments import LabelRange, On
 from elegy.losses.loss import Loss, Reduction
 from elegy.precision import at_least_float32
 
@@ -129,3 +129,7 @@ class CTC(Loss):
         **Returns:** the values for each sequence, before they are weighted and reduced.
         """
         return ctc(y_true, y_pred, self.blank, logit_lengths)
+
+    def label_range(self, y_pred: Num[ArrayLike, "batch steps classes"]) -> LabelRange:
+        """Which labels the loss takes for such predictions; the blank, which fills up, is among them."""
+        return LabelRange(jnp.shape(y_pred)[-1], counts_all=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
 from elegy.frames import path_of
+from elegy.losses.arguments import LabelRange
 from elegy.metrics.accumulator import Accumulator
 from elegy.metrics.arguments import Mask, Weights, binary, classes_of, is_class, valid_weights
 from elegy.metrics.sums import summed, summed_by
@@ -50,6 +51,12 @@ class ClassCounts(Accumulator):
         counted = [(true, jnp.where(true == predicted, weights, 0)), (predicted, weights), (true, weights)]
         sums = jnp.stack([summed_by(index, classes, values) for index, values in counted], axis=1)
         self.add(jnp.where(wrong, jnp.nan, sums))
+
+    def range_of(self, y_pred: Num[ArrayLike, "..."], num_classes: int | None) -> LabelRange | None:
+        """Which labels `count_classes` takes for such predictions; None if that cannot be told."""
+        if num_classes is None and jnp.ndim(y_pred) and jnp.issubdtype(jnp.result_type(y_pred), jnp.floating):
+            num_classes = jnp.shape(y_pred)[-1]
+        return None if num_classes is None else LabelRange(num_classes)
 
     def count_above(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
 from elegy.frames import path_of
-from elegy.losses.arguments import On
+from elegy.losses.arguments import LabelRange, On
 from elegy.metrics.accumulator import Accumulator
 from elegy.metrics.arguments import (
     Mask,
@@ -91,6 +91,10 @@ class ConfusionMatrix(Accumulator):
         weights, wrong = valid_weights(owner, valid, self._dtype, sample_weight, mask)
         counts = summed_by(jnp.where(valid, true * classes + predicted, 0), classes**2, weights)
         self.add(jnp.where(wrong, jnp.nan, counts).reshape(2, classes, classes))
+
+    def label_range(self, y_pred: Num[ArrayLike, "..."]) -> LabelRange:
+        """Which labels the metric takes."""
+        return LabelRange(self.num_classes)
 
     def compute(self) -> Float[Array, "..."]:
         """The matrix of all that was counted so far, of shape `[num_classes, num_classes]`."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
 from elegy.frames import path_of
-from elegy.losses.arguments import On
+from elegy.losses.arguments import LabelRange, On
 from elegy.metrics.arguments import Mask, Weights, positive_integer, ratio
 from elegy.metrics.class_counts import ClassCounts
 
@@ -84,6 +84,12 @@ class _OfClasses(ClassCounts):
         else:
             thresholds = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
             self.count_above(y_true, y_pred, thresholds, sample_weight, mask)
+
+    def label_range(self, y_pred: Num[ArrayLike, "..."]) -> LabelRange | None:
+        """Which labels the metric takes for such predictions. None of `average="binary"`, whose labels are 0 and 1."""
+        if self.average == "binary" and self.class_id is None:
+            return None
+        return self.range_of(y_pred, self.num_classes)
 
     def compute(self) -> Float[Array, "..."]:
         """The ratio of all that was counted so far: a scalar, or for `average=None` and several thresholds a vector."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
 from elegy.frames import default_name
-from elegy.losses.arguments import On
+from elegy.losses.arguments import LabelRange, On
 from elegy.metrics.arguments import Mask, Weights, positive_integer, ratio
 from elegy.metrics.class_counts import ClassCounts
 
@@ -63,6 +63,10 @@ class IoU(ClassCounts):
           `elegy.metrics.Average.count_values`.
         """
         self.count_classes(y_true, y_pred, self.num_classes, sample_weight, mask)
+
+    def label_range(self, y_pred: Num[ArrayLike, "..."]) -> LabelRange:
+        """Which labels the metric takes."""
+        return LabelRange(self.num_classes)
 
     def compute(self) -> Float[Array, "..."]:
         """The ratio of each class, of shape `[num_classes]`."""

@@ -9,7 +9,6 @@ import numpy as np
 
 from elegy.callbacks import Callback
 from elegy.dtype_policy import DtypePolicy
-from elegy.model.data import gives_batches
 from elegy.model.objectives import Losses
 from elegy.module import Module
 
@@ -77,11 +76,6 @@ def validation_of(data: tp.Any) -> tuple[tp.Any, ...]:
             "validation_data must be a tuple (x, y) or (x, y, sample_weight), or give batches, as x of fit may."
         )
     return tuple(data)
-
-
-def within(steps: int | None, data: tp.Any) -> int | None:
-    """How many batches to take for an evaluation: of a list no more than it has, as of arrays no sample comes twice."""
-    return min(steps, len(data)) if steps is not None and isinstance(data, list) and gives_batches(data) else steps
 
 
 def require_unambiguous(x: tp.Any, validation: tp.Any) -> None:

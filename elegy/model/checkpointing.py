@@ -158,7 +158,8 @@ def _require_alike(directory: Path, model: Model, feed: Feed, about: Mapping[str
             f"  Construct it with seed={about['seed']}; or load the parameters alone, model.load(...), and train anew."
         )
     then, now = about.get("data"), {"samples": feed.samples, "steps": feed.steps}
-    if then is not None and then != now:
+    # What is known of both: a source may have learnt to say how many samples it has.
+    if then is not None and any(None not in (then[key], now[key]) and then[key] != now[key] for key in now):
         what = (
             f"{then['samples']} samples in {then['steps']} steps, and now there are {now['samples']} in {now['steps']}"
         )

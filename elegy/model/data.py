@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree, Shaped
 
 from elegy.data import Source
+from elegy.data.batch import as_batch, is_numbers
 from elegy.errors import SortedDataWarning
 from elegy.frames import warn
 from elegy.losses.arguments import LabelRange
@@ -41,17 +42,7 @@ class Data(tp.NamedTuple):
 
 def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
     """Checks arrays, and brings them to the dtypes that JAX computes with."""
-    data = on_one_side(Data(_as_arrays("x", x), _as_arrays("y", y), _as_arrays("sample_weight", sample_weight)))
-    if not jax.tree.leaves(data.x):
-        raise ValueError("x holds no array: give an array, or a tuple or dict of arrays.")
-    lengths = {_path(path): len(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(data)[0]}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(
-            "the arrays differ in length: " + ", ".join(f"{name} has {n}" for name, n in lengths.items()) + " samples."
-        )
-    if data.size == 0:
-        raise ValueError("there are no samples: the arrays are empty.")
-    return data
+    return on_one_side(Data(*as_batch((x, y, sample_weight))))
 
 
 def gives_batches(x: tp.Any) -> bool:
@@ -61,69 +52,12 @@ def gives_batches(x: tp.Any) -> bool:
     """
     if isinstance(x, list):
         are_batches = all(isinstance(item, (tuple, list)) and 1 <= len(item) <= 3 for item in x)
-        return bool(x) and are_batches and not _are_numbers(x)
+        return bool(x) and are_batches and not is_numbers(x)
     return isinstance(x, Source) or (
         (hasattr(x, "__iter__") or callable(x))
         and not hasattr(x, "__array__")
         and not isinstance(x, (str, Sequence, Mapping))
     )
-
-
-def _are_numbers(x: tp.Any) -> bool:
-    """Whether `x` is a list, or a list of lists and so on, which begins with a number."""
-    is_list = isinstance(x, list)
-    while isinstance(x, list) and x:
-        x = x[0]
-    return is_list and isinstance(x, (bool, int, float, np.number, np.bool_))
-
-
-def _from_lists(where: str, numbers: list[tp.Any]) -> np.ndarray:
-    try:
-        return np.asarray(numbers)
-    except ValueError:
-        _require_equal_lengths(where, numbers)
-        raise
-
-
-def _require_equal_lengths(where: str, numbers: list[tp.Any]) -> None:
-    """**Raises:** `ValueError` with the first place where nested lists are not as long as those beside them."""
-    level = [(where, numbers)]
-    while level:
-        inner = [(f"{name}[{i}]", part) for name, parts in level for i, part in enumerate(parts)]
-        sizes = [(name, len(part) if isinstance(part, list) else None) for name, part in inner]
-        first, size = sizes[0]
-        for name, other in sizes:
-            if other != size:
-                what = lambda size: "a number" if size is None else f"a list of {size}"  # noqa: E731
-                raise ValueError(
-                    f"{where} holds lists that make no array: {first} is {what(size)}, and {name} {what(other)}.\n"
-                    "  Fill them up to one length, and say by a mask or sample_weight what counts."
-                )
-        level = [] if size is None else inner
-
-
-def _as_arrays(name: str, tree: tp.Any) -> tp.Any:
-    def convert(path: tp.Any, leaf: tp.Any) -> tp.Any:
-        where = name + jax.tree_util.keystr(path)
-        if _are_numbers(leaf):
-            leaf = _from_lists(where, leaf)
-        if not hasattr(leaf, "__array__"):
-            raise TypeError(f"{where} is a {type(leaf).__name__}: give an array, or a tuple or dict of arrays.")
-        if isinstance(leaf, np.ma.MaskedArray):
-            raise TypeError(
-                f"{where} is a masked array, and would lose its mask.\n  Give its data, {where}.data, and say by "
-                "sample_weight, or by one more input, what is masked."
-            )
-        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-        if array.ndim == 0:
-            raise ValueError(f"{where} is a scalar: its first axis must be that of the samples.")
-        if isinstance(array, jax.Array):
-            return array
-        if array.dtype.kind in "OSUMm":
-            raise TypeError(f"{where} has dtype {array.dtype}, with which JAX cannot compute.")
-        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-
-    return jax.tree_util.tree_map_with_path(convert, tree, is_leaf=_are_numbers)
 
 
 def on_one_side(data: Data) -> Data:
@@ -132,10 +66,6 @@ def on_one_side(data: Data) -> Data:
     if all(isinstance(leaf, jax.Array) for leaf in leaves):
         return data
     return jax.tree.map(np.asarray, data)
-
-
-def _path(path: tp.Any) -> str:
-    return jax.tree_util.keystr(path).removeprefix(".")
 
 
 def split(data: Data, fraction: float) -> tuple[Data, Data]:

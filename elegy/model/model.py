@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import threading
 import typing as tp
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -36,7 +36,6 @@ from elegy.model.arguments import (
     steps_before,
     validates_after,
     validation_of,
-    within,
 )
 from elegy.model.batches import Feed
 from elegy.model.data import Data, LabelCheck, arguments_of, as_data, gives_batches, split, with_class_weight
@@ -431,12 +430,12 @@ class Model:
         if not gives_batches(x):
             data = transform(self._data(x, y, sample_weight))
             return batches.Arrays(data, batch_size or 32, joined, together, most=most)
+        steps = None if most is None else most * joined
+        source = as_source(x, steps_per_epoch=steps, batch_size=batch_size, single_pass=single_pass)
         if y is not None or sample_weight is not None:
             raise ValueError(
                 "x gives batches, and y or sample_weight was given besides: a batch is (x, y) or (x, y, sample_weight)."
             )
-        steps = None if most is None else most * joined
-        source = as_source(x, steps_per_epoch=steps, batch_size=batch_size, single_pass=single_pass)
         return batches.Stream(source, joined, together, transform, epoch=epoch)
 
     def _validation_feed(
@@ -445,7 +444,12 @@ class Model:
         """Batches to validate on, of a tuple (x, y) or (x, y, sample_weight), or of what gives batches."""
         parts = (data,) if gives_batches(data) else validation_of(data)
         x, y, sample_weight = (*parts, None, None)[:3]
-        return self._feed(x, y, sample_weight, batch_size, most=within(steps, x), check=check)
+        if steps is None and isinstance(data, Iterator):
+            raise ValueError(
+                f"validation_data is an iterator, a {type(data).__name__}, which can be gone through once only: give "
+                "validation_steps, or a function without arguments that makes the iterator anew for each validation."
+            )
+        return self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=steps is not None, check=check)
 
     def _label_check(self, name: str = "y") -> LabelCheck | None:
         return LabelCheck(name) if have_labels(self._losses, self._metrics) else None
@@ -856,7 +860,7 @@ class Model:
         require_optional(batch_size=batch_size, steps=steps)
         require_list(callbacks)
         check = self._label_check()
-        feed = self._feed(x, y, sample_weight, batch_size, most=within(steps, x), single_pass=True, check=check)
+        feed = self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=True, check=check)
         params = {"batch_size": batch_size or 32, "samples": feed.samples, "steps": feed.steps}
         line = PassLine("Evaluate", feed.steps, verbose)
         everything = Callbacks([*callbacks, *line.callbacks()], self, params)
@@ -879,7 +883,7 @@ class Model:
         """
         require_optional(batch_size=batch_size, steps=steps)
         if gives_batches(x):
-            feed = self._feed(x, None, None, batch_size, most=within(steps, x), single_pass=True)
+            feed = self._feed(x, None, None, batch_size, most=steps, single_pass=True)
         else:
             feed = batches.Arrays(as_data(x), batch_size or 32, most=steps)
         line = PassLine("Predict", feed.steps, verbose)

@@ -143,6 +143,20 @@ def test_a_hook_of_another_library(name, hook):
         type("Mine", (Callback,), {name: print})
 
 
+def test_a_mixin_with_a_hook_of_another_library():
+    class Mixin:
+        def on_batch_end(self, batch, logs): ...
+
+    with pytest.raises(elegy.errors.ClassDefinitionError, match="defines on_batch_end"):
+        type("Mine", (Mixin, Callback), {})
+
+
+def test_an_epoch_that_goes_on_is_told_to_a_function():
+    epochs = []
+    LambdaCallback(on_epoch_resume=epochs.append).on_epoch_resume(3)
+    assert epochs == [3]
+
+
 def test_hints_for_hooks_name_hooks():
     assert set(habits.HOOKS.values()) == set(HOOKS)
     assert not {habits._plain(hook) for hook in HOOKS} & habits.HOOKS.keys()

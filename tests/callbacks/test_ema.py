@@ -157,3 +157,12 @@ def test_arguments(decay):
         EMA(decay)
     with pytest.raises(TypeError, match="For momentum= write decay="):
         EMA(momentum=0.9)
+
+
+def test_of_two_averages_the_last_is_validated_and_training_is_what_it_is_without(fitted):
+    without = fitted(epochs=2).history
+    fitted.reset()
+    alone = fitted(EMA(0.8), epochs=2).history
+    fitted.reset()
+    both = fitted(EMA(0.5), EMA(0.8), epochs=2).history
+    assert both["loss"] == without["loss"] and both["val_loss"] == alone["val_loss"]

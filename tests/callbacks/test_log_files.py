@@ -98,3 +98,10 @@ def test_other_names_than_the_columns(fitted, tmp_path):
     lines = JSONLogger(tmp_path / "logs.jsonl")
     fitted(late, lines, epochs=2)
     assert ["late" in row for row in read(lines.path)] == [False, True]
+
+
+def test_what_callbacks_add_has_no_column_of_validation(fitted, tmp_path):
+    score = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(score=2.0))
+    fitted(score, CSVLogger(tmp_path / "logs.csv"), epochs=2, validation_freq=2)
+    rows = read(tmp_path / "logs.csv")
+    assert [row["score"] for row in rows] == [2.0, 2.0] and "val_score" not in rows[0]

@@ -115,3 +115,24 @@ def test_the_compilation_before_the_first_epoch_is_told(monkeypatch):
         assert [line for line in shown if line.startswith("Epoch 2/2")] == [shown[-1]]
         output.truncate(0)
         output.seek(0)
+
+
+def test_a_progress_bar_given_to_evaluate_shows_no_epoch(fitted, monkeypatch):
+    model = elegy.Model(fitted.model.module, loss=elegy.losses.MeanSquaredError())  # which has yet to be compiled
+    monkeypatch.setattr(sys, "stdout", output := Terminal())
+    assert model.evaluate(fitted.x, fitted.y, callbacks=[progress.ProgressBar()])["loss"] > 0
+    assert "Epoch" not in output.getvalue()
+
+
+def test_a_progress_bar_of_ones_own_stands_in_for_that_of_fit(fitted, capsys):
+    fitted.model.fit(fitted.x, fitted.y, epochs=2, callbacks=[progress.ProgressBar()], verbose=1)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", ["writes only", "none"])
+def test_an_output_that_does_not_say_whether_it_is_a_terminal(fitted, monkeypatch, kind):
+    written = []
+    output = types.SimpleNamespace(write=written.append, flush=lambda: None) if kind == "writes only" else None
+    monkeypatch.setattr(sys, "stdout", output)
+    assert fitted.model.fit(fitted.x, fitted.y, verbose=1).epoch == [0]
+    assert "".join(written).startswith("Epoch 1/1" if output else "")

@@ -19,7 +19,15 @@ def server(monkeypatch):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             server.requests.append((self.path, dict(self.headers), body))
+            if server.status == 0:
+                self.wfile.write(b"no protocol\r\n\r\n")
+                return
             self.send_response(server.status)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self):
+            self.send_response(200)
             self.end_headers()
 
         def log_message(self, format, *args):
@@ -50,6 +58,13 @@ def test_a_server_that_refuses(fitted, server):
     with pytest.warns(UserWarning, match=f"{server.url} did not take the logs of epoch .: .*503") as caught:
         history = fitted(RemoteMonitor(server.url, timeout=600), epochs=2)
     assert len(caught) == 2 and history.epoch == [0, 1]
+
+
+@pytest.mark.parametrize(("status", "message"), [(0, "no protocol"), (302, "it redirects to .*/elsewhere")])
+def test_a_server_that_does_not_take_them(fitted, server, status, message):
+    server.status = status
+    with pytest.warns(UserWarning, match=f"did not take the logs of epoch 0: {message}"):
+        assert fitted(RemoteMonitor(server.url, timeout=600), epochs=1).epoch == [0]
 
 
 def test_arguments():

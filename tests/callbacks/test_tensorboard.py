@@ -115,3 +115,41 @@ def test_without_the_library(monkeypatch):
 def test_arguments(options, error, message):
     with pytest.raises(error, match=message):
         TensorBoard(**options)
+
+
+def steps_in(directory):
+    return [step for tag, step, _ in events(directory / "train") if tag == "batch_loss"]
+
+
+def test_batches_of_data_whose_length_nobody_knows(fitted, tmp_path):
+    def give():
+        for start in (0, 4, 8):
+            yield fitted.x[start : start + 4], fitted.y[start : start + 4]
+
+    fitted.model.fit(give, epochs=2, callbacks=[TensorBoard(tmp_path, "batch")], verbose=0)
+    assert steps_in(tmp_path) == [0, 1, 2, 3, 4, 5]
+
+
+def test_several_steps_in_one_execution(fitted, tmp_path):
+    boards = [TensorBoard(tmp_path / "each", "batch"), TensorBoard(tmp_path / "third", 3)]
+    fitted(*boards, epochs=2, steps_per_execution=2, validation=False)
+    assert steps_in(tmp_path / "each") == [1, 2, 4, 5] and steps_in(tmp_path / "third") == [2, 5]
+
+
+def test_numbers_of_batches_go_on_in_the_middle_of_an_epoch(fitted, tmp_path):
+    def train(name, *more):
+        callbacks = [
+            TensorBoard(tmp_path / name, "batch"),
+            elegy.callbacks.ModelCheckpoint(tmp_path / "run", every_steps=2),
+        ]
+        fitted(*callbacks, *more, epochs=2, resume=tmp_path / "run", validation=False)
+
+    def fail(epoch, logs):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train("first", LambdaCallback(on_epoch_end=fail))
+    fitted.reset()
+    train("rest")
+    assert steps_in(tmp_path / "first") == [0, 1, 2]
+    assert steps_in(tmp_path / "rest") == [2, 3, 4, 5]  # the third was made twice

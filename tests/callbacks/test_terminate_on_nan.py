@@ -64,3 +64,10 @@ def test_how_often_it_waits_for_the_device(fitted, monkeypatch):
 def test_arguments():
     with pytest.raises(ValueError, match="every must be an integer of at least 1, got 0"):
         TerminateOnNaN(0)
+
+
+def test_the_epoch_that_goes_on_from_its_middle_is_named():
+    callback = TerminateOnNaN(raise_error=True)
+    callback.on_epoch_resume(4)
+    with pytest.raises(FloatingPointError, match="after batch 3 of epoch 4"):
+        callback.on_train_batch_end(3, {"loss": math.nan})

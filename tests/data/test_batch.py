@@ -230,7 +230,7 @@ jax.tree_util.register_pytree_with_keys(
         ((X, np.zeros(3, "M8[s]")), TypeError, "y has dtype datetime64[s]"),
         ((X, np.zeros(3, [("a", "f4")])), TypeError, "y has dtype [('a', '<f4')]"),
         ((np.ma.masked_array(X), Y), TypeError, "x is a masked array, and would lose its mask"),
-        (([[1, 2], [3]], Y), ValueError, "x is a list, and no array of one shape"),
+        (([[1, 2], [3]], Y), ValueError, "x holds lists that make no array: x[0] is a list of 2"),
         ((X, object()), TypeError, "y is a object: give an array"),
         ((Pair(X, "text"), Y), TypeError, "x.second is a str"),
     ],

@@ -145,3 +145,38 @@ def test_more_steps_than_a_list_has_batches():
     batches = [(X[:2], GOOD[:2]), (X[2:], GOOD[2:])]
     history = model.fit(X, GOOD, validation_data=batches, validation_steps=3, verbose=0).history
     assert history["val_loss"] == [model.evaluate(batches)["loss"]]
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        elegy.metrics.Precision("macro"),
+        elegy.metrics.Recall("micro", num_classes=3),
+        elegy.metrics.F1(class_id=1),
+        elegy.metrics.MeanIoU(3),
+        type("Matrix", (elegy.metrics.ConfusionMatrix,), {"compute": lambda self: self.totals.sum()})(3),
+    ],
+    ids=["Precision", "Recall", "F1", "MeanIoU", "ConfusionMatrix"],
+)
+def test_metrics_that_count_classes_refuse_other_labels(metric):
+    model = make(metrics=metric)
+    with pytest.raises(ValueError, match=r"y has labels from 1 to 3, and y_pred has 3 classes"):
+        model.evaluate(X, FROM_ONE)
+    assert all(np.isfinite(value) for value in model.evaluate(X, GOOD).values())
+    weights = (PADDED >= 0).astype(np.float32)
+    assert all(np.isfinite(value) for value in model.evaluate(X, PADDED, sample_weight=weights).values())
+
+
+def test_metrics_of_which_the_range_cannot_be_told():
+    assert elegy.metrics.F1().label_range(jnp.zeros([6])) is None  # labels of 0 and 1
+    assert elegy.metrics.F1("macro").label_range(jnp.zeros([6], int)) is None
+    assert elegy.metrics.F1("macro", num_classes=4).label_range(jnp.zeros([6], int)).classes == 4
+
+
+def test_ctc_refuses_labels_that_are_no_class():
+    model = make(elegy.losses.CTC())
+    x, weights = np.ones([2, 4, 2], np.float32), np.array([1, 0], np.float32)
+    assert model.evaluate(x, np.array([[1, 2], [2, 0]]))["loss"] > 0
+    for given in (None, weights):
+        with pytest.raises(ValueError, match=r"ctc_loss: y has labels from 0 to 3, and y_pred has 3 classes"):
+            model.evaluate(x, np.array([[1, 2], [3, 0]]), sample_weight=given)

@@ -537,6 +537,18 @@ def test_how_much_is_evaluated_and_predicted():
         assert model.predict(given[0], batch_size=size, steps=2).shape == (8, 1)
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("iterator", "source")])
+def test_more_steps_than_there_are_batches_take_none_twice(form):
+    x, y = data(20)
+    model, batches = started(x), in_batches()
+    expected = model.evaluate(x, y)["loss"]
+    np.testing.assert_allclose(model.evaluate(FORMS[form](batches), steps=7)["loss"], expected, rtol=1e-5)
+    assert model.predict(FORMS[form](batches), steps=7).shape == (20, 1)
+    validation = {"validation_data": FORMS[form](batches), "validation_steps": 7}
+    history = model.fit(x, y, epochs=2, verbose=0, **validation).history
+    np.testing.assert_allclose(history["val_loss"][-1], model.evaluate(x, y)["loss"], rtol=1e-5)
+
+
 def test_nothing_stays_behind():
     x, y = data(20)
     on_device = jnp.asarray(x), jnp.asarray(y)
@@ -559,15 +571,16 @@ def test_nothing_stays_behind():
 
 
 @pytest.mark.parametrize("together", [1, 2])
-def test_a_short_batch_of_a_loader_is_filled_up(together):
+@pytest.mark.parametrize("form", ["list", "elegy.data.DataLoader"])
+def test_a_short_batch_is_filled_up_where_the_number_of_samples_is_known(form, together):
     batches = in_batches(size=8)  # 8, 8 and 4
     whole, padded = started(data()[0]), started(data()[0])
-    expected = whole.fit(batches, epochs=2, verbose=0)
-    history = padded.fit(in_loader(batches), epochs=2, verbose=0, steps_per_execution=together)
+    expected = whole.fit(lambda: iter(batches), epochs=2, verbose=0)
+    history = padded.fit(FORMS[form](batches), epochs=2, verbose=0, steps_per_execution=together)
     assert (whole.traces["train"], padded.traces["train"]) == (2, 1)
     np.testing.assert_allclose(history.history["loss"], expected.history["loss"], rtol=1e-6)
     assert_close(parameters_of(padded.module), parameters_of(whole.module))
-    found, evaluated = padded.predict(in_loader(batches)), padded.evaluate(in_loader(batches))
+    found, evaluated = padded.predict(FORMS[form](batches)), padded.evaluate(FORMS[form](batches))
     assert padded.traces["test"] == padded.traces["predict"] == 1
     np.testing.assert_allclose(found, padded.predict(data()[0]), rtol=1e-6)
     np.testing.assert_allclose(evaluated["loss"], padded.evaluate(*data())["loss"], rtol=1e-6)

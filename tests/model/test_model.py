@@ -662,7 +662,7 @@ def test_arrays_of_jax_and_of_double_precision():
     [
         ({"y": np.zeros([19, 1], np.float32)}, ValueError, "differ in length: x has 20, y has 19"),
         ({"x": [1.0, 2.0]}, ValueError, "differ in length: x has 2, y has 20"),
-        ({"x": {"a": 1.0}}, TypeError, r"x\['a'\] is a float: give an array"),
+        ({"x": {"a": 1.0}}, ValueError, r"x\['a'\] is a scalar"),
         ({"x": np.float32(1)}, ValueError, "x is a scalar"),
         ({"x": np.array(["a"] * 20)}, TypeError, "x has dtype <U1"),
         ({"x": ()}, ValueError, "x holds no array"),
