@@ -79,6 +79,10 @@ class EarlyStopping(Callback):
     def on_train_begin(self) -> None:
         if not self._goes_on():
             self._reset()
+        elif self.params.get("resumes") and self.stopped_epoch is not None:
+            # The training had ended, and there is no more of it; unless it is to be more patient now.
+            self.model.stop_training = self.wait >= self.patience
+            self.stopped_epoch = self.stopped_epoch if self.model.stop_training else None
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         value = self._monitor.value(logs)
@@ -103,10 +107,12 @@ class EarlyStopping(Callback):
 
     def get_state(self) -> dict[str, tp.Any]:
         state: dict[str, tp.Any] = {"best": self.best, "best_epoch": self.best_epoch, "wait": self.wait}
+        state |= {"stopped_epoch": self.stopped_epoch}
         return state | {"parameters": _copied(self._parameters), "moving": _copied(self._moving)}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
         self.best, self.best_epoch, self.wait = state["best"], state["best_epoch"], state["wait"]
+        self.stopped_epoch = state.get("stopped_epoch")
         self._parameters = _copied(state["parameters"])
         self._moving = _copied(state.get("moving", {}))
 

@@ -130,11 +130,18 @@ class LabelRange(tp.NamedTuple):
     """Which labels an objective takes: those from 0 to `classes - 1`, and `ignored`.
 
     - `counts_all`: whether a label out of range matters also where its weight is 0.
+    - `left_out`: what leaves labels out that are no classes, as padding is not.
+    - `is_binary`: whether they are 0, 1, or probabilities, each of its own prediction.
     """
 
     classes: int
     ignored: int | None = None
     counts_all: bool = False
+    left_out: str = "by sample_weight, which is 0 there"
+    is_binary: bool = False
+
+
+BINARY = LabelRange(2, is_binary=True)
 
 
 def one_number_each(

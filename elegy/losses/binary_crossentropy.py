@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
-from elegy.losses.arguments import EPSILON, On, comparable, flag, number, one_number_each, smoothed
+from elegy.losses.arguments import BINARY, EPSILON, LabelRange, On, comparable, flag, number, one_number_each, smoothed
 from elegy.losses.loss import Loss, Reduction
 
 
@@ -96,3 +96,7 @@ class BinaryCrossentropy(Loss):
         **Returns:** the values for each example, before they are weighted and reduced.
         """
         return binary_crossentropy(*one_number_each(y_true, y_pred), self.from_logits, self.label_smoothing)
+
+    def label_range(self, y_pred: Num[ArrayLike, "..."]) -> LabelRange:
+        """Which labels the loss takes."""
+        return BINARY

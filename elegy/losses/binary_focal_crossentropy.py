@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
-from elegy.losses.arguments import EPSILON, On, comparable, flag, number, one_number_each, smoothed
+from elegy.losses.arguments import BINARY, EPSILON, LabelRange, On, comparable, flag, number, one_number_each, smoothed
 from elegy.losses.binary_crossentropy import of_probabilities
 from elegy.losses.loss import Loss, Reduction
 
@@ -104,3 +104,7 @@ class BinaryFocalCrossentropy(Loss):
         """
         y_true, y_pred = one_number_each(y_true, y_pred)
         return binary_focal_crossentropy(y_true, y_pred, self.from_logits, self.alpha, self.gamma, self.label_smoothing)
+
+    def label_range(self, y_pred: Num[ArrayLike, "..."]) -> LabelRange:
+        """Which labels the loss takes."""
+        return BINARY

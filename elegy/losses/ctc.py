@@ -132,4 +132,4 @@ class CTC(Loss):
 
     def label_range(self, y_pred: Num[ArrayLike, "batch steps classes"]) -> LabelRange:
         """Which labels the loss takes for such predictions; the blank, which fills up, is among them."""
-        return LabelRange(jnp.shape(y_pred)[-1], counts_all=True)
+        return LabelRange(jnp.shape(y_pred)[-1], counts_all=True, left_out=f"by the label {self.blank}, the blank")

@@ -138,7 +138,7 @@ class SparseCategoricalCrossentropy(Loss):
         """Which labels the loss takes for such predictions; None if any."""
         if not self.check_bounds:
             return None
-        return LabelRange(jnp.shape(y_pred)[self.axis], self.ignore_class, counts_all=True)
+        return LabelRange(jnp.shape(y_pred)[self.axis], self.ignore_class, True, "by the loss: ignore_class=-1")
 
     def _counted(
         self, y_true: Shaped[ArrayLike, "*labels"], y_pred: Num[ArrayLike, "*scores"]

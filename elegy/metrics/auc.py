@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
 from elegy.frames import path_of
-from elegy.losses.arguments import On
+from elegy.losses.arguments import BINARY, LabelRange, On
 from elegy.metrics.accumulator import Accumulator
 from elegy.metrics.arguments import Mask, Weights, binary, positive_integer, ratio, valid_weights
 from elegy.metrics.sums import gathered, summed_by
@@ -91,6 +91,10 @@ class AUC(Accumulator):
         index = jnp.searchsorted(jnp.asarray(_thresholds(self.num_thresholds), scores.dtype), scores)
         sums = summed_by(jnp.where(positive, index + bins, index), 2 * bins, weights)
         self.add(jnp.where(wrong, jnp.nan, sums).reshape(2, 2, bins))
+
+    def label_range(self, y_pred: Num[ArrayLike, "..."]) -> LabelRange:
+        """Which labels the metric takes."""
+        return BINARY
 
     def compute(self) -> Float[Array, ""]:
         """The area of all that was counted so far; 0 if there was no positive label, or for ROC no negative one."""

@@ -4,7 +4,7 @@ import typing as tp
 
 from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
-from elegy.losses.arguments import On
+from elegy.losses.arguments import BINARY, LabelRange, On
 from elegy.metrics.arguments import Mask, Weights, binary, where_valid
 from elegy.metrics.average import Average
 
@@ -84,3 +84,7 @@ class BinaryAccuracy(Average):
           `elegy.metrics.Average.count_values`.
         """
         self.count_values(binary_accuracy(y_true, y_pred, self.threshold), sample_weight, mask)
+
+    def label_range(self, y_pred: Num[ArrayLike, "..."]) -> LabelRange:
+        """Which labels the metric takes."""
+        return BINARY

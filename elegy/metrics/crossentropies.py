@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
 from elegy.frames import path_of
 from elegy.losses import sparse_categorical_crossentropy
-from elegy.losses.arguments import LabelRange, On, class_labels, comparable
+from elegy.losses.arguments import BINARY, LabelRange, On, class_labels, comparable
 from elegy.metrics.arguments import Mask, Weights, rows
 from elegy.metrics.average import Average
 
@@ -80,6 +80,10 @@ class BinaryCrossentropy(_Crossentropy):
             p = jnp.clip(y_pred, _EPSILON, 1 - _EPSILON)
             values = -y_true * jnp.log(p) - (1 - y_true) * jnp.log1p(-p)
         self.count_values(jnp.where((y_true >= 0) & (y_true <= 1), values, jnp.nan), sample_weight, mask)
+
+    def label_range(self, y_pred: Num[ArrayLike, "..."]) -> LabelRange:
+        """Which labels the metric takes."""
+        return BINARY
 
 
 class CategoricalCrossentropy(_Crossentropy):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
 from elegy.frames import path_of
-from elegy.losses.arguments import LabelRange, On
+from elegy.losses.arguments import BINARY, LabelRange, On
 from elegy.metrics.arguments import Mask, Weights, positive_integer, ratio
 from elegy.metrics.class_counts import ClassCounts
 
@@ -86,9 +86,9 @@ class _OfClasses(ClassCounts):
             self.count_above(y_true, y_pred, thresholds, sample_weight, mask)
 
     def label_range(self, y_pred: Num[ArrayLike, "..."]) -> LabelRange | None:
-        """Which labels the metric takes for such predictions. None of `average="binary"`, whose labels are 0 and 1."""
+        """Which labels the metric takes for such predictions; None if that cannot be told."""
         if self.average == "binary" and self.class_id is None:
-            return None
+            return BINARY
         return self.range_of(y_pred, self.num_classes)
 
     def compute(self) -> Float[Array, "..."]:

@@ -35,9 +35,10 @@ def require_optional(**values: tp.Any) -> None:
             require_positive(name, value)
 
 
-def require_list(callbacks: tp.Any) -> None:
+def list_of(callbacks: Iterable[Callback] | None) -> list[Callback]:
     if isinstance(callbacks, Callback):
         raise TypeError("callbacks is a list of callbacks, got one: callbacks=[callback].")
+    return list(callbacks or ())
 
 
 def steps_before(epochs: int, steps: int | None, so_far: int) -> int:

@@ -212,10 +212,12 @@ class LabelCheck:
 
 
 def _require_classes(owner: str, name: str, labels: np.ndarray, taken: LabelRange) -> None:
+    if taken.is_binary and labels.dtype.kind == "f" and labels.size > len(labels):
+        return  # pictures, for example: to go through them takes time, and they are seldom labels
     least, most = labels.min(), labels.max()
-    if 0 <= least and most < taken.classes:
+    if 0 <= least and most < taken.classes and not (taken.is_binary and most > 1):
         return
-    wrong = (labels < 0) | (labels >= taken.classes)
+    wrong = (labels < 0) | (labels > taken.classes - 1)
     if taken.ignored is not None:
         wrong &= labels != taken.ignored
     if not wrong.any():
@@ -223,16 +225,20 @@ def _require_classes(owner: str, name: str, labels: np.ndarray, taken: LabelRang
     outside = labels[wrong]
     place = ", ".join(map(str, np.argwhere(wrong)[0]))
     number = f"{outside.size} of {labels.size} labels {'is' if outside.size == 1 else 'are'} out of range"
+    known = f"y_pred has {taken.classes} classes, which are 0 to {taken.classes - 1}"
     hints = []
-    if least == 1 and most == taken.classes:
+    if taken.is_binary:
+        known = "a label is 0 or 1, or a probability"
+        hints.append(f"Of labels {least} and {most} make 0 and 1, for example by ({name} > {least}).astype(int).")
+    elif least == 1 and most == taken.classes:
         hints.append(f"Labels that begin at 1 become classes by {name} - 1.")
     elif most >= taken.classes:
         hints.append(f"Labels are 0 to n - 1: the module must predict {most + 1} classes, or labels from 1 on lose 1.")
     if least < 0:
-        hints.append("Labels that are to be left out, as padding is, are left out by the loss: ignore_class=-1.")
+        hints.append(f"Labels that are to be left out, as padding is, are left out {taken.left_out}.")
     raise ValueError(
-        f"{owner}: {name} has labels from {least} to {most}, and y_pred has {taken.classes} classes, which are 0 to "
-        f"{taken.classes - 1}. {number}, the first of which is {name}[{place}] = {outside[0]}.\n  {' '.join(hints)}"
+        f"{owner}: {name} has labels from {least} to {most}, and {known}. {number}, the first of which is "
+        f"{name}[{place}] = {outside[0]}.\n  {' '.join(hints)}"
     )
 
 

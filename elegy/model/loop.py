@@ -120,7 +120,6 @@ class Training:
         self._callbacks = callbacks
         self._plan = plan
         self._interrupted = interrupted
-        self._stopped = False
         self.position = position
 
     def goes_on(self) -> bool:
@@ -129,7 +128,7 @@ class Training:
         ended = plan.epochs is not None and position.epoch >= plan.epochs
         # An epoch all of whose steps were made may still lack its end.
         full = plan.max_steps is not None and position.done >= plan.max_steps
-        return not (ended or full or self._stopped)
+        return not (ended or full or self._model.stop_training)
 
     def epoch(self) -> None:
         """Trains for an epoch, or for the rest of one, and validates."""
@@ -150,7 +149,6 @@ class Training:
         callbacks.epoch_end(position.epoch, shown)
         self.position = model._position = position.next_epoch(model._orders)
         callbacks.save(self.position, shown)
-        self._stopped = model.stop_training
 
     def _steps(self) -> Logs:
         """Makes the steps of the epoch that are not made yet. **Returns:** the means over its samples."""

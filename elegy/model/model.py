@@ -27,8 +27,8 @@ from elegy.layout import nodes_in
 from elegy.model import batches, checkpointing, loop
 from elegy.model.arguments import (
     give_policy,
+    list_of,
     require_apart,
-    require_list,
     require_optional,
     require_positive,
     require_unambiguous,
@@ -470,7 +470,7 @@ class Model:
         batch_size: int | None = None,
         epochs: int | None = None,
         verbose: int = 1,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Iterable[Callback] | None = None,
         validation_split: float = 0.0,
         validation_data: tp.Any = None,
         shuffle: bool | None = None,
@@ -593,7 +593,7 @@ class Model:
 
         **Raises:** `ValueError` or `TypeError` for arguments that do not fit together.
         """
-        require_list(callbacks)
+        callbacks = list_of(callbacks)
         shown = progress(verbose)
         require_optional(
             batch_size=batch_size,
@@ -646,7 +646,6 @@ class Model:
             raise ValueError("validate_every was given, and there are no validation data: give validation_data=.")
         if overfit_batches is not None:
             feed, shuffle = feed.repeated(overfit_batches), False
-        callbacks = list(callbacks)
         if fast_dev_run:
             number = 1 if fast_dev_run is True else fast_dev_run
             require_positive("fast_dev_run", number)
@@ -844,7 +843,7 @@ class Model:
         batch_size: int | None = None,
         sample_weight: tp.Any = None,
         verbose: int = 0,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Iterable[Callback] | None = None,
         steps: int | None = None,
     ) -> dict[str, float]:
         """The losses and metrics of data, with `elegy.training()` false. The model stays as it is, but a module that is
@@ -858,7 +857,7 @@ class Model:
         a `Metric` are its own. Without any loss there is no `"loss"`.
         """
         require_optional(batch_size=batch_size, steps=steps)
-        require_list(callbacks)
+        callbacks = list_of(callbacks)
         check = self._label_check()
         feed = self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=True, check=check)
         params = {"batch_size": batch_size or 32, "samples": feed.samples, "steps": feed.steps}

@@ -182,3 +182,15 @@ def test_names_of_other_libraries():
         elegy.callbacks.BackupAndRestore  # noqa: B018
     with pytest.raises(AttributeError, match="Write elegy.callbacks.EarlyStopping"):
         elegy.EarlyStopping  # noqa: B018
+
+
+def test_a_callback_that_stops_before_the_first_epoch(fitted):
+    before = fitted.model.steps
+    stop = LambdaCallback(on_train_begin=lambda: setattr(stop.model, "stop_training", True))
+    assert fitted(stop).epoch == [] and fitted.model.steps == before
+
+
+def test_no_callbacks(fitted):
+    model, x, y = fitted.model, fitted.x, fitted.y
+    assert model.fit(x, y, callbacks=None, verbose=0).epoch == [0]
+    assert model.evaluate(x, y, callbacks=None)["loss"] > 0

@@ -181,3 +181,23 @@ def test_a_value_that_is_not_among_the_logs(fitted, name, validation, message):
 def test_arguments(options, error, message):
     with pytest.raises(error, match=message):
         EarlyStopping(**options)
+
+
+def test_a_training_that_has_stopped_is_not_resumed(fitted, tmp_path):
+    values = [3.0, 2.0, 2.5, 2.6, 1.0, 0.9, 0.8]
+
+    def resume(patience=2):
+        fitted.reset()
+        recorder, stopping = Recorder(values), EarlyStopping("score", mode="min", patience=patience)
+        saver = elegy.callbacks.ModelCheckpoint(tmp_path)
+        history = fitted(recorder, stopping, saver, epochs=len(values), validation=False, resume=tmp_path)
+        parameters = jax.tree.map(np.asarray, fitted.model.module.get_parameters())
+        return history.epoch, fitted.model.steps, stopping.stopped_epoch, stopping.best_epoch, parameters
+
+    first = resume()
+    assert first[:4] == ([0, 1, 2, 3], 12, 3, 1)
+    for _ in range(2):
+        again = resume()
+        assert again[:4] == first[:4]
+        assert_same(again[4], first[4])
+    assert resume(patience=3)[:4] == ([0, 1, 2, 3, 4, 5, 6], 21, None, 6)

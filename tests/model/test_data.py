@@ -168,9 +168,40 @@ def test_metrics_that_count_classes_refuse_other_labels(metric):
 
 
 def test_metrics_of_which_the_range_cannot_be_told():
-    assert elegy.metrics.F1().label_range(jnp.zeros([6])) is None  # labels of 0 and 1
+    assert elegy.metrics.F1().label_range(jnp.zeros([6])).is_binary
     assert elegy.metrics.F1("macro").label_range(jnp.zeros([6], int)) is None
     assert elegy.metrics.F1("macro", num_classes=4).label_range(jnp.zeros([6], int)).classes == 4
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"loss": elegy.losses.BinaryCrossentropy(from_logits=True)},
+        {"loss": elegy.losses.BinaryFocalCrossentropy(from_logits=True)},
+        {"metrics": elegy.metrics.BinaryAccuracy()},
+        {"metrics": elegy.metrics.AUC()},
+        {"metrics": elegy.metrics.F1()},
+        {"metrics": elegy.metrics.BinaryCrossentropy(from_logits=True)},
+    ],
+    ids=["loss", "focal loss", "accuracy", "AUC", "F1", "crossentropy"],
+)
+def test_binary_labels_out_of_range(objective):
+    model = make(module=elegy.nn.Linear(1), **objective)
+    signs = np.array([[-1], [1], [1], [-1], [1], [1]])
+    for labels in (signs, signs.astype(np.float32)):
+        with pytest.raises(ValueError, match=r"y has labels from -1.* to 1.*, and a label is 0 or 1, or a probability"):
+            model.evaluate(X, labels)
+    with pytest.raises(ValueError, match=r"from 1 to 2.*4 of 6 labels are out of range.*\n.* \(y > 1\).astype\(int\)"):
+        model.evaluate(X, (signs + 3) // 2)
+    for labels in (signs > 0, (signs > 0).astype(np.float32)):
+        assert all(np.isfinite(value) for value in model.evaluate(X, labels).values())
+
+
+def test_probabilities_are_binary_labels_and_pictures_are_not_looked_at():
+    model = make(elegy.losses.BinaryCrossentropy(from_logits=True), module=elegy.nn.Linear(1))
+    assert model.evaluate(X, np.full([6, 1], 0.3, np.float32))["loss"] > 0
+    model = make(elegy.losses.BinaryCrossentropy(from_logits=True), module=elegy.nn.Linear(2))
+    assert np.isfinite(model.evaluate(X, X + 1)["loss"])
 
 
 def test_ctc_refuses_labels_that_are_no_class():
