@@ -115,8 +115,12 @@ class EMA(Callback):
 
     def close(self) -> None:
         self._put_back()
-        if self._average is not None:
-            self._kept, self._average = jax.tree.map(jnp.copy, self._average.state), None
+        average, self._average = self._average, None
+        if average is not None:
+            try:
+                self._kept = jax.tree.map(jnp.copy, average.state)
+            except (RuntimeError, ValueError):  # lost with a step that failed, of which its own error tells
+                self._kept = None
 
     def on_train_end(self) -> None:
         if self.at_end:

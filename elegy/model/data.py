@@ -32,7 +32,7 @@ class Data(tp.NamedTuple):
 
     x: PyTree[Samples]
     y: PyTree[Samples] | None
-    sample_weight: Samples | None
+    sample_weight: PyTree[Samples] | None
 
     @property
     def size(self) -> int:
@@ -120,6 +120,8 @@ def with_class_weight(data: Data, class_weight: tp.Any) -> Data:
         )
     used, places = np.unique(labels, return_inverse=True)
     found = np.asarray([weights.get(int(label), 1.0) for label in used], np.float32)[places].reshape(labels.shape)
+    if isinstance(data.sample_weight, (dict, list, tuple)):
+        raise TypeError("class_weight weighs one array of targets, and sample_weight has weights of several outputs.")
     if data.sample_weight is not None:
         given = np.asarray(data.sample_weight)
         found = found.reshape(found.shape + (1,) * (given.ndim - found.ndim))

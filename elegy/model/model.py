@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -679,6 +680,7 @@ class Model:
         )
         history, before = History(), self.stop_training
         everything = Callbacks([history, *callbacks, *shown], self, params)
+        failed = True
         try:
             with shortened():
                 position = self._resumed(resume, feed, everything)
@@ -691,12 +693,16 @@ class Model:
                 self._position = self._begun(begins) if position is None else position
                 self._about_data = functools.partial(checkpointing.about_data, feed)
                 loop.fit(self, feed, tested, everything, plan, self._position)
+                failed = False
         finally:
             # A callback may have called `fit` in between, or itself be called by a `fit`.
             self._history, self.stop_training = history, before
             try:
                 about = checkpointing.about_data(feed)  # the model shall not keep the data
-                self._about_data, self._states = lambda: about, everything.states()
+                self._about_data = lambda: about
+                # After a step that failed arrays of callbacks may be lost: that error is the one to be told.
+                with contextlib.suppress(*[Exception] * failed):
+                    self._states = everything.states()
             finally:
                 everything.close()
         return history

@@ -202,8 +202,8 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: 
 
     `weighted(values, weights)` is what becomes of the values of a function that takes no `sample_weight` itself.
     """
-    weight, mask = inputs["sample_weight"], sample_mask()
-    taken = accepted(function)
+    taken, mask = accepted(function), sample_mask()
+    inputs = {**inputs, "sample_weight": (weight := _weight(name, function, inputs["sample_weight"]))}
     if inputs["y_true"] is None and _needs_targets(taken):
         raise ValueError(_no_targets(name))
     arguments = {
@@ -232,6 +232,34 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: 
     if weight is None or "sample_weight" in taken or not is_of_samples:
         return jax.tree.map(lambda value: _mean(name, jnp.asarray(value, dtype=jnp.result_type(float)), mask), value)
     return jax.tree.map(lambda value: weighted(*_with_weights(name, jnp.asarray(value), weight), mask), value)
+
+
+def _weight(name: str, function: tp.Any, weight: tp.Any) -> tp.Any:
+    """The weights for a loss or a metric: where outputs have weights of their own, those of the output it is about."""
+    if not isinstance(weight, (dict, list, tuple)):
+        return weight
+    on = _on(function)
+    if on:
+        try:
+            return functools.reduce(operator.getitem, on, tp.cast(tp.Any, weight))
+        except (KeyError, IndexError, TypeError):
+            given = ", ".join(map(repr, weight if isinstance(weight, dict) else range(len(weight))))
+            raise ValueError(
+                f"{name} is about the output {'/'.join(map(str, on))}, and sample_weight has no weights of it; it has "
+                f"those of {given}.\n  Give None for an output whose samples weigh alike."
+            ) from None
+    if not isinstance(function, (Loss, Metric)) and "sample_weight" in accepted(function):
+        return weight  # it knows what to do with them
+    raise ValueError(
+        f"{name} takes one array of weights, and sample_weight is a {type(weight).__name__} of several, one for each "
+        "output.\n  Say by on= which output it is about, or give one array for all."
+    )
+
+
+def _on(function: tp.Any) -> tuple[str | int, ...]:
+    """The keys and indices of the output that a loss or a metric is about; none if it is about all."""
+    on = getattr(function, "on", None)
+    return () if on is None else (on,) if isinstance(on, (str, int)) else tuple(on)
 
 
 def _needs_targets(taken: dict[str, inspect.Parameter]) -> bool:
@@ -282,8 +310,7 @@ def labels_of(objectives: Losses | Metrics, y: tp.Any, inputs: dict[str, tp.Any]
     for name, function in zip(objectives.names, objectives.functions, strict=True):
         label_range = getattr(function, "label_range", None)
         if label_range is not None:
-            on = getattr(function, "on", None)
-            on = () if on is None else (on,) if isinstance(on, (str, int)) else on
+            on = _on(function)
             y_pred = functools.reduce(operator.getitem, on, inputs["y_pred"])
             if (taken := label_range(y_pred)) is not None:
                 found.append(Labels(name, on, taken))

@@ -211,3 +211,48 @@ def test_ctc_refuses_labels_that_are_no_class():
     for given in (None, weights):
         with pytest.raises(ValueError, match=r"ctc_loss: y has labels from 0 to 3, and y_pred has 3 classes"):
             model.evaluate(x, np.array([[1, 2], [3, 0]]), sample_weight=given)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights of several outputs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class TwoEqual(elegy.Module):
+    def call(self, x):
+        return {"a": elegy.nn.Linear(3)(x), "b": elegy.nn.Linear(3)(x)}
+
+
+def test_each_output_has_weights_of_its_own():
+    x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    module, weight = TwoEqual().init(x, rng=0), np.arange(6, dtype=np.float32)
+    both = lambda **options: [crossentropy(on=on, name=f"{on}_loss", **options) for on in ("a", "b")]  # noqa: E731
+    model = make(both(), elegy.metrics.SparseCategoricalAccuracy(on="a", name="accuracy"), module)
+    y, weights = {"a": GOOD, "b": GOOD[::-1].copy()}, {"a": weight, "b": None}
+    for given in (
+        (x, y, 4, weights),
+        ([(x[:4], *part(y, weights, slice(4))), (x[4:], *part(y, weights, slice(4, 6)))],),
+    ):
+        found = model.evaluate(*given)
+        for name, wanted in (("a", weight), ("b", None)):
+            alone = make(crossentropy(on=name), elegy.metrics.SparseCategoricalAccuracy(on="a"), module)
+            alone = alone.evaluate(x, y, sample_weight=wanted)
+            np.testing.assert_allclose(found[f"{name}_loss"], alone["loss"], rtol=1e-6)
+            if name == "a":
+                np.testing.assert_allclose(found["accuracy"], alone["sparse_categorical_accuracy"], rtol=1e-6)
+    assert np.isfinite(model.fit(x, y, sample_weight=weights, batch_size=4, verbose=0).history["loss"][0])
+
+
+def part(y, weights, which):
+    return {key: value[which] for key, value in y.items()}, {"a": weights["a"][which], "b": None}
+
+
+def test_weights_of_outputs_that_fit_no_loss():
+    module = TwoEqual()
+    weight = np.ones(6, np.float32)
+    with pytest.raises(ValueError, match=r"is about the output b, and sample_weight has no weights of it; .* 'a'"):
+        make(crossentropy(on="b"), module=module).evaluate(X, {"a": GOOD, "b": GOOD}, sample_weight={"a": weight})
+    with pytest.raises(ValueError, match=r"takes one array of weights, and sample_weight is a dict of several"):
+        make(crossentropy()).evaluate(X, GOOD, sample_weight={"a": weight})
+    with pytest.raises(TypeError, match="class_weight weighs one array"):
+        make(crossentropy()).fit(X, GOOD, sample_weight={"a": weight}, class_weight={0: 2.0}, verbose=0)
