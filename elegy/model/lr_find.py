@@ -16,7 +16,6 @@ import numpy as np
 
 from elegy.model.batches import Arrays, Feed
 from elegy.model.data import Data
-from elegy.model.functional import Functional
 from elegy.model.optimizer import Optimizer
 from elegy.random import RNG
 from elegy.state import transaction
@@ -76,7 +75,7 @@ def find_rates(model: Model, feed: Feed, optimizer: tp.Any, start: float, end: f
     trial = _trial(model, _made(optimizer, start, end, steps, model.optimizer.where))
     losses: list[float] = []
     with contextlib.suppress(_Undone), transaction():
-        losses.extend(_losses(trial.functional(), _endless(model, feed), steps))
+        losses.extend(_losses(trial, _endless(model, feed), steps))
         raise _Undone
     rates, found = rates[: len(losses)], np.asarray(losses, np.float64)
     return LearningRates(rates, found, *suggested(rates, found))
@@ -131,14 +130,20 @@ def _endless(model: Model, feed: Feed) -> Iterator[Data]:
             return
 
 
-def _losses(functional: Functional, batches: Iterator[Data], steps: int) -> Iterator[float]:
+def _losses(trial: Model, batches: Iterator[Data], steps: int) -> Iterator[float]:
     """The loss before each step, until it explodes."""
+    functional, check = trial.functional(), trial._label_check()
     state: tp.Any = None
     smoothed = smallest = math.inf
     weight = 0.0
     train_step = jax.jit(functional.train_step, donate_argnums=0)
     for number, data in enumerate(itertools.islice(batches, steps), 1):
-        state = functional.init(*data) if state is None else state
+        if check is not None:
+            check(data)
+        if state is None:
+            if check is not None:
+                check.learn(trial._program("train").prepare(data).labels)
+            state = functional.init(*data)
         state, logs = train_step(state, *data)
         if "loss" not in logs:
             raise ValueError(f'lr_find: train_step returned no "loss" to look at; it returned {", ".join(logs)}.')
