@@ -9,6 +9,7 @@ import typing as tp
 from collections.abc import Callable, Sequence
 
 import jax
+from jax.core import Tracer
 
 from elegy.checks import no_type_check
 from elegy.draws import rng_context
@@ -187,9 +188,17 @@ class _Watch:
         by_id = {id(one.module): one for one in held}
         by_path = {(one.path, one.cls): one for one in held}
         for run in self.runs:
-            run.held = by_id.get(id(run.module)) or by_path.get((run.path, run.cls))
+            run.held = by_id.get(id(run.module))
+            if run.held is None and not _is_from_outside(run.module):
+                run.held = by_path.get((run.path, run.cls))
         for one in (*self.runs, *held):
             one.module = None
+
+
+def _is_from_outside(module: Node | None) -> bool:
+    """Whether a module has arrays that have values, and so is none of those that were given, or a copy of one."""
+    arrays = jax.tree.leaves(module)
+    return any(isinstance(array, jax.Array) and not isinstance(array, Tracer) for array in arrays)
 
 
 def _struct(leaf: tp.Any) -> tp.Any:

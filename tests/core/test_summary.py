@@ -137,6 +137,21 @@ def test_a_method_of_the_module_that_runs_has_none():
     assert [row.path for row in elegy.summary(Coder(), struct(2, 3)).rows] == ["coder", "coder/affine"]
 
 
+def test_a_module_from_outside_is_not_taken_for_one_of_the_same_path():
+    outside = elegy.nn.Linear(8).init(ones(5, 3))
+
+    class Network(elegy.Module):
+        def call(self, x):
+            return elegy.nn.Linear(1)(outside(x))
+
+    summary = elegy.summary(Network(), struct(5, 3))
+    _, first, second = summary.rows
+    assert first.path == second.path == "network/linear"
+    assert (first.output.shape, first.is_part, first.trainable, first.multiply_adds) == ((5, 8), False, 0, 120)
+    assert (second.output.shape, second.is_part, second.trainable, second.multiply_adds) == ((5, 1), True, 9, 40)
+    assert summary.trainable == 9
+
+
 def test_a_copy_that_a_transform_of_jax_makes_is_not_counted_twice():
     class Mapped(elegy.Module):
         def __init__(self):

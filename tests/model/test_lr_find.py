@@ -153,6 +153,18 @@ def test_short_batches_are_left_out():
     assert set(shapes) == {(8, 1)}
 
 
+@pytest.mark.parametrize("wrong", [[0], [1], [0, 1]], ids=str)
+def test_labels_that_are_no_classes_are_refused(wrong):
+    x, _ = data(8)
+    labels = np.arange(8, dtype=np.int32) % 3
+    batches = [(x, labels + 3 if number in wrong else labels) for number in range(2)]
+    model = make_model(Affine(3), loss=elegy.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=None)
+    with pytest.raises(ValueError, match="labels from 3 to 5, and y_pred has 3 classes"):
+        model.lr_find(batches, steps=5)
+    assert not model.module.initialized and model.steps == 0
+    assert len(model.lr_find([(x, labels)], steps=5).losses) == 5
+
+
 def test_a_step_of_ones_own():
     class Own(elegy.Model):
         def train_step(self, x, y, sample_weight):
