@@ -520,12 +520,17 @@ def as_source(
             raise ValueError("a Source is taken as it is: give steps_per_epoch and transform where it is made.")
         return data
     if steps_per_epoch is None or not single_pass or isinstance(data, Iterator):
-        return _source(data, steps_per_epoch, batch_size, transform, single_pass)
-    return First(_source(data, None, batch_size, transform, single_pass), steps_per_epoch)
+        return _source(data, steps_per_epoch, batch_size, transform, single_pass, may_be_endless=False)
+    return First(_source(data, None, batch_size, transform, single_pass, may_be_endless=True), steps_per_epoch)
 
 
 def _source(
-    data: tp.Any, steps_per_epoch: int | None, batch_size: int | None, transform: Transform | None, single_pass: bool
+    data: tp.Any,
+    steps_per_epoch: int | None,
+    batch_size: int | None,
+    transform: Transform | None,
+    single_pass: bool,
+    may_be_endless: bool,
 ) -> Source:
     name = _name(data)
     if _gives_samples(data):
@@ -541,7 +546,8 @@ def _source(
         return _Indexed(name, begin, len(data), samples, steps_per_epoch, transform)
     one_shot = isinstance(data, Iterator)
     count = _count(data)
-    if steps_per_epoch is None and not single_pass and (count == np.inf or one_shot):
+    endless = count == np.inf and not may_be_endless
+    if steps_per_epoch is None and (endless or (one_shot and not single_pass)):
         why = "can be gone through once only" if one_shot else "has no end"
         remedy = ", or a function without arguments that makes the iterator anew for each epoch" * one_shot
         raise ValueError(f"{name} {why}: give steps_per_epoch{remedy}.")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
+from elegy.errors import SampleMaskError
 from elegy.frames import path_of
 from elegy.module import Module
 from elegy.precision import at_least_float32
@@ -204,7 +205,10 @@ def mask_for(
     dtype = jnp.result_type(mask)
     if not (dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"{owner()}: mask must hold bools, got {dtype}.\n  Write mask > 0, or give sample_weight.")
-    return weights_for(owner, values, mask, "mask") != 0
+    try:
+        return weights_for(owner, values, mask, "mask") != 0
+    except ValueError as error:
+        raise SampleMaskError(str(error)) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import inspect
+import types
 import typing as tp
 
 import jax
@@ -48,6 +50,30 @@ def _of_function(function: tp.Any) -> Module:
         own = inspect.Parameter("_module", inspect.Parameter.POSITIONAL_ONLY)
         call.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])
     return module
+
+
+def used_by(function: types.FunctionType) -> dict[str, Module]:
+    """The modules to which the code of a function refers by names from outside, by these names."""
+    found: dict[str, Module] = {}
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    values = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+    codes = [function.__code__]
+    for code in codes:
+        codes.extend(constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+        names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+        values |= {name: function.__globals__[name] for name in names if name in function.__globals__}
+    for name, value in values.items():
+        if isinstance(value, Module) and not isinstance(value, (Loss, Metric)):
+            found[name] = value
+    return found
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def as_module(given: tp.Any) -> Module:

@@ -285,15 +285,17 @@ def value_fn(
     function: LossFunction, module: tp.Any, modules: tp.Any, data: Data, notes: Notes
 ) -> Callable[[tp.Any], tp.Any]:
     """The loss of a batch as a function of the trainable parameters, which changes nothing: for optimisers that try
-    several, as `optax.lbfgs` does."""
+    several, as `optax.lbfgs` does. State and random numbers are those of now, so it is to be made before gradients are
+    taken."""
     threaded = Threaded(modules)
+    view, rng = threaded.view(), rng_data(True)
+    leaves = view.read()
 
     def value(parameters: tp.Any) -> tp.Any:
         def loss() -> tp.Any:
             module.set_parameters(parameters)
             return _of_batch(function, notes, *data).values["loss"]
 
-        view = threaded.view()
-        return run(loss, threaded, view, view.read(), rng_data(True), (), {})[0]
+        return run(loss, threaded, view, leaves, rng, (), {})[0]
 
     return value

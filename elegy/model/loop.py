@@ -82,12 +82,13 @@ def fit(
     with interrupts(callbacks.saves) as interrupted:
         training = Training(model, feed, validation, callbacks, plan, position, interrupted)
         try:
-            if validation is not None and plan.sanity_steps:
-                evaluate(model, validation.first(plan.sanity_steps), Callbacks([], model, {}), interrupted)
-            if callbacks.need_state:
+            tries = validation is not None and plan.sanity_steps > 0
+            if callbacks.need_state or tries:  # it is the shapes of the training data that parameters have
                 program, example = training_program(model, feed, callbacks, plan), feed.example()
                 with model._turn:
                     program.prepare(example)
+            if validation is not None and tries:
+                evaluate(model, validation.first(plan.sanity_steps), Callbacks([], model, {}), interrupted)
             callbacks.train_begin()
             while training.goes_on():
                 training.epoch()

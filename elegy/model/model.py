@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import threading
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ from elegy.model.arguments import (
 )
 from elegy.model.batches import Feed
 from elegy.model.data import Data, LabelCheck, arguments_of, as_data, gives_batches, split, with_class_weight
-from elegy.model.foreign import as_module
+from elegy.model.foreign import as_module, used_by
 from elegy.model.functional import Functional
 from elegy.model.gradients import differentiated, value_fn, valued
 from elegy.model.lr_find import LearningRates, find_rates
@@ -66,6 +67,8 @@ else:
 
 _ARGUMENTS = ("module", "loss", "metrics", "optimizer", "seed", "donate")
 _ASSIGNABLE = ("run_eagerly", "stop_training")
+# Types of which equal values are the same constant.
+_COMPARED = (bool, int, float, complex, str, bytes, type(None))
 
 
 class Model:
@@ -178,10 +181,12 @@ class Model:
         self.run_eagerly = run_eagerly
         self.stop_training = False
         self._history: History | None = None
+        # Modules that a function uses, which has none of its own.
+        self._used = used_by(module) if inspect.isfunction(module) else {}
         self._seed = int(seed)
         self._donates = donate
         self._losses = Losses(loss)
-        self._metrics = Metrics(metrics)
+        self._metrics = Metrics(metrics, self._losses.names)
         # How many steps, and how many orders of samples, were made so far.
         self._steps = 0
         self._orders = 0
@@ -211,7 +216,19 @@ class Model:
                 f"with. What can be assigned: {', '.join(_ASSIGNABLE)}.\n"
                 "  Construct a new one: elegy.Model(module, loss=..., metrics=..., optimizer=...)."
             )
+        if self._constructed and is_own:
+            self._forget(vars(self).get(name), value)
         super().__setattr__(name, value)
+
+    def _forget(self, old: tp.Any, new: tp.Any) -> None:
+        """Steps are compiled anew after an attribute has changed: it is a constant of theirs."""
+        is_same = new is old or (type(new) is type(old) and isinstance(new, _COMPARED) and new == old)
+        if is_same or running_or_none(self) is not None:  # a step may note what it likes
+            return
+        if nodes_in([old, new]):
+            self._programs.clear()
+        for program in self._programs.values():
+            program.forget()
 
     @property
     def steps(self) -> int:
@@ -254,12 +271,12 @@ class Model:
 
         **Returns:** what is logged of the batch: scalars, by name.
         """
+        extra: dict[str, tp.Any] = {}
+        if self.optimizer.takes_functions:
+            extra["value_fn"] = self._value_fn(self.loss_step, Data(x, y, sample_weight))
         (values, y_pred), gradients = self.value_and_grad(self.loss_step)(x, y, sample_weight)
         require_fixed(self.module, self._losses.named())
-        extra = {"value": values["loss"]}
-        if self.optimizer.takes_functions:
-            function = self._value_fn(self.loss_step, Data(x, y, sample_weight))
-            extra |= {"grad": gradients, "value_fn": function}
+        extra |= {"value": values["loss"]} | ({"grad": gradients} if extra else {})
         self.optimizer.update(self.module, gradients, **extra)
         return values | self.compute_metrics(x, y, y_pred, sample_weight)
 
@@ -515,9 +532,10 @@ class Model:
         - `validation_data`: `(x, y)` or `(x, y, sample_weight)` to validate on after each epoch, or something that
           gives batches.
         - `shuffle`: whether to draw a new order for each epoch, as is the default for arrays. Batches come as they are.
-        - `sample_weight`: an array with a weight for each sample, or for each value. Losses of Elegy divide by the
-          number of samples, not by the sum of weights; metrics, functions among them, give weighted means. A
-          metric object that takes no `sample_weight` counts all samples alike.
+        - `sample_weight`: an array with a weight for each sample, or for each value; or, where there are several
+          outputs, a dict or tuple of them, or of None, of which losses and metrics take what their `on` says. Losses of
+          Elegy divide by the number of samples, not by the sum of weights; metrics, functions among them, give weighted
+          means. A metric object that takes no `sample_weight` counts all samples alike.
         - `initial_epoch`: how many epochs were made before. Of a model that has not trained yet these are taken to be
           epochs of another process, on the same number of samples with the same `batch_size`: it goes on with the
           order of samples and the random numbers that come next. If nobody knows how many batches an epoch has, that is
@@ -611,6 +629,8 @@ class Model:
         for name, value in {"epochs": epochs, "initial_epoch": initial_epoch, "sanity_steps": sanity_steps}.items():
             if value is not None:
                 require_positive(name, value, least=0)
+        if shuffle not in (True, False, None):
+            raise TypeError(f"shuffle is True, False or None, got {shuffle!r}.")
         if gives_batches(x):
             if validation_split:
                 raise ValueError("validation_split is for arrays: give validation_data=, which may give batches too.")
@@ -632,9 +652,15 @@ class Model:
             joined=accumulate,
             together=steps_per_execution,
             most=steps_per_epoch,
+            single_pass=steps_per_epoch is None and (bool(fast_dev_run) or epochs == initial_epoch + 1),
             epoch=initial_epoch,
             check=(check := self._label_check()),
         )
+        if steps_per_epoch is not None and feed.source is None and (feed.steps or 0) < steps_per_epoch:
+            raise ValueError(
+                f"steps_per_epoch={steps_per_epoch}, and the {feed.samples} samples make {feed.steps} steps.\n"
+                "  Leave it out to train on all of them."
+            )
         tested: Feed | None = None
         of_validation = self._label_check("y of the validation data")
         if validation is not None:
@@ -643,8 +669,12 @@ class Model:
             tested = self._validation_feed(validation, size, validation_steps, of_validation)
             if sanity_steps and tested.source is not None and tested.source.one_shot:
                 tested = batches.Stream(GivenTwice(tested.source))
-        if validate_every and tested is None:
-            raise ValueError("validate_every was given, and there are no validation data: give validation_data=.")
+        if tested is None:
+            options = {"validate_every": validate_every, "validation_steps": validation_steps}
+            options |= {"validation_batch_size": validation_batch_size, "sanity_steps": sanity_steps}
+            for name, value in options.items():
+                if value:
+                    raise ValueError(f"{name} was given, and there are no validation data: give validation_data=.")
         if overfit_batches is not None:
             feed, shuffle = feed.repeated(overfit_batches), False
         if fast_dev_run:
@@ -680,7 +710,7 @@ class Model:
         )
         history, before = History(), self.stop_training
         everything = Callbacks([history, *callbacks, *shown], self, params)
-        failed = True
+        is_new, failed = self._steps == 0, True
         try:
             with shortened():
                 position = self._resumed(resume, feed, everything)
@@ -697,6 +727,8 @@ class Model:
         finally:
             # A callback may have called `fit` in between, or itself be called by a `fit`.
             self._history, self.stop_training = history, before
+            if failed and is_new and self._steps == begins.done:  # nothing was trained
+                self._steps = self._orders = 0
             try:
                 about = checkpointing.about_data(feed)  # the model shall not keep the data
                 self._about_data = lambda: about

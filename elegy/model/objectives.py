@@ -122,9 +122,9 @@ class Losses(Module):
         values: Scalars = {}
         known: dict[str, Weighted | Sum] = {}
         for name, function in zip(self.names, self.functions, strict=True):
-            found, treedef = jax.tree.flatten(
-                _evaluate(name, function, inputs, _mean_of_weighted), is_leaf=lambda part: isinstance(part, Reduced)
-            )
+            with _hinting(name, function, inputs):
+                found = _evaluate(name, function, inputs, _mean_of_weighted)
+            found, treedef = jax.tree.flatten(found, is_leaf=lambda part: isinstance(part, Reduced))
             scalars = [part.value if isinstance(part, Reduced) else part for part in found]
             names = add_values(values, name, treedef.unflatten(scalars))
             for full, part in zip(names, found, strict=True):
@@ -138,8 +138,9 @@ class Losses(Module):
 class Metrics(Module):
     """Metrics by name: `accuracy`, and under a key of a dict `key/accuracy`."""
 
-    def __init__(self, metrics: tp.Any):
+    def __init__(self, metrics: tp.Any, losses: Iterable[str] = ()):
         super().__init__(name="metrics")
+        self._taken = ("loss", *losses)
         named = list(_named("metric", metrics))
         self.names = tuple("/".join(path) for path, _ in named)
         # Metrics count what they are called with: these belong to the model, so the user's own ones stay as they are.
@@ -153,14 +154,26 @@ class Metrics(Module):
         of_batch: Scalars = {}
         so_far: Scalars = {}
         for name, function in zip(self.names, self.functions, strict=True):
-            values = so_far if isinstance(function, Metric) else of_batch
-            add_values(values, name, _evaluate(name, function, inputs, _weighted_mean))
+            values, others = (so_far, of_batch) if isinstance(function, Metric) else (of_batch, so_far)
+            with _hinting(name, function, inputs):
+                found = _evaluate(name, function, inputs, _weighted_mean)
+            found = jax.tree.map(_of_loss, found, is_leaf=lambda part: isinstance(part, Reduced))
+            if getattr(function, "reduction", None) is Reduction.SUM:
+                found = jax.tree.map(Sum, found)
+            add_values(values, name, found, {*self._taken, *others})
         return of_batch, so_far
 
     def direction(self, name: str) -> str | None:
         """What the metric of this name says about itself: `"min"` or `"max"` is better. None if it says nothing."""
         of_name = dict(zip(self.names, self.functions, strict=True))
         return getattr(of_name.get(name), "direction", None)
+
+
+def _of_loss(part: tp.Any) -> tp.Any:
+    """What is logged of a loss that is a metric."""
+    if not isinstance(part, Reduced):
+        return part
+    return part.value if part.divisor is None else Weighted(part.value, part.divisor.astype(part.value.dtype))
 
 
 def _named(kind: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], Callable[..., tp.Any]]]:
@@ -232,6 +245,23 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: 
     if weight is None or "sample_weight" in taken or not is_of_samples:
         return jax.tree.map(lambda value: _mean(name, jnp.asarray(value, dtype=jnp.result_type(float)), mask), value)
     return jax.tree.map(lambda value: weighted(*_with_weights(name, jnp.asarray(value), weight), mask), value)
+
+
+@contextlib.contextmanager
+def _hinting(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> Iterator[None]:
+    """Says which outputs there are, after an error of a loss or a metric that was given all of them."""
+    try:
+        yield
+    except Exception as error:
+        y_pred = inputs["y_pred"]
+        if isinstance(y_pred, (dict, list, tuple)) and isinstance(function, (Loss, Metric)) and not _on(function):
+            keys = [*y_pred] if isinstance(y_pred, dict) else [*range(len(y_pred))]
+            one = f"{type(function).__name__}(..., on={keys[0] if keys else 0!r})"
+            error.add_note(
+                f"{name} was given all outputs, a {type(y_pred).__name__} with {', '.join(map(repr, keys))}. If it is "
+                f"about one of them, say which, as by {one}; the same is taken of the targets."
+            )
+        raise
 
 
 def _weight(name: str, function: tp.Any, weight: tp.Any) -> tp.Any:

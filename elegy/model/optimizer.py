@@ -351,7 +351,7 @@ def _as_transformation(given: tp.Any) -> optax.GradientTransformation:
     if isinstance(given, optax.MultiSteps):
         return given.gradient_transformation()
     if isinstance(given, optax.GradientTransformation):
-        return optax.with_extra_args_support(given)
+        return _taking_more(optax.with_extra_args_support(given))
     methods = [getattr(given, name, None) for name in ("init", "update")]
     if is_node(given) or isinstance(given, type) or not all(map(callable, methods)):
         raise TypeError(_not_a_transformation(given, ()))
@@ -361,6 +361,19 @@ def _as_transformation(given: tp.Any) -> optax.GradientTransformation:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(update).parameters.values()):
         return optax.GradientTransformationExtraArgs(init, update)
     return optax.with_extra_args_support(optax.GradientTransformation(init, update))
+
+
+def _taking_more(given: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """A transformation of which `update` may be given more than it names."""
+    parameters = inspect.signature(given.update).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return given
+
+    def update(updates: tp.Any, state: tp.Any, params: tp.Any = None, **extra: tp.Any) -> tp.Any:
+        named = {name: value for name, value in extra.items() if name in parameters}
+        return given.update(updates, state, params, **named)
+
+    return optax.GradientTransformationExtraArgs(given.init, update)
 
 
 def _require_signature(given: tp.Any, method: Callable[..., tp.Any], name: str, *arguments: str) -> None:

@@ -17,6 +17,7 @@ from jax.core import Tracer
 
 from elegy.contexts import is_initializing
 from elegy.draws import rng_context
+from elegy.errors import StructureError
 from elegy.initialise import run_init_pass
 from elegy.layout import nodes_in, walk
 from elegy.model.carry import Carry, Structure, stacked, summed
@@ -144,11 +145,24 @@ class Program:
         if kind != "train":
             one = functools.partial(_unchanged, one, self._threaded)
         self._body = _named(functools.partial(_many, one, everything) if is_many else one, kind)
-        self.compiled = jit(self._body, modules=everything, donate_modules=donates)
+        self._everything = everything
+        self._traces = 0  # of what was compiled before
+        self.compiled = self._jitted()
+
+    def _jitted(self) -> tp.Any:
+        return jit(self._body, modules=self._everything, donate_modules=self.donates)
+
+    def forget(self) -> None:
+        """Forgets what was compiled, and how passes begin: the methods of the model do something else now."""
+        with self._first:
+            self._traces += self.compiled.traces
+            self.compiled = self._jitted()
+            self._starts.clear()
+            self._latest = None
 
     @property
     def traces(self) -> int:
-        return self.compiled.traces
+        return self._traces + self.compiled.traces
 
     def __call__(self, carry: Carry | None, batch: Batch, step: int, eagerly: bool = False) -> tp.Any:
         """Runs the step, before which `step` others came. **Returns:** the new carry; for `"predict"` the outputs."""
@@ -199,7 +213,7 @@ class Program:
 
         try:
             mask = jax.ShapeDtypeStruct([batch.size], np.bool_)
-            return leaks_of(evaluate, self._roots, mask, batch)
+            return leaks_of(evaluate, self._roots, mask, batch, is_differentiated=self.kind == "train")
         except NotMaskable as error:
             return str(error)
 
@@ -282,6 +296,8 @@ class Program:
                 return
             labels.clear()
             found = counted(model, training, None, batch, None, self._part, labels)
+            if training:
+                _require_trained(model)
             names = found.names, found.names_so_far
 
         with rng_context(self._initial), training_context(training):
@@ -295,6 +311,19 @@ class Program:
             [_on_host(leaf) for leaf in leaves],
             labels=labels,
         )
+
+
+def _require_trained(model: Model) -> None:
+    """Refuses a function that uses trainable modules of somebody else: steps would not train them."""
+    inside = {id(node) for node in walk(nodes_in(model._modules("train")))}
+    for name, module in model._used.items():
+        if id(module) not in inside and jax.tree.leaves(module.get_parameters(trainable=True)):
+            raise StructureError(
+                f"the function that Model was given uses {name}, a {type(module).__name__} with trainable parameters "
+                "that is not a part of the model: its parameters would be constants of the compiled steps.\n"
+                f"  To train it, write a module: class Net(elegy.Module), with {name} as an attribute. To use it as it "
+                f"is, freeze it: {name}.trainable = False."
+            )
 
 
 _SMALL = 1 << 16  # bytes

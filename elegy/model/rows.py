@@ -8,7 +8,7 @@ It is an abstract interpretation: for each array it is known in which rows there
 known value, such as the zeros that a mask leaves there. What is not known to be harmless counts as harmful.
 
 Only what is computed forwards is looked at. A result that does not depend on padded rows has no gradient by them, if
-its derivative is its own, and no `jax.custom_vjp` that is another.
+its derivative is its own: where gradients are taken, a `jax.custom_vjp` counts as harmful.
 
 It rests on one assumption: what is computed in the rows of the padding, and of the mask, is finite, so that zero times
 garbage is zero. It does not tell one zero from the other: -0.0 is 0.0.
@@ -80,7 +80,13 @@ _MIXES = "mixes the rows of the batch"
 _Mapping = Callable[[Place], Place | None]
 
 
-def leaks(jaxpr: ClosedJaxpr, rows: Sequence[bool], mask: int | None, clean_outputs: Sequence[bool]) -> str | None:
+def leaks(
+    jaxpr: ClosedJaxpr,
+    rows: Sequence[bool],
+    mask: int | None,
+    clean_outputs: Sequence[bool],
+    is_differentiated: bool = False,
+) -> str | None:
     """Whether padded rows may have an effect on the outputs of a traced function, or on what sees values on the host.
 
     **Arguments:**
@@ -90,6 +96,7 @@ def leaks(jaxpr: ClosedJaxpr, rows: Sequence[bool], mask: int | None, clean_outp
       inputs have nothing to do with it.
     - `mask`: the number of the input that says, by bools, which samples are none of the padding, if there is one.
     - `clean_outputs`: for each output whether it must not depend on garbage.
+    - `is_differentiated`: whether there may be no effect on gradients of the outputs either.
 
     **Returns:** None if they have none, provided that all values are finite; else a line that says where rows meet.
 
@@ -101,7 +108,7 @@ def leaks(jaxpr: ClosedJaxpr, rows: Sequence[bool], mask: int | None, clean_outp
     sizes = {shape[0] if shape else None for shape in shapes}
     if len(sizes) != 1 or None in sizes:
         return f"the arrays of a batch have different numbers of rows: {shapes}" if sizes else None
-    analysis = _Analysis(shapes[0][0])
+    analysis = _Analysis(shapes[0][0], is_differentiated)
     first = Place(0)
     given = [
         Value(fixed=frozenset({(first, False)}))
@@ -118,7 +125,9 @@ def leaks(jaxpr: ClosedJaxpr, rows: Sequence[bool], mask: int | None, clean_outp
     return analysis.seen
 
 
-def leaks_of(function: Callable[..., tp.Any], modules: tp.Any, mask: tp.Any, *batch: tp.Any) -> str | None:
+def leaks_of(
+    function: Callable[..., tp.Any], modules: tp.Any, mask: tp.Any, *batch: tp.Any, is_differentiated: bool = False
+) -> str | None:
     """Whether padded rows may have an effect on what `function(mask, *batch)` returns, and on the state of its modules.
 
     **Arguments:**
@@ -127,6 +136,7 @@ def leaks_of(function: Callable[..., tp.Any], modules: tp.Any, mask: tp.Any, *ba
     - `modules`: those that it uses without taking them as arguments, as for `elegy.jit`.
     - `mask`, `batch`: arrays, or `jax.ShapeDtypeStruct`s, whose first axis are the samples; those of the batch in any
       structure.
+    - `is_differentiated`: whether gradients are taken of it.
 
     **Returns:** None if they have none, else a line that says why.
     """
@@ -137,7 +147,7 @@ def leaks_of(function: Callable[..., tp.Any], modules: tp.Any, mask: tp.Any, *ba
     inputs = len(jaxpr.jaxpr.invars)
     first = inputs - len(jax.tree.leaves(batch))
     rows = [number >= first for number in range(inputs)]
-    found = leaks(jaxpr, rows, first - 1, [True] * len(jaxpr.jaxpr.outvars))
+    found = leaks(jaxpr, rows, first - 1, [True] * len(jaxpr.jaxpr.outvars), is_differentiated)
     if found is not None:
         return found
     try:
@@ -210,8 +220,9 @@ class _Analysis:
     - `seen`: a line for the first garbage that the host may see.
     """
 
-    def __init__(self, samples: int):
+    def __init__(self, samples: int, is_differentiated: bool):
         self.samples = samples
+        self._is_differentiated = is_differentiated
         self.seen: str | None = None
         # What became of the inputs of a function, which may be called many times. By its identity; so it is kept.
         self._known: dict[tuple[int, tuple[Value, ...]], tuple[tp.Any, list[Value]]] = {}
@@ -239,6 +250,8 @@ class _Analysis:
     def _apply(self, equation: _Equation) -> list[Value]:
         mixed = next((value.mixed for value in equation.values if value.mixed), "")
         is_clean = all(value.is_clean for value in equation.values)
+        if self._is_differentiated and equation.name in _OWN_DERIVATIVES and not is_clean:
+            return equation.mix("has a derivative of its own")
         if equation.name in _CALLS:
             return equation.call()
         if equation.name in _CONTROL:
@@ -978,6 +991,7 @@ _CALLS = set(
     "call checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr jit pjit remat "
     "remat2".split()
 )
+_OWN_DERIVATIVES = {"custom_vjp_call", "custom_vjp_call_jaxpr"}
 _CONTROL: dict[str, Callable[[_Equation], list[Value]]] = {"scan": _scan, "while": _while, "cond": _cond}
 _EACH = {"optimization_barrier", "device_put"}
 _Rule = Callable[[_Equation], list[Value]]

@@ -229,10 +229,8 @@ def test_each_output_has_weights_of_its_own():
     both = lambda **options: [crossentropy(on=on, name=f"{on}_loss", **options) for on in ("a", "b")]  # noqa: E731
     model = make(both(), elegy.metrics.SparseCategoricalAccuracy(on="a", name="accuracy"), module)
     y, weights = {"a": GOOD, "b": GOOD[::-1].copy()}, {"a": weight, "b": None}
-    for given in (
-        (x, y, 4, weights),
-        ([(x[:4], *part(y, weights, slice(4))), (x[4:], *part(y, weights, slice(4, 6)))],),
-    ):
+    batches = [(x[:4], *part(y, weights, slice(4))), (x[4:], *part(y, weights, slice(4, 6)))]
+    for given in (x, y, 4, weights), (batches,):
         found = model.evaluate(*given)
         for name, wanted in (("a", weight), ("b", None)):
             alone = make(crossentropy(on=name), elegy.metrics.SparseCategoricalAccuracy(on="a"), module)

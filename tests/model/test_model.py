@@ -1408,8 +1408,9 @@ def test_a_signal_at_any_time_leaves_a_completed_step():
     assert_equal_parameters(module, reference.module)
 
 
+@pytest.mark.parametrize("average", [False, True], ids=["plain", "EMA"])
 @pytest.mark.parametrize("donate", [False, True], ids=["kept", "donated"])
-def test_a_failing_computation(donate):
+def test_a_failing_computation(donate, average):
     x, y = data(20)
     failing = threading.Event()
 
@@ -1428,7 +1429,7 @@ def test_a_failing_computation(donate):
     before, steps = parameters_of(module), model.steps
     failing.set()
     with pytest.raises(Exception, match="broken") as raised:
-        model.fit(x, y, batch_size=4, verbose=0)
+        model.fit(x, y, batch_size=4, callbacks=[elegy.callbacks.EMA()] * average, verbose=0)
     failing.clear()
     if donate:
         assert "donate=False" in raised.value.__notes__[-1]

@@ -440,7 +440,7 @@ def test_a_line_without_a_place_where_jax_has_another_traceback():
 
 def test_an_operation_that_does_not_say_what_it_does_mixes():
     equation = jax.make_jaxpr(jnp.sin)(1.0).jaxpr.eqns[0]
-    (value,) = rows._expanded(rows._Equation(rows._Analysis(N), equation, [rows.CLEAN]))
+    (value,) = rows._expanded(rows._Equation(rows._Analysis(N, False), equation, [rows.CLEAN]))
     says(value.mixed, "sin mixes the rows")
 
 
