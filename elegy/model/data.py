@@ -184,10 +184,12 @@ class LabelCheck:
     **Arguments:**
 
     - `name`: that of the targets, in messages.
+    - `class_weight`: weights of classes, which must be classes of it too.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, class_weight: tp.Any = None):
         self._name = name
+        self._weighted = [] if class_weight is None else sorted(_by_class(class_weight))
         self._labels: Sequence[Labels] | None = None
         self._waiting: list[Data] = []
 
@@ -199,7 +201,13 @@ class LabelCheck:
         return data
 
     def learn(self, labels: Sequence[Labels]) -> None:
-        """**Raises:** `ValueError` if labels that came before are out of range."""
+        """**Raises:** `ValueError` if labels that came before are out of range, or classes that have weights."""
+        for owner, on, taken in labels:
+            if self._weighted and not on and self._weighted[-1] >= taken.classes:
+                raise ValueError(
+                    f"class_weight has a weight for class {self._weighted[-1]}, and of {owner} y_pred has "
+                    f"{taken.classes} classes, which are 0 to {taken.classes - 1}."
+                )
         self._labels, waiting, self._waiting = labels, self._waiting, []
         for data in waiting:
             self._require(data, labels)

@@ -217,7 +217,7 @@ class Model:
                 "  Construct a new one: elegy.Model(module, loss=..., metrics=..., optimizer=...)."
             )
         if self._constructed and is_own:
-            self._forget(vars(self).get(name), value)
+            self._forget(inspect.getattr_static(self, name, None), value)
         super().__setattr__(name, value)
 
     def _forget(self, old: tp.Any, new: tp.Any) -> None:
@@ -442,8 +442,7 @@ class Model:
         """The batches of data: `joined` of them make one of a step, and `together` steps are one loop."""
 
         def transform(data: Data) -> Data:
-            data = with_class_weight(data, class_weight)
-            return data if check is None else check(data)
+            return with_class_weight(data if check is None else check(data), class_weight)
 
         if not gives_batches(x):
             data = transform(self._data(x, y, sample_weight))
@@ -469,8 +468,8 @@ class Model:
             )
         return self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=steps is not None, check=check)
 
-    def _label_check(self, name: str = "y") -> LabelCheck | None:
-        return LabelCheck(name) if have_labels(self._losses, self._metrics) else None
+    def _label_check(self, name: str = "y", class_weight: tp.Any = None) -> LabelCheck | None:
+        return LabelCheck(name, class_weight) if have_labels(self._losses, self._metrics) else None
 
     def _require_labels(self, program: Program, feed: Feed, *checks: LabelCheck | None) -> None:
         """Refuses labels that are no classes of what the module predicts, before a step runs."""
@@ -654,7 +653,7 @@ class Model:
             most=steps_per_epoch,
             single_pass=steps_per_epoch is None and (bool(fast_dev_run) or epochs == initial_epoch + 1),
             epoch=initial_epoch,
-            check=(check := self._label_check()),
+            check=(check := self._label_check(class_weight=class_weight)),
         )
         if steps_per_epoch is not None and feed.source is None and (feed.steps or 0) < steps_per_epoch:
             raise ValueError(
@@ -848,10 +847,10 @@ class Model:
         assert model.predict_on_batch(x[:3]).shape == (3, 1)
         ```
         """
-        data = with_class_weight(self._data(x, y, sample_weight), class_weight)
-        feed = batches.Arrays(data, data.size)
-        if (check := self._label_check()) is not None:
+        data = self._data(x, y, sample_weight)
+        if (check := self._label_check(class_weight=class_weight)) is not None:
             check(data)
+        feed = batches.Arrays(with_class_weight(data, class_weight), data.size)
         with shortened():
             eagerly = self.run_eagerly
             program = self._program("train", donates=self._donates and not eagerly)

@@ -55,6 +55,19 @@ def test_labels_out_of_range_are_refused_in_each_way_that_data_come():
     assert model.steps == 1 and np.isfinite(model.module.w).all() and (np.asarray(model.module.w) != before).any()
 
 
+def test_weights_of_classes_that_there_are_not():
+    model = make(crossentropy())
+    for run in (model.fit, model.train_on_batch):
+        options = {"verbose": 0} if run == model.fit else {}
+        with pytest.raises(
+            ValueError, match="class_weight has a weight for class 9, and of .*_loss y_pred has 3 classes"
+        ):
+            run(X, GOOD, class_weight={0: 2.0, 9: 1.0}, **options)
+    model = make(crossentropy(), elegy.metrics.SparseCategoricalAccuracy())
+    with pytest.raises(ValueError, match="labels from 1 to 3"):
+        model.fit(X, FROM_ONE, class_weight={0: 2.0}, verbose=0)
+
+
 class TwoHeads(elegy.Module):
     def call(self, x):
         return {"a": elegy.nn.Linear(3)(x), "b": elegy.nn.Linear(4)(x)}
