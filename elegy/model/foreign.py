@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import functools
 import inspect
 import types
 import typing as tp
@@ -57,14 +58,32 @@ def used_by(function: types.FunctionType) -> dict[str, Module]:
     found: dict[str, Module] = {}
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     values = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
-    codes = [function.__code__]
-    for code in codes:
-        codes.extend(constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    for code in _codes(function.__code__):
         names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
         values |= {name: function.__globals__[name] for name in names if name in function.__globals__}
     for name, value in values.items():
         if isinstance(value, Module) and not isinstance(value, (Loss, Metric)):
             found[name] = value
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def names_in_methods(cls: type, base: type) -> frozenset[str]:
+    """The names of attributes and globals in the code of what a class defines, and its bases before `base`."""
+    found: set[str] = set()
+    for part in cls.__mro__[: cls.__mro__.index(base)]:
+        for value in vars(part).values():
+            function = value.fget if isinstance(value, property) else inspect.unwrap(getattr(value, "__func__", value))
+            if isinstance(function, types.FunctionType):
+                found.update(name for code in _codes(function.__code__) for name in code.co_names)
+    return frozenset(found)
+
+
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """The code of a function, and of those within it."""
+    found = [code]
+    for one in found:
+        found.extend(constant for constant in one.co_consts if isinstance(constant, types.CodeType))
     return found
 
 

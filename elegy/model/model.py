@@ -41,7 +41,7 @@ from elegy.model.arguments import (
 )
 from elegy.model.batches import Feed
 from elegy.model.data import Data, LabelCheck, arguments_of, as_data, gives_batches, split, with_class_weight
-from elegy.model.foreign import as_module, used_by
+from elegy.model.foreign import as_module, names_in_methods, used_by
 from elegy.model.functional import Functional
 from elegy.model.gradients import differentiated, value_fn, valued
 from elegy.model.lr_find import LearningRates, find_rates
@@ -216,7 +216,7 @@ class Model:
                 f"with. What can be assigned: {', '.join(_ASSIGNABLE)}.\n"
                 "  Construct a new one: elegy.Model(module, loss=..., metrics=..., optimizer=...)."
             )
-        if self._constructed and is_own:
+        if self._constructed and is_own and name in names_in_methods(type(self), Model):
             self._forget(inspect.getattr_static(self, name, None), value)
         super().__setattr__(name, value)
 

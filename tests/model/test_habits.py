@@ -149,6 +149,17 @@ def test_an_attribute_of_a_subclass_that_changes_changes_the_step(hook):
     assert (compiled["size_loss"][-1] > 0) == (hook == "on_epoch_begin") and after["size_loss"] > 0
 
 
+def test_an_attribute_that_no_method_refers_to_is_none_of_their_constants():
+    x, y = data(16)
+    model = Annealed(mlp().init(x, rng=0), optimizer=optax.sgd(0.01))
+    note = LambdaCallback(on_train_batch_end=lambda batch, _: setattr(model, "latest", batch))
+    model.fit(x, y, batch_size=8, epochs=2, callbacks=[note], verbose=0)
+    assert model.traces["train"] == 1 and model.latest == 1
+    model.beta = 0.0  # which it was
+    model.fit(x, y, batch_size=8, callbacks=[note], verbose=0)
+    assert model.traces["train"] == 1
+
+
 def test_another_module_as_an_attribute_takes_part():
     x, y = data(8)
 
