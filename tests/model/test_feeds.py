@@ -178,7 +178,7 @@ def test_a_generator_that_ends_leaves_the_model_usable():
     assert_same(model.module.get_parameters(), reference.module.get_parameters())
     model.fit(in_batches(), verbose=0)
     with pytest.raises(ValueError, match="give steps_per_epoch, or a function"):
-        model.fit(iter(in_batches()), verbose=0)
+        model.fit(iter(in_batches()), epochs=2, verbose=0)
 
 
 @pytest.mark.parametrize("together", [1, 2])
