@@ -77,8 +77,9 @@ class Model:
     **Arguments:**
 
     - `module`: what to train. The model works on this very object: after `fit` it holds the trained parameters. A
-      function, or a callable pytree of another library, such as a layer of Equinox, becomes a module. Whichever has a
-      parameter `training` is told whether it is being trained.
+      function, or a callable pytree of another library, such as a layer of Equinox, becomes a module; trainable modules
+      that a function uses from outside are refused, since they would not be trained. Whichever has a parameter
+      `training` is told whether it is being trained.
     - `loss`: a loss, or a list or dict of them, whose sum is minimised together with what modules declare by
       `elegy.add_loss`. A loss is an `elegy.losses.Loss` or any function; it is called with those of `x`, `y_true`,
       `y_pred`, `sample_weight` and `parameters` (the trainable ones of the module) that its parameters name. Those of
@@ -132,7 +133,8 @@ class Model:
 
     **Steps of one's own.** A subclass may define `pred_step`, `loss_step`, `train_step` or `test_step` in its own way.
     They are written as code without transforms is, with modules and hooks, and are compiled. Modules and optimisers
-    that are attributes of the subclass take part.
+    that are attributes of the subclass take part. Other attributes to which methods refer are constants: assigning
+    another value compiles the steps anew.
 
     ```python
     import elegy
