@@ -80,9 +80,10 @@ class EarlyStopping(Callback):
         if not self._goes_on():
             self._reset()
         elif self.params.get("resumes") and self.stopped_epoch is not None:
-            # The training had ended, and there is no more of it; unless it is to be more patient now.
-            self.model.stop_training = self.wait >= self.patience
-            self.stopped_epoch = self.stopped_epoch if self.model.stop_training else None
+            if self.wait >= self.patience:  # the training had ended, and there is no more of it
+                self.model.stop_training = True
+            else:  # it is to be more patient now
+                self.stopped_epoch = None
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         value = self._monitor.value(logs)

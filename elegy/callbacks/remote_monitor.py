@@ -58,7 +58,7 @@ class RemoteMonitor(Callback):
         request = urllib.request.Request(self.url, json.dumps(row).encode(), self.headers, method="POST")
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                if answer.url != self.url:  # a POST that is redirected becomes a GET, which carries nothing
+                if answer.url != request.full_url:  # a POST that is redirected becomes a GET, which carries nothing
                     raise OSError(f"it redirects to {answer.url}")
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError):
