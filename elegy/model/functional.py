@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import typing as tp
@@ -102,7 +103,8 @@ class Functional:
         require_targets(self._model._losses, self._model._metrics, x, y)
         feed, program = Arrays(data, max(data.size, 1)), self._model._program("train")
         program.prepare(feed.example())
-        self._model._program("test").prepare(feed.example())
+        with contextlib.suppress(Exception):  # that of a `test_step` which cannot run: `eval_step` will tell
+            self._model._program("test").prepare(feed.example())
         if (check := self._model._label_check()) is not None:
             check(data)
             self._model._require_labels(program, feed, check)

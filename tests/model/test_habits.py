@@ -329,3 +329,17 @@ def test_functional_evaluates_what_a_training_step_does_not_count():
     assert logs.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(logs[name], value, rtol=1e-6)
+
+
+def test_functional_trains_a_model_that_cannot_be_evaluated():
+    x, y = data(16)
+
+    class TrainsOnly(OwnSteps):
+        def test_step(self, x, y, sample_weight):
+            raise NotImplementedError("it is not evaluated")
+
+    functional = TrainsOnly(mlp(), MSE()).functional()
+    state, logs = functional.train_step(functional.init(x, y), x, y)
+    assert np.isfinite(logs["loss"])
+    with pytest.raises(NotImplementedError, match="it is not evaluated"):
+        functional.eval_step(state, x, y)
