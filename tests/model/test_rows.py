@@ -10,8 +10,10 @@ import pytest
 from jax import lax
 
 import elegy
-from elegy.model import rows
-from elegy.model.rows import leaks, leaks_of
+from elegy.model import row_values
+from elegy.model.row_rules import RULES
+from elegy.model.row_values import Equation
+from elegy.model.rows import Analysis, leaks, leaks_of
 from tests.generic.descriptors import FAMILIES, Descriptor
 
 N = 6
@@ -432,22 +434,22 @@ def test_the_line_of_the_user_is_named():
 
 
 def test_a_line_without_a_place_where_jax_has_another_traceback():
-    class Equation:
+    class WithoutTraceback:
         source_info = None
 
-    assert rows._user_line(Equation()) == ""
+    assert row_values._user_line(WithoutTraceback()) == ""
 
 
 def test_an_operation_that_does_not_say_what_it_does_mixes():
     equation = jax.make_jaxpr(jnp.sin)(1.0).jaxpr.eqns[0]
-    (value,) = rows._expanded(rows._Equation(rows._Analysis(N, False), equation, [rows.CLEAN]))
+    (value,) = RULES["call_hi_primitive"](Equation(Analysis(N, False), equation, [row_values.CLEAN]))
     says(value.mixed, "sin mixes the rows")
 
 
 def test_each_layer_of_a_deep_network_is_looked_at_once(monkeypatch):
     seen = []
-    run = rows._Analysis._run
-    monkeypatch.setattr(rows._Analysis, "_run", lambda self, jaxpr, given: [seen.append(1), run(self, jaxpr, given)][1])
+    run = Analysis._run
+    monkeypatch.setattr(Analysis, "_run", lambda self, jaxpr, given: [seen.append(1), run(self, jaxpr, given)][1])
     block = jax.jit(lambda x: jnp.sin(x) * 2)
 
     def deep(mask, x):
@@ -646,7 +648,7 @@ def test_what_the_analysis_calls_clean_does_not_depend_on_padded_rows(part, defa
 
 
 def forgets_rows(equation):
-    return equation.everywhere(rows.CLEAN)
+    return equation.everywhere(row_values.CLEAN)
 
 
 def keeps_places(equation):
@@ -673,7 +675,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_rule_is_caught_by_random_programs(name, monkeypatch, default_promotion):
-    monkeypatch.setitem(rows._RULES, name, BROKEN[name])
+    monkeypatch.setitem(RULES, name, BROKEN[name])
     assert any(shows_a_broken_rule(seed) for seed in range(PROGRAMS))
 
 
