@@ -194,6 +194,7 @@ class Model:
         self._orders = 0
         self._initial = RNG(self._seed)
         self._programs: dict[tp.Any, Program] = {}
+        self._traced = {"train": 0, "test": 0, "predict": 0}  # by programs that are gone
         self._averages: dict[float, Average] = {}
         # Whether the module has an average for a while, which is evaluated as it is.
         self._holds_average = False
@@ -218,9 +219,10 @@ class Model:
                 f"with. What can be assigned: {', '.join(_ASSIGNABLE)}.\n"
                 "  Construct a new one: elegy.Model(module, loss=..., metrics=..., optimizer=...)."
             )
-        if self._constructed and is_own and name in names_in_methods(type(self), Model):
-            self._forget(inspect.getattr_static(self, name, None), value)
+        old = inspect.getattr_static(self, name, None)
         super().__setattr__(name, value)
+        if self._constructed and name not in _ASSIGNABLE and name in names_in_methods(type(self), Model):
+            self._forget(old, value)
 
     def _forget(self, old: tp.Any, new: tp.Any) -> None:
         """Steps are compiled anew after an attribute has changed: it is a constant of theirs."""
@@ -228,6 +230,7 @@ class Model:
         if is_same or running_or_none(self) is not None:  # a step may note what it likes
             return
         if nodes_in([old, new]):
+            self._traced.update(self.traces)
             self._programs.clear()
         for program in self._programs.values():
             program.forget()
@@ -240,7 +243,7 @@ class Model:
     @property
     def traces(self) -> dict[str, int]:
         """How many times the steps `"train"`, `"test"` and `"predict"` were traced, to be compiled then."""
-        found: dict[str, int] = {"train": 0, "test": 0, "predict": 0}
+        found = dict(self._traced)
         for program in self._programs.values():
             found[program.kind] += program.traces
         return found

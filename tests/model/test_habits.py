@@ -160,6 +160,20 @@ def test_an_attribute_that_no_method_refers_to_is_none_of_their_constants():
     assert model.traces["train"] == 1
 
 
+def test_a_method_that_stops_training_makes_nothing_be_compiled_anew():
+    x, y = data(16)
+
+    class Stopping(elegy.Model):
+        def stop(self):
+            self.stop_training = True
+
+    model = Stopping(mlp().init(x, rng=0), MSE())
+    stop = LambdaCallback(on_epoch_end=lambda epoch, _: model.stop())
+    for _ in range(2):
+        assert model.fit(x, y, batch_size=8, epochs=3, callbacks=[stop], verbose=0).epoch == [0]
+    assert model.traces["train"] == 1
+
+
 def test_another_module_as_an_attribute_takes_part():
     x, y = data(8)
 
@@ -173,6 +187,7 @@ def test_another_module_as_an_attribute_takes_part():
     model.head = elegy.nn.Linear(1).init(np.ones([1, 4], np.float32), rng=1)
     assert not np.allclose(model.predict(x), before)
     model.train_on_batch(x, y)
+    assert model.traces == {"train": 1, "test": 0, "predict": 2}
 
 
 def functions():
