@@ -124,6 +124,7 @@ _CHANGED = (
 def _noted(found: Valued, notes: Notes) -> tuple[Scalars, tp.Any]:
     """What is to be logged, after it is noted what is no mean over all samples alike."""
     values, apart = found.values, found.apart
+    notes.names.update(values)
     for name, part in apart.items():
         if name:
             notes.note(values[name], part)

@@ -45,7 +45,7 @@ from elegy.model.foreign import as_module, names_in_methods, used_by
 from elegy.model.functional import Functional
 from elegy.model.gradients import differentiated, value_fn, valued
 from elegy.model.lr_find import LearningRates, find_rates
-from elegy.model.objectives import Losses, Metrics, accepted, have_labels, require_targets
+from elegy.model.objectives import Losses, Metrics, accepted, free_names, have_labels, require_targets
 from elegy.model.optimizer import Optimizer, require_fixed, trainable_parameters
 from elegy.model.program import Program
 from elegy.model.steps import running, running_or_none
@@ -311,9 +311,10 @@ class Model:
         """
         step = running(self, "compute_metrics")
         inputs = self._inputs(step.metrics, x, y, y_pred, sample_weight)
-        of_batch, step.so_far = step.metrics(**inputs)
+        of_batch, so_far = step.metrics(**inputs)
+        step.so_far = free_names(so_far, {*step.notes.names, *of_batch})
         step.find_labels(step.metrics, inputs)
-        return of_batch
+        return free_names(of_batch, {*step.notes.names, *step.so_far})
 
     def value_and_grad(
         self, function: Callable[..., tp.Any], modules: tp.Any = None, where: tp.Any = None

@@ -54,10 +54,13 @@ class Notes:
     on; those that come back as they were are found again, by their identity.
 
     - `divides`: whether there may be losses that are no means over all samples alike.
+
+    **Attributes:** `names`, those of all that is logged with the losses.
     """
 
     def __init__(self, divides: bool = False) -> None:
         self.divides = divides
+        self.names: set[str] = set()
         self._noted: list[tuple[tp.Any, tp.Any]] = []
 
     def note(self, value: tp.Any, about: tp.Any) -> None:
@@ -167,6 +170,14 @@ class Metrics(Module):
         """What the metric of this name says about itself: `"min"` or `"max"` is better. None if it says nothing."""
         of_name = dict(zip(self.names, self.functions, strict=True))
         return getattr(of_name.get(name), "direction", None)
+
+
+def free_names(values: Scalars, taken: Iterable[str]) -> Scalars:
+    """The values, those with a number whose name is taken."""
+    found: Scalars = {}
+    for name, value in values.items():
+        found[numbered(name, {*taken, *found})[0]] = value
+    return found
 
 
 def _of_loss(part: tp.Any) -> tp.Any:

@@ -107,6 +107,24 @@ def test_equal_names_are_numbered_whatever_they_are_of():
     np.testing.assert_allclose([found[name] for name in ("loss_1", "mae_1", "mae_2")], found["mae"], rtol=1e-5)
 
 
+class Declaring(elegy.Model):
+    def loss_step(self, x, y, sample_weight):
+        losses, y_pred = super().loss_step(x, y, sample_weight)
+        elegy.add_metric("mae", jnp.mean(jnp.abs(y_pred)))
+        elegy.add_metric("mae_so_far", jnp.mean(jnp.abs(y_pred)) + 1)
+        return losses, y_pred
+
+
+def test_names_of_what_steps_declare_are_not_taken_by_metrics():
+    x, y = data(20)
+    metrics = [mae, elegy.metrics.MeanAbsoluteError(name="mae_so_far")]
+    model = Declaring(mlp().init(x, rng=0), MSE(), metrics)
+    found, history = model.evaluate(x, y, batch_size=8), model.fit(x, y, batch_size=8, verbose=0).history
+    assert {"mae", "mae_1", "mae_so_far", "mae_so_far_1"} < found.keys() and found.keys() == history.keys()
+    np.testing.assert_allclose(found["mae_so_far"], found["mae"] + 1, rtol=1e-5)
+    np.testing.assert_allclose(found["mae_so_far_1"], found["mae_1"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("outputs", [lambda y: {"a": y, "b": y}, lambda y: (y, y)], ids=["dict", "tuple"])
 @pytest.mark.parametrize("options", [{"loss": MSE()}, {"metrics": elegy.metrics.MeanSquaredError()}])
 def test_an_objective_that_is_given_all_outputs_is_told_of_on(outputs, options):
