@@ -443,7 +443,7 @@ class ReductionError(ElegyError, ValueError):
 
 
 class SampleMaskError(ElegyError, ValueError):
-    """A layer that looks at all samples of a batch got another number of rows than the sample mask has.
+    """A layer that looks at all samples of a batch, a loss or a metric got other rows than the sample mask has.
 
     Failing: the time steps of all samples are rows of their own, and which of them are real is not known.
 
