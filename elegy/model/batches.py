@@ -29,7 +29,7 @@ class Feed(abc.ABC):
     - `varies`: whether batches may come in shapes that `example` does not tell.
     - `source`: what gives batches by itself, and may have a state; None for arrays.
     - `part`: for how many samples of a batch gradients are computed together; None: for all.
-    - `is_short`: whether it is known that the last batch has fewer samples than the others.
+    - `is_short`: whether the last batch has fewer samples than the others, or may have where nobody knows.
     - `size`: how many samples short batches are filled up to, if they are, and it is not for the arrays to say.
     """
 
@@ -236,6 +236,7 @@ class Stream(Feed):
     - `transform`: what becomes of each batch.
     - `epoch`, `start`: where the first pass begins.
     - `most`: how many steps there are in a pass, if not all.
+    - `is_cut`: whether passes end where somebody said, and not where the data do.
     """
 
     varies = True
@@ -249,8 +250,10 @@ class Stream(Feed):
         epoch: int = 0,
         start: int = 0,
         most: int | None = None,
+        is_cut: bool = False,
     ):
         self._source = self.source = source
+        self._is_cut = is_cut
         self.is_many = together > 1
         self._together = together
         self._joined = joined
@@ -283,7 +286,9 @@ class Stream(Feed):
     @property
     def is_short(self) -> bool:
         samples, steps = self._source.samples, self._source.steps
-        return samples is not None and steps is not None and samples < steps * self.example().size
+        if samples is None or steps is None:  # where passes are cut, or never end, batches are equal as a rule
+            return not (self._is_cut or self._source.one_shot)
+        return samples < steps * self.example().size
 
     def begin_at(self, epoch: int, start: int, size: int | None) -> None:
         self._begin, self.size = (epoch, start), size
@@ -294,12 +299,13 @@ class Stream(Feed):
 
     def first(self, steps: int) -> Stream:
         steps = steps if self._most is None else min(steps, self._most)
-        return Stream(self._source, self._joined, self._together, self._transform, *self._begin, most=steps)
+        begin = self._begin
+        return Stream(self._source, self._joined, self._together, self._transform, *begin, most=steps, is_cut=True)
 
     def repeated(self, steps: int) -> Stream:
         steps = steps if self._most is None else min(steps, self._most)
         source = _Kept(self._source, *self._begin, steps * self._joined)
-        return Stream(source, self._joined, self._together, self._transform, *self._begin)
+        return Stream(source, self._joined, self._together, self._transform, *self._begin, is_cut=True)
 
     def example(self) -> Data:
         example = self._example

@@ -459,7 +459,7 @@ class Model:
             raise ValueError(
                 "x gives batches, and y or sample_weight was given besides: a batch is (x, y) or (x, y, sample_weight)."
             )
-        return batches.Stream(source, joined, together, transform, epoch=epoch)
+        return batches.Stream(source, joined, together, transform, epoch=epoch, is_cut=most is not None)
 
     def _validation_feed(
         self, data: tp.Any, batch_size: int | None, steps: int | None, check: LabelCheck | None

@@ -1,5 +1,6 @@
 """What `fit`, `evaluate` and `predict` read: arrays, also on the device, and whatever gives batches; and how much."""
 
+import contextlib
 import gc
 import itertools
 import typing as tp
@@ -571,11 +572,11 @@ def test_nothing_stays_behind():
 
 
 @pytest.mark.parametrize("together", [1, 2])
-@pytest.mark.parametrize("form", ["list", "elegy.data.DataLoader"])
-def test_a_short_batch_is_filled_up_where_the_number_of_samples_is_known(form, together):
+@pytest.mark.parametrize("form", ["list", "elegy.data.DataLoader", "function", "loader"])
+def test_a_short_batch_is_filled_up(form, together):
     batches = in_batches(size=8)  # 8, 8 and 4
     whole, padded = started(data()[0]), started(data()[0])
-    expected = whole.fit(lambda: iter(batches), epochs=2, verbose=0)
+    expected = whole.fit(itertools.cycle(batches), steps_per_epoch=3, epochs=2, verbose=0)
     history = padded.fit(FORMS[form](batches), epochs=2, verbose=0, steps_per_execution=together)
     assert (whole.traces["train"], padded.traces["train"]) == (2, 1)
     np.testing.assert_allclose(history.history["loss"], expected.history["loss"], rtol=1e-6)
@@ -586,10 +587,11 @@ def test_a_short_batch_is_filled_up_where_the_number_of_samples_is_known(form, t
     np.testing.assert_allclose(evaluated["loss"], padded.evaluate(*data())["loss"], rtol=1e-6)
 
 
-def test_training_that_goes_on_with_the_short_batch_of_a_loader_fills_it_up_likewise(tmp_path):
-    batches = in_batches(size=8)
+@pytest.mark.parametrize("form", ["elegy.data.DataLoader", "list", "function"])
+def test_training_that_goes_on_with_the_short_batch_fills_it_up_likewise(form, tmp_path):
+    make, batches = FORMS[form], in_batches(size=8)
     whole = started(data()[0])
-    whole.fit(in_loader(batches), epochs=2, verbose=0)
+    whole.fit(make(batches), epochs=2, verbose=0)
     saver = elegy.callbacks.ModelCheckpoint(tmp_path, every_steps=5)
 
     class Failing(Callback):
@@ -598,10 +600,11 @@ def test_training_that_goes_on_with_the_short_batch_of_a_loader_fills_it_up_like
                 raise OSError
 
     with pytest.raises(OSError):
-        started(data()[0]).fit(in_loader(batches), epochs=2, callbacks=[saver, Failing()], verbose=0)
+        started(data()[0]).fit(make(batches), epochs=2, callbacks=[saver, Failing()], verbose=0)
     assert elegy.Checkpoints(tmp_path).latest() == 5
     resumed = started(data()[0])
-    resumed.fit(in_loader(batches), epochs=2, callbacks=[saver], resume=tmp_path, verbose=0)
+    with contextlib.nullcontext() if form != "function" else pytest.warns(elegy.errors.ResumptionWarning):
+        resumed.fit(make(batches), epochs=2, callbacks=[saver], resume=tmp_path, verbose=0)
     assert_same(parameters_of(resumed.module), parameters_of(whole.module))
     assert resumed.traces["train"] == 1
 
