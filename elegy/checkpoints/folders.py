@@ -60,6 +60,10 @@ def find(directory: str) -> list[Folder]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
+    except NotADirectoryError:
+        raise NotADirectoryError(
+            f"{directory} is no directory of checkpoints: it, or what it is said to be in, is a file."
+        ) from None
     matches = [match for name in names if (match := _NAME.fullmatch(name))]
     return sorted(Folder(int(match[1]), int(match[2] or 0), os.path.join(directory, match.string)) for match in matches)
 

@@ -192,6 +192,15 @@ def test_nothing_is_there(tmp_path):
         checkpoints.extra(2)
 
 
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        checkpoints = elegy.Checkpoints(path)
+        for call in (checkpoints.latest, checkpoints.best, checkpoints.extra, lambda there=checkpoints: there.steps):
+            with pytest.raises(NotADirectoryError, match="is no directory of checkpoints: it, or what it is said"):
+                call()
+
+
 def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "step-1").mkdir()
