@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import typing as tp
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -72,10 +73,15 @@ class TensorBoard(Callback):
         self._library = imported(self, "tensorboardX")
         self._writers: dict[str, tp.Any] = {}
         self._profiling = False
+        self._batches = 0
+        self._found: int | None = None  # how many there were in a training that goes on
 
     def on_train_begin(self) -> None:
-        self._batches = self.params["initial_epoch"] * self.params["steps"]
-        self._first_batch = self._batches
+        if self._found is not None and self._goes_on():
+            self._batches = self._found
+        else:  # where nobody knows how many batches an epoch has, they are counted from here
+            self._batches = self.params["initial_epoch"] * (self.params["steps"] or 0)
+        self._first_batch, self._found = self._batches, None
 
     def on_train_batch_begin(self, batch: int) -> None:
         if self.profile is not None and self._batches - self._first_batch == self.profile[0]:
@@ -96,6 +102,12 @@ class TensorBoard(Callback):
             self._write_histograms(epoch)
         for writer in self._writers.values():
             writer.flush()
+
+    def get_state(self) -> dict[str, tp.Any]:
+        return {"batches": self._batches}
+
+    def set_state(self, state: Mapping[str, tp.Any]) -> None:
+        self._found = state["batches"]
 
     def close(self) -> None:
         self._stop_profiling()
