@@ -154,6 +154,14 @@ def test_arguments(arguments, message, tmp_path):
         elegy.Checkpoints(tmp_path, **arguments)
 
 
+@pytest.mark.parametrize("arguments", [{"keep": 2.5}, {"keep": "all"}, {"keep_best": None}], ids=str)
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_checkpoints_are_integers(arguments, tmp_path):
+    (name,) = arguments
+    with pytest.raises(TypeError, match=f"{name}=.* is no number of checkpoints"):
+        elegy.Checkpoints(tmp_path, **arguments)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_steps_are_integers(tmp_path):
     checkpoints = elegy.Checkpoints(tmp_path)
