@@ -1,6 +1,7 @@
 """A directory of checkpoints: what is saved, kept, found and loaded."""
 
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -399,6 +400,19 @@ def test_damage_that_comes_while_an_object_lives(harm, message, shows, tmp_path)
     if shows:
         with pytest.warns(CheckpointWarning, match=message):
             assert checkpoints.best() == 1
+
+
+def test_any_bit_of_what_is_known_of_a_checkpoint(tmp_path):
+    for step in (1, 2):
+        elegy.Checkpoints(tmp_path).save(step, {}, wait=True)
+    path = tmp_path / "step-0000000002" / "checkpoint.json"
+    content = path.read_bytes()
+    for place, bit in itertools.product(range(len(content)), range(8)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        with pytest.warns(CheckpointWarning, match="step-0000000002 is damaged, and is passed over: checkpoint.json"):
+            assert elegy.Checkpoints(tmp_path).latest() == 1, (place, bit)
 
 
 def test_a_damaged_checkpoint_does_not_count_among_the_newest(tmp_path):
