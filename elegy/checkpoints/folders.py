@@ -64,6 +64,11 @@ def find(directory: str) -> list[Folder]:
         raise NotADirectoryError(
             f"{directory} is no directory of checkpoints: it, or what it is said to be in, is a file."
         ) from None
+    if _MANIFEST in names:
+        parent, name = os.path.split(directory)
+        raise CheckpointError(
+            f"{directory} is a checkpoint itself, not a directory of them.\n  Give {parent}, in which {name} is."
+        )
     matches = [match for name in names if (match := _NAME.fullmatch(name))]
     return sorted(Folder(int(match[1]), int(match[2] or 0), os.path.join(directory, match.string)) for match in matches)
 

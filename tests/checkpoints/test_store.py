@@ -210,6 +210,15 @@ def test_a_file_is_no_directory(tmp_path):
                 call()
 
 
+def test_a_checkpoint_is_no_directory_of_them(tmp_path):
+    elegy.Checkpoints(tmp_path / "run").save(1, {}, wait=True)
+    inner = elegy.Checkpoints(tmp_path / "run" / "step-0000000001")
+    for call in (inner.latest, lambda: inner.load(like={}), lambda: inner.save(2, {}, wait=True)):
+        with pytest.raises(CheckpointError, match=r"is a checkpoint itself.*\n  Give .*run, in which step-0000"):
+            call()
+    assert elegy.Checkpoints(tmp_path / "run").load(like={}) == ({}, None)
+
+
 def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "step-1").mkdir()
