@@ -571,6 +571,9 @@ class CheckpointWarning(ElegyWarning):
     Folders that `elegy.Checkpoints` writes appear when they are complete. This one was changed later: by a disk, by
     somebody, or by a copy that stopped halfway.
 
+    It also tells of checkpoints that a training does not fit, though it can go on: one that begins in a directory with
+    those of a longer one, or goes on with other callbacks, or with another number of samples.
+
     Failing:
 
     ```python

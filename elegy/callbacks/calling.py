@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import os
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -74,6 +76,7 @@ class Callbacks:
         self.see_module = any(callback.sees_module for callback in self.of_batches)
         self.see_epochs = any(callback.sees_module for callback in self._all)
         self._savers = [callback for callback in self._all if isinstance(callback, ModelCheckpoint)]
+        _require_apart(self._savers)
         self.saves = bool(self._savers)
         # Someone saves at the multiples of these numbers of steps.
         self.save_every = [saver.every_steps for saver in self._savers if saver.every_steps is not None]
@@ -195,3 +198,15 @@ class Callbacks:
     def stop(self) -> bool:
         """Whether one of them has set `stop_training`."""
         return self._model.stop_training
+
+
+def _require_apart(savers: Iterable[ModelCheckpoint]) -> None:
+    """Refuses several that write into one directory."""
+    counts = collections.Counter(os.path.realpath(os.fsdecode(saver.directory)) for saver in savers)
+    for directory, count in counts.items():
+        if count > 1:
+            raise ValueError(
+                f"{count} callbacks ModelCheckpoint write into {directory}: each would remove what another one keeps.\n"
+                "  Give one of them all of it, ModelCheckpoint(directory, every_steps=..., monitor=...); or each a "
+                "directory of its own."
+            )

@@ -33,6 +33,7 @@ class LogFile(Callback):
         if going_on:
             # What was written after the state was taken belongs to epochs that are now made again.
             file.truncate(file.seek(min(self._position or 0, file.tell())))
+        self._position = file.tell()  # a checkpoint within the first epoch goes on from here
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         assert self._file is not None

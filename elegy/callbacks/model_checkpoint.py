@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import typing as tp
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ from elegy.callbacks.callback import Callback, Logs
 from elegy.callbacks.monitor import Monitor, require_at_least
 from elegy.checkpoints import Checkpoints
 from elegy.checkpoints.file import Path
+from elegy.errors import CheckpointWarning
+from elegy.frames import warn
 
 
 class ModelCheckpoint(Callback):
@@ -26,16 +29,21 @@ class ModelCheckpoint(Callback):
     - `every_steps`: after how many steps, counted from the first one of epoch 0.
     - `every_seconds`: after how many seconds, at the end of the step that runs then.
     - `keep`: how many of the newest are kept; None: all.
-    - `monitor`: a name in the logs. The checkpoint of the epoch with its best value is kept besides.
-    - `best_only`: whether to write only after epochs in which `monitor` is better than before.
+    - `monitor`: a name in the logs. After each epoch in which it is better than before there is a checkpoint besides,
+      and the best one is kept.
+    - `best_only`: whether to write only after epochs in which `monitor` is better than before; with `every_epochs=` of
+      those alone.
     - `mode`: `"min"`, `"max"` or `"auto"`: which values of `monitor` are better.
     - `backend`: `"safetensors"` or `"orbax"`, as for `elegy.Checkpoints`.
 
     While it is there, Ctrl-C and SIGTERM let the running step end, and a checkpoint is written before training stops. A
     second signal stops at once.
 
-    **Raises:** `ValueError` if arguments do not fit together; what `elegy.Checkpoints` raises, at the latest at the end
-    of `fit`.
+    One directory is for one training. If it has checkpoints of later steps than the one at which a training begins,
+    there is a `CheckpointWarning`: they count as the newest.
+
+    **Raises:** `ValueError` if arguments do not fit together, or another `ModelCheckpoint` of the same `fit` has the
+    same directory; what `elegy.Checkpoints` raises, and for what happens on the disk at the latest at the end of `fit`.
 
     ```python
     import elegy
@@ -83,6 +91,7 @@ class ModelCheckpoint(Callback):
             raise ValueError("ModelCheckpoint: best_only= is about the ends of epochs, not about steps or seconds.")
         if every_epochs is None and every_steps is None and every_seconds is None:
             every_epochs = 1
+        Checkpoints(directory, keep=keep, backend=backend)  # refuses what it does not take, before any time is spent
         self.directory = directory
         self.every_epochs = every_epochs
         self.every_steps = every_steps
@@ -99,9 +108,22 @@ class ModelCheckpoint(Callback):
         self._written = time.monotonic()
         if not self._goes_on():
             self.best = None
+            self._warn_of_later_steps()
+
+    def _warn_of_later_steps(self) -> None:
+        later = [str(step) for step in Checkpoints(self.directory).steps if step > self.model.steps]
+        if later:
+            warn(
+                CheckpointWarning(
+                    f"{os.fsdecode(self.directory)} has checkpoints of later steps ({', '.join(later)}) than the one "
+                    f"at which this training begins, {self.model.steps}: they count as the newest, so those of this "
+                    "training are removed before them, and resume= goes on from them.\n"
+                    "  Go on from them, fit(..., resume=directory); or give another directory, or remove them."
+                )
+            )
 
     def get_state(self) -> dict[str, tp.Any]:
-        return {} if self.best is None else {"best": self.best}
+        return {} if self.monitor is None else {"best": self.best}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
         self.best = state["best"]
@@ -128,25 +150,28 @@ class ModelCheckpoint(Callback):
     def _save(self, position: tp.Any, states: Callable[[], list[tp.Any]], logs: Logs | None, always: bool) -> None:
         """Saves if it is time to."""
         score = None
-        due = always
-        if logs is None:
-            made = position.done + position.made
-            due = due or (self.every_steps is not None and made % self.every_steps == 0)
+        if always:
+            # At the end of an epoch there may be a checkpoint, with a score, since which nothing was trained.
+            due = position.made > 0 or self.model.steps not in self._store.steps
         else:
-            due = due or (self.every_epochs is not None and position.epoch % self.every_epochs == 0)
-            # A checkpoint of the last step of an epoch is made again at its end, from where the next one begins.
-            due = due or (self.every_steps is not None and position.done % self.every_steps == 0)
-            score = None if self._monitor is None else self._monitor.value(logs)
-            if score is not None and self._monitor is not None:
-                is_better = self._monitor.is_better(score, self.best)
-                self.best = score if is_better else self.best
-                due = is_better if self.best_only else due
-            elif self.best_only:
-                due = False
-        if self.every_seconds is not None and time.monotonic() - self._written >= self.every_seconds:
-            due = True
+            due = self._is_time(position, logs)
+        if logs is not None and self._monitor is not None:
+            score = self._monitor.value(logs)
+            is_better = score is not None and self._monitor.is_better(score, self.best)
+            due = due and is_better if self.best_only else due or is_better
+            self.best = score if due and is_better else self.best
         if not due:
             return
         self._written = time.monotonic()
         tree, extra = self.model._snapshot(position, states())
         self._store.save(self.model.steps, tree, extra, score=score, wait=always)
+
+    def _is_time(self, position: tp.Any, logs: Logs | None) -> bool:
+        """Whether enough epochs, steps or seconds have gone by."""
+        made = position.done + position.made
+        return (
+            (self.every_epochs is not None and logs is not None and position.epoch % self.every_epochs == 0)
+            # A checkpoint of the last step of an epoch is made again at its end, from where the next one begins.
+            or (self.every_steps is not None and made % self.every_steps == 0)
+            or (self.every_seconds is not None and time.monotonic() - self._written >= self.every_seconds)
+        )

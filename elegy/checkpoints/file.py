@@ -37,6 +37,7 @@ Rename = Mapping[str, str] | Callable[[str], str]
 
 _FORMAT = 1
 _HEADER = "elegy"
+_LARGEST_TABLE = 100_000_000  # bytes: what safetensors reads
 
 # The dtypes that every supported version of safetensors writes and reads, by its own name for them.
 _NATIVE = {
@@ -258,6 +259,12 @@ def serialised(content: Content) -> Iterator[tp.Any]:
         table[name] = {"dtype": code, "shape": list(arrays[name].shape), "data_offsets": [start, end]}
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > _LARGEST_TABLE:
+        raise CheckpointError(
+            f"names, shapes and Python values of the {len(arrays)} arrays take {len(text)} bytes, and nobody could "
+            f"read the file: safetensors takes up to {_LARGEST_TABLE}.\n"
+            "  Stack arrays that are alike, or write several files; and let long texts be arrays of bytes."
+        )
     yield len(text).to_bytes(8, "little") + text
     for name in order:
         yield arrays[name].reshape(-1).view(np.uint8)

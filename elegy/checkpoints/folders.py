@@ -60,6 +60,15 @@ def find(directory: str) -> list[Folder]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
+    except NotADirectoryError:
+        raise NotADirectoryError(
+            f"{directory} is no directory of checkpoints: it, or what it is said to be in, is a file."
+        ) from None
+    if _MANIFEST in names:
+        parent, name = os.path.split(directory)
+        raise CheckpointError(
+            f"{directory} is a checkpoint itself, not a directory of them.\n  Give {parent}, in which {name} is."
+        )
     matches = [match for name in names if (match := _NAME.fullmatch(name))]
     return sorted(Folder(int(match[1]), int(match[2] or 0), os.path.join(directory, match.string)) for match in matches)
 
@@ -193,17 +202,19 @@ def read_manifest(folder: Folder) -> Manifest:
         with open(path, encoding="utf-8") as opened:
             manifest = json.load(opened)
         version, writer = int(manifest["format"]), manifest["elegy"]
+        checksum = manifest.pop("checksum", None)
+        is_whole = disk.checksum_of(_text(manifest)) == checksum
+        was_known = disk.checksum_of(_text({**manifest, "format": _FORMAT})) == checksum
     except FileNotFoundError:
         raise Damaged(f"{_MANIFEST} is missing") from None
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(f"{_MANIFEST} cannot be read: {type(error).__name__}: {error}") from error
-    if version > _FORMAT:
+    if version > _FORMAT and not was_known:  # else it is the number of the format that has changed
         raise CheckpointError(
             f"{folder.path} has format {version}, and this version of Elegy reads formats up to {_FORMAT}.\n"
             f"  Upgrade to Elegy {writer}, which wrote it."
         )
-    checksum = manifest.pop("checksum", None)
-    if disk.checksum_of(_text(manifest)) != checksum:
+    if not is_whole:
         raise Damaged(f"{_MANIFEST} has changed since it was written: its checksum is another one")
     return manifest
 

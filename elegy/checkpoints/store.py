@@ -13,6 +13,7 @@ import typing as tp
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import numpy as np
 
 from elegy.checkpoints import disk, file, folders, nested
 from elegy.checkpoints.file import Path, Rename, Tree
@@ -101,6 +102,9 @@ class Checkpoints:
         direction: tp.Literal["min", "max"] = "min",
         backend: tp.Literal["safetensors", "orbax"] = "safetensors",
     ):
+        for name, number in {"keep": 1 if keep is None else keep, "keep_best": keep_best}.items():
+            if not isinstance(number, (int, np.integer)):
+                raise TypeError(f"{name}={number!r} is no number of checkpoints, but a {type(number).__name__}.")
         if keep is not None and keep < 1:
             raise ValueError(f"keep={keep}: at least the newest checkpoint is kept. Give 1, or None to keep all.")
         if keep_best < 0:

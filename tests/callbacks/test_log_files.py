@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from elegy.callbacks import CSVLogger, JSONLogger, LambdaCallback
+from elegy.callbacks import CSVLogger, JSONLogger, LambdaCallback, ModelCheckpoint
 
 
 def read(path):
@@ -59,6 +59,27 @@ def test_going_on_drops_what_came_after_the_state(fitted, make):
     other.set_state(json.loads(json.dumps(states[1])))
     fitted(other, epochs=4, initial_epoch=2)
     assert [row["epoch"] for row in read(make.path)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_going_on_within_the_first_epoch(fitted, make, append, tmp_path):
+    """From a checkpoint before its end, which was noted already. An epoch has three steps."""
+    fitted(make(), epochs=1)
+    fitted.reset()
+
+    def fail(batch, logs):
+        if fitted.model.steps == 4:
+            raise ZeroDivisionError
+
+    def given():
+        return make(append=append), ModelCheckpoint(tmp_path / "run", every_steps=2)
+
+    with pytest.raises(ZeroDivisionError):
+        fitted(*given(), LambdaCallback(on_train_batch_end=fail), epochs=2)
+    assert [row["epoch"] for row in read(make.path)] == [0] * append + [0]
+    fitted.reset()
+    fitted(*given(), epochs=2, resume=tmp_path / "run")
+    assert [row["epoch"] for row in read(make.path)] == [0] * append + [0, 1]
 
 
 def test_the_file_is_closed_after_an_exception(fitted, make):

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 import elegy
-from elegy.callbacks import LambdaCallback, TensorBoard
+from elegy.callbacks import LambdaCallback, ModelCheckpoint, TensorBoard
 
 
 def events(directory):
@@ -78,6 +78,30 @@ def test_profile(fitted, tmp_path, monkeypatch, profile, seen):
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(len(batches) - 1 if batches else None))
     fitted(count, TensorBoard(tmp_path, profile=profile), epochs=2)
     assert calls == [(str(tmp_path), seen[0]), seen[1]]
+
+
+def test_going_on_within_an_epoch(fitted, tmp_path):
+    """Batches are counted on; also where nobody knows how many of them an epoch has."""
+
+    class Batches:
+        def __iter__(self):
+            return iter([(fitted.x[:4], fitted.y[:4])] * 3)
+
+    def fit(name, **options):
+        saving = ModelCheckpoint(tmp_path / "checkpoints", every_steps=2)
+        given = [TensorBoard(tmp_path / name, "batch"), saving, *options.pop("besides", ())]
+        fitted.model.fit(Batches(), epochs=2, callbacks=given, verbose=0, **options)
+
+    def fail(batch, logs):
+        if fitted.model.steps == 5:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit("begun", besides=[LambdaCallback(on_train_batch_end=fail)])
+    fitted.reset()
+    with pytest.warns(elegy.errors.ResumptionWarning):  # the batches have no state
+        fit("resumed", resume=tmp_path / "checkpoints")
+    assert [step for tag, step, _ in events(tmp_path / "resumed" / "train") if tag == "batch_loss"] == [4, 5]
 
 
 def test_after_an_exception_the_files_and_the_profile_are_closed(fitted, tmp_path, monkeypatch):

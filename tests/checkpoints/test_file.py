@@ -701,6 +701,22 @@ def test_leaves_that_cannot_be_saved(leaf, message, path):
     assert os.listdir(path.parent) == []
 
 
+@pytest.mark.parametrize("excess", [0, 8])
+def test_a_table_that_nobody_could_read(excess, path, monkeypatch):
+    tree = {"w": np.ones(2), "text": ""}
+    elegy.save(path, tree)
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    tree["text"] = "x" * (100_000_000 - size + excess)
+    if excess:
+        with pytest.raises(CheckpointError, match=r"of the 1 arrays take 100000\d+ bytes.*\n  Stack arrays"):
+            elegy.save(path, tree)
+        assert list(path.parent.iterdir()) == [path]
+        tree["text"] = ""
+    else:
+        elegy.save(path, tree)
+    assert elegy.load(path, tree)["text"] == tree["text"]
+
+
 def test_a_traced_array(path):
     with pytest.raises(CheckpointError, match="'x': the array is being traced.*outside of jax transforms"):
         jax.jit(lambda x: elegy.save(path, {"x": x}))(jnp.ones(2))

@@ -1,6 +1,7 @@
 """A directory of checkpoints: what is saved, kept, found and loaded."""
 
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -154,6 +155,14 @@ def test_arguments(arguments, message, tmp_path):
         elegy.Checkpoints(tmp_path, **arguments)
 
 
+@pytest.mark.parametrize("arguments", [{"keep": 2.5}, {"keep": "all"}, {"keep_best": None}], ids=str)
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_checkpoints_are_integers(arguments, tmp_path):
+    (name,) = arguments
+    with pytest.raises(TypeError, match=f"{name}=.* is no number of checkpoints"):
+        elegy.Checkpoints(tmp_path, **arguments)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_steps_are_integers(tmp_path):
     checkpoints = elegy.Checkpoints(tmp_path)
@@ -190,6 +199,24 @@ def test_nothing_is_there(tmp_path):
     checkpoints.save(3, {})
     with pytest.raises(FileNotFoundError, match="there is no checkpoint of step 2 in .*run. There are: 1, 3"):
         checkpoints.extra(2)
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        checkpoints = elegy.Checkpoints(path)
+        for call in (checkpoints.latest, checkpoints.best, checkpoints.extra, lambda there=checkpoints: there.steps):
+            with pytest.raises(NotADirectoryError, match="is no directory of checkpoints: it, or what it is said"):
+                call()
+
+
+def test_a_checkpoint_is_no_directory_of_them(tmp_path):
+    elegy.Checkpoints(tmp_path / "run").save(1, {}, wait=True)
+    inner = elegy.Checkpoints(tmp_path / "run" / "step-0000000001")
+    for call in (inner.latest, lambda: inner.load(like={}), lambda: inner.save(2, {}, wait=True)):
+        with pytest.raises(CheckpointError, match=r"is a checkpoint itself.*\n  Give .*run, in which step-0000"):
+            call()
+    assert elegy.Checkpoints(tmp_path / "run").load(like={}) == ({}, None)
 
 
 def test_other_files_are_left_alone(tmp_path):
@@ -382,6 +409,19 @@ def test_damage_that_comes_while_an_object_lives(harm, message, shows, tmp_path)
     if shows:
         with pytest.warns(CheckpointWarning, match=message):
             assert checkpoints.best() == 1
+
+
+def test_any_bit_of_what_is_known_of_a_checkpoint(tmp_path):
+    for step in (1, 2):
+        elegy.Checkpoints(tmp_path).save(step, {}, wait=True)
+    path = tmp_path / "step-0000000002" / "checkpoint.json"
+    content = path.read_bytes()
+    for place, bit in itertools.product(range(len(content)), range(8)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        with pytest.warns(CheckpointWarning, match="step-0000000002 is damaged, and is passed over: checkpoint.json"):
+            assert elegy.Checkpoints(tmp_path).latest() == 1, (place, bit)
 
 
 def test_a_damaged_checkpoint_does_not_count_among_the_newest(tmp_path):

@@ -329,9 +329,9 @@ def test_arguments_of_the_callback(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error_of_fit(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(elegy.errors.CheckpointError):
-        fit(make(), tmp_path / "file" / "checkpoints")
+    (tmp_path / "link").symlink_to(tmp_path / "absent" / "checkpoints")
+    with pytest.raises(elegy.errors.CheckpointError, match="in the background: FileNotFoundError"):
+        fit(make(), tmp_path / "link")
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
