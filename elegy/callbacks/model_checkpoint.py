@@ -123,10 +123,19 @@ class ModelCheckpoint(Callback):
             )
 
     def get_state(self) -> dict[str, tp.Any]:
-        return {} if self.monitor is None else {"best": self.best}
+        return {} if self.monitor is None else {"monitor": self.monitor, "best": self.best}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
-        self.best = state["best"]
+        before = state.get("monitor", self.monitor)
+        self.best = state["best"] if before == self.monitor else None
+        if self.monitor not in (None, before):
+            warn(
+                CheckpointWarning(
+                    f"the checkpoints that the training wrote so far have {before!r} as their score, and "
+                    f"ModelCheckpoint now watches {self.monitor!r}: of both together the best one means nothing.\n"
+                    f"  Go on with monitor={before!r}, or write to another directory."
+                )
+            )
 
     def close(self) -> None:
         opened, self._opened = self._opened, None

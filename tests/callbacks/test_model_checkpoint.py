@@ -97,6 +97,15 @@ def test_an_object_that_has_seen_more_than_the_checkpoint(fitted, tmp_path):
     assert seen == [None, None] and saving.best == 2.0
 
 
+def test_another_value_is_watched_than_before(fitted, tmp_path):
+    fitted(Score(0.5), ModelCheckpoint(tmp_path / "run", monitor="error"), epochs=1)
+    fitted.reset()
+    saving = ModelCheckpoint(tmp_path / "other", monitor="loss")
+    with pytest.warns(CheckpointWarning, match="have 'error' as their score, and ModelCheckpoint now watches 'loss'"):
+        history = fitted(saving, epochs=2, resume=tmp_path / "run").history
+    assert saving.best == history["loss"][1]
+
+
 @pytest.fixture
 def interruptible():
     """Ctrl-C is what Python makes of it."""
