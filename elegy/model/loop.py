@@ -92,6 +92,7 @@ def fit(
             callbacks.train_begin()
             while training.goes_on():
                 training.epoch()
+                interrupted.check()
             callbacks.train_end()
         except BaseException:
             if interrupted.was_raised and model.module.initialized:
@@ -366,7 +367,7 @@ class Interrupts:
         self.was_raised = False
 
     def __call__(self, number: int, frame: tp.Any) -> None:
-        if self.signal is not None:
+        if self.signal is not None or self.was_raised:  # the last checkpoint may be on its way
             raise _exception(number)
         self.signal = number
 

@@ -667,6 +667,39 @@ def test_an_interrupt_of_the_validation_and_after_the_last_step(default_handler)
         assert signal.getsignal(signal.SIGINT) is default_handler
 
 
+def test_an_interrupt_at_the_end_of_the_last_epoch_is_saved(default_handler, tmp_path):
+    x, y = data(20)
+
+    class AtEnd(Callback):
+        def on_epoch_end(self, epoch, logs):
+            if epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    model = make_model(started(x))
+    saver = elegy.callbacks.ModelCheckpoint(tmp_path, every_steps=7)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, batch_size=4, epochs=2, callbacks=[saver, AtEnd()], verbose=0)
+    assert model.steps == elegy.Checkpoints(tmp_path).latest() == 10
+
+
+def test_a_second_interrupt_while_the_last_checkpoint_is_written(default_handler, tmp_path, monkeypatch):
+    x, y = data(20)
+    model = make_model(started(x))
+    saver = elegy.callbacks.ModelCheckpoint(tmp_path, every_epochs=9)
+    reached = []
+
+    def save(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(100):  # the handler runs between two instructions
+            pass
+        reached.append("after the second")
+
+    monkeypatch.setattr(elegy.Checkpoints, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, batch_size=4, epochs=2, callbacks=[saver, Interrupting(1)], verbose=0)
+    assert model.steps == 3 and reached == []
+
+
 def test_another_handler_stays():
     x, y = data(20)
     heard = []
