@@ -14,7 +14,7 @@ from elegy.checkpoints import Checkpoints
 from elegy.checkpoints.file import Path, Rename
 from elegy.errors import CheckpointError, CheckpointWarning
 from elegy.frames import warn
-from elegy.layout import nodes_in
+from elegy.layout import nodes_in, walk
 from elegy.model.batches import Feed
 from elegy.model.carry import Carry
 from elegy.model.loop import Position
@@ -35,6 +35,7 @@ def snapshot(
         "steps": model._steps,
         "orders": model._orders,
         "callbacks": states,
+        "trainable": [node.trainable for node in _nodes(model)],
         **data,
     }
     if position is not None:
@@ -69,6 +70,11 @@ def _counted(carry: tp.Any) -> tp.Any:
         "names": [*carry.names],
         "names_so_far": [*carry.names_so_far],
     }
+
+
+def _nodes(model: Model) -> list[tp.Any]:
+    """All modules that training changes, in an order that depends on their structure alone."""
+    return list(walk(nodes_in(trees(model))))
 
 
 def trees(model: Model) -> dict[str, tp.Any]:
@@ -133,6 +139,10 @@ def resumed(model: Model, directory: Path, feed: Feed, callbacks: Callbacks, ini
     feed.begin_at(position.epoch, position.made, about.get("size"))
     initialise()
     load(model, directory, about["steps"], False, True, None)
+    # What was frozen, or thawed, while it trained is so again.
+    for node, trainable in zip(_nodes(model), about.get("trainable", ()), strict=False):
+        if node.trainable != trainable:
+            node.trainable = trainable
     model._orders = position.order
     left = callbacks.restore(about["callbacks"])
     if left:

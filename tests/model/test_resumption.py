@@ -1,5 +1,6 @@
 """Training that was interrupted goes on as if it had not been."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -373,3 +374,38 @@ def test_a_model_does_not_keep_the_data():
     fit(model, x=x, y=Y)
     del x
     assert reference() is None
+
+
+def test_what_was_frozen_while_it_trained_is_frozen_again(tmp_path):
+    x = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    inner = lambda: elegy.nn.Sequential(lambda: [elegy.nn.Linear(4), jax.nn.relu, elegy.nn.Linear(4)])  # noqa: E731
+
+    class Freezing(Callback):
+        def on_epoch_begin(self, epoch):
+            first, _, last = self.model.module.layers
+            if epoch == 1:
+                first.trainable = False
+                first.layers[2].trainable = True
+            if epoch == 2:
+                last.trainable = False
+
+    def fit(directory, stop=None, **options):
+        net = elegy.nn.Sequential(lambda: [inner(), jax.nn.relu, elegy.nn.Linear(1)]).init(x, rng=0)
+        model = elegy.Model(net, elegy.losses.MeanSquaredError(), optimizer=optax.adam(0.1))
+
+        class Failing(Callback):
+            def on_train_batch_begin(self, batch):
+                if self.model.steps == stop:
+                    raise ZeroDivisionError
+
+        callbacks = [Freezing(), elegy.callbacks.ModelCheckpoint(directory, every_steps=1), Failing()]
+        with contextlib.suppress(ZeroDivisionError):
+            model.fit(x, x[:, :1], batch_size=4, epochs=4, callbacks=callbacks, verbose=0, **options)
+        flags = [node.trainable for node in (net, *net.layers[0].layers[::2], net.layers[2])]
+        return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(net)], flags, model.steps
+
+    expected = fit(tmp_path / "whole")
+    assert expected[1:] == ([True, False, True, False], 16)
+    for stop in (6, 8, 11):
+        fit(tmp_path / str(stop), stop)
+        assert fit(tmp_path / str(stop), resume=tmp_path / str(stop)) == expected
