@@ -201,7 +201,7 @@ class Model:
         # For checkpoints: where the last `fit` is, or ended; on what data; and the states of its callbacks at the end.
         self._position: loop.Position | None = None
         self._about_data: Callable[[], dict[str, tp.Any]] = dict
-        self._states: list[tp.Any] = []
+        self._states: Callable[[], list[tp.Any]] = list
         # Held while a step is given the arrays of the modules, until the modules have the new ones.
         self._turn = threading.RLock()
         if policy is not None:
@@ -727,6 +727,7 @@ class Model:
                 self._history, self.stop_training = history, False
                 self._position = self._begun(begins) if position is None else position
                 self._about_data = functools.partial(checkpointing.about_data, feed)
+                self._states = everything.states
                 loop.fit(self, feed, tested, everything, plan, self._position)
                 failed = False
         finally:
@@ -736,10 +737,11 @@ class Model:
                 self._steps = self._orders = 0
             try:
                 about = checkpointing.about_data(feed)  # the model shall not keep the data
-                self._about_data = lambda: about
+                self._about_data, self._states = lambda: about, list
                 # After a step that failed arrays of callbacks may be lost: that error is the one to be told.
                 with contextlib.suppress(*[Exception] * failed):
-                    self._states = everything.states()
+                    states = everything.states()
+                    self._states = lambda: states
             finally:
                 everything.close()
         return history
@@ -769,7 +771,7 @@ class Model:
         ```
         """
         with shortened(), self._turn:
-            tree, about = checkpointing.snapshot(self, self._position, self._states, self._about_data())
+            tree, about = checkpointing.snapshot(self, self._position, self._states(), self._about_data())
             with Checkpoints(directory, keep=None) as store:
                 store.save(self._steps, tree, about, wait=True)
 
@@ -1061,7 +1063,7 @@ class Model:
             self._initial.restore(RNG(self._seed).snapshot())
             self._steps = self._orders = 0
             self._history, self.stop_training = None, False
-            self._position, self._about_data, self._states = None, dict, []
+            self._position, self._about_data, self._states = None, dict, list
 
     def summary(self, x: Arrays) -> Summary:
         """The modules that run when the model predicts for `x`: what they return, hold and multiply. Nothing is

@@ -409,3 +409,23 @@ def test_what_was_frozen_while_it_trained_is_frozen_again(tmp_path):
     for stop in (6, 8, 11):
         fit(tmp_path / str(stop), stop)
         assert fit(tmp_path / str(stop), resume=tmp_path / str(stop)) == expected
+
+
+def test_a_callback_may_save_the_model(tmp_path):
+    """The checkpoint has the states that the callbacks have then."""
+    x, y = np.ones([8, 2], np.float32), np.ones([8, 1], np.float32)
+
+    class Saving(Callback):
+        def on_train_batch_begin(self, batch):
+            if self.model.steps == 3:
+                self.model.save(tmp_path)
+
+    def construct():
+        return elegy.Model(elegy.nn.Linear(1), elegy.losses.MeanSquaredError(), optimizer=optax.sgd(0.1))
+
+    model = construct()
+    model.fit(x, y, epochs=1, verbose=0)
+    model.reset()
+    whole = model.fit(x, y, batch_size=4, epochs=3, callbacks=[Saving()], verbose=0)
+    resumed = construct().fit(x, y, batch_size=4, epochs=3, callbacks=[Saving()], resume=tmp_path, verbose=0)
+    assert resumed.history["loss"] == whole.history["loss"] and resumed.epoch == [0, 1, 2]
