@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import typing as tp
 import weakref
 
 import jax
@@ -390,7 +391,7 @@ def test_what_was_frozen_while_it_trained_is_frozen_again(tmp_path):
                 last.trainable = False
 
     def fit(directory, stop=None, **options):
-        net = elegy.nn.Sequential(lambda: [inner(), jax.nn.relu, elegy.nn.Linear(1)]).init(x, rng=0)
+        net: tp.Any = elegy.nn.Sequential(lambda: [inner(), jax.nn.relu, elegy.nn.Linear(1)]).init(x, rng=0)
         model = elegy.Model(net, elegy.losses.MeanSquaredError(), optimizer=optax.adam(0.1))
 
         class Failing(Callback):
