@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing as tp
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -268,13 +268,23 @@ def update_parameter(module: Node, name: str, value: tp.Any) -> None:
     note_update(module, name)
 
 
+# Whether the parameters of a module by itself are trainable, and which of its arrays are frozen besides.
+Flags = tuple[bool, frozenset[tuple[str, int]]]
+
+
+def flags_of(module: Node) -> Flags:
+    meta = meta_of(module)
+    return meta.trainable, meta.frozen
+
+
 def set_trainable(module: Node, trainable: bool) -> None:
-    transact(lambda: _set_trainable(module, trainable))
+    transact(lambda: set_flags((node, (bool(trainable), frozenset())) for node in walk([module])))
 
 
-def _set_trainable(module: Node, trainable: bool) -> None:
-    modules = [node for node in walk([module]) if meta_of(node).trainable != trainable or meta_of(node).frozen]
-    for node in modules:
+def set_flags(pairs: Iterable[tuple[Node, Flags]]) -> None:
+    """Freezes and thaws modules, each by itself."""
+    changed = [(node, flags) for node, flags in pairs if flags_of(node) != flags]
+    for node, _ in changed:
         require_same_trace(node, "assigned trainable")
         if id(node) in state.threaded:
             raise StructureError(
@@ -283,8 +293,8 @@ def _set_trainable(module: Node, trainable: bool) -> None:
             )
     # What a constructor freezes is frozen from the start: an init pass keeps it, as it keeps what is created.
     created = bool(state.frames) and state.frames[-1].building
-    for node in modules:
-        meta = dataclasses.replace(meta_of(node), trainable=bool(trainable), frozen=frozenset())
+    for node, (trainable, frozen) in changed:
+        meta = dataclasses.replace(meta_of(node), trainable=trainable, frozen=frozen)
         write_meta(node, meta, ties=True, created=created)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +12,8 @@ from elegy.callbacks.callback import Callback, Logs
 from elegy.callbacks.history import History
 from elegy.callbacks.model_checkpoint import ModelCheckpoint
 from elegy.callbacks.progress import EpochLines, ProgressBar
+
+States = dict[str, dict[str, tp.Any]]
 
 
 class LazyLogs(Mapping[str, float]):
@@ -50,6 +53,18 @@ class EpochLogs(dict[str, float]):
         super().__init__(logs)
         self.lacks_validation = lacks_validation
         self.of_model = tuple(logs)
+
+
+@dataclasses.dataclass
+class Ending:
+    """The end of an epoch, of which callbacks are told in turn: one of them may save the model.
+
+    - `logs`: what they are told.
+    - `left`: the names of those that are not told yet; None: of all.
+    """
+
+    logs: EpochLogs
+    left: list[str] | None = None
 
 
 class Callbacks:
@@ -108,9 +123,13 @@ class Callbacks:
         for callback in self._all:
             callback.on_epoch_resume(epoch)
 
-    def epoch_end(self, epoch: int, logs: Logs) -> None:
-        for callback in self._all:
-            callback.on_epoch_end(epoch, logs)
+    def epoch_end(self, epoch: int, ending: Ending) -> None:
+        named = self._named()
+        ending.left = [name for name, _ in named] if ending.left is None else ending.left
+        for name, callback in named:
+            if name in ending.left:
+                ending.left.remove(name)
+                callback.on_epoch_end(epoch, ending.logs)
 
     def batch_begin(self, batch: int) -> None:
         for callback in self.of_batches:
@@ -132,17 +151,30 @@ class Callbacks:
         for saver in self._savers:
             saver._save(position, self.states, logs, always)
 
-    def states(self) -> list[dict[str, tp.Any]]:
-        """The states of all callbacks, each with a name by which it is found again."""
-        return [{"name": name, "state": callback.get_state()} for name, callback in self._named()]
+    def hold(self, position: tp.Any) -> None:
+        """Has those that save keep what a checkpoint holds now, to write that at the end of the epoch."""
+        for saver in self._savers:
+            saver._hold(position, self.states)
 
-    def restore(self, states: list[dict[str, tp.Any]]) -> list[str]:
+    def states(self) -> States:
+        """The states of all callbacks, by names under which they are found again."""
+        return {name: callback.get_state() for name, callback in self._named()}
+
+    def restore(self, states: States) -> list[str]:
         """Gives the callbacks their states. **Returns:** the names of those that are not there now."""
-        known = dict(self._named())
-        for found in states:
-            if (callback := known.get(found["name"])) is not None and found["state"]:
-                callback.set_state(found["state"])
-        return [found["name"] for found in states if found["name"] not in known and found["state"]]
+        known, given = dict(self._named()), []
+        try:
+            for name, state in states.items():
+                if name in known and state:
+                    given.append((name, known[name].get_state()))
+                    known[name].set_state(state)
+        except BaseException as error:
+            error.add_note(f"Raised by set_state of the callback {given[-1][0]}, with the state of the checkpoint.")
+            for name, state in given[:-1]:
+                if state:
+                    known[name].set_state(state)
+            raise
+        return [name for name, state in states.items() if name not in known and state]
 
     def _named(self) -> list[tuple[str, Callback]]:
         names: dict[str, int] = {}

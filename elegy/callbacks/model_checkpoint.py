@@ -7,6 +7,8 @@ import time
 import typing as tp
 from collections.abc import Callable, Mapping
 
+import jax
+
 from elegy.callbacks.callback import Callback, Logs
 from elegy.callbacks.monitor import Monitor, require_at_least
 from elegy.checkpoints import Checkpoints
@@ -102,6 +104,8 @@ class ModelCheckpoint(Callback):
         self._monitor = None if monitor is None else Monitor(self, monitor, 0, mode)
         self._given = keep, backend
         self._opened: Checkpoints | None = None
+        # What a checkpoint held when it was `max_steps` that ended an epoch.
+        self._held: tuple[tp.Any, tp.Any] | None = None
         self._written = time.monotonic()
 
     def on_train_begin(self) -> None:
@@ -138,7 +142,7 @@ class ModelCheckpoint(Callback):
             )
 
     def close(self) -> None:
-        opened, self._opened = self._opened, None
+        opened, self._opened, self._held = self._opened, None, None
         if opened is not None:
             opened.close()
 
@@ -156,7 +160,12 @@ class ModelCheckpoint(Callback):
             )
         return self._opened
 
-    def _save(self, position: tp.Any, states: Callable[[], list[tp.Any]], logs: Logs | None, always: bool) -> None:
+    def _hold(self, position: tp.Any, states: Callable[[], tp.Any]) -> None:
+        """Keeps what is to be saved at the end of this epoch: with more steps, training goes on within it."""
+        tree, extra = self.model._snapshot(position, states())
+        self._held = jax.tree.map(lambda leaf: leaf, tree), extra  # callbacks may give the modules other arrays
+
+    def _save(self, position: tp.Any, states: Callable[[], tp.Any], logs: Logs | None, always: bool) -> None:
         """Saves if it is time to."""
         score = None
         if always:
@@ -172,7 +181,8 @@ class ModelCheckpoint(Callback):
         if not due:
             return
         self._written = time.monotonic()
-        tree, extra = self.model._snapshot(position, states())
+        held, self._held = self._held, None
+        tree, extra = self.model._snapshot(position, states()) if held is None else held
         self._store.save(self.model.steps, tree, extra, score=score, wait=always)
 
     def _is_time(self, position: tp.Any, logs: Logs | None) -> bool:

@@ -293,6 +293,21 @@ class Checkpoints:
         ranked = self._ranked(dict(self._read_scores(current.values())))
         return ranked[0].step if ranked else None
 
+    def score(self, step: int) -> float | None:
+        """The score of a checkpoint; None if it has none, or is not there.
+
+        ```python
+        import elegy
+
+        checkpoints = elegy.Checkpoints("run")
+        checkpoints.save(1, {}, score=0.5)
+        assert checkpoints.score(1) == 0.5 and checkpoints.score(2) is None
+        ```
+        """
+        self._join()
+        current = {folder.step: folder for folder in folders.find(self.directory)}
+        return next((score for _, score in self._read_scores([current[step]])), None) if step in current else None
+
     def _read_scores(self, found: Iterable[Folder]) -> Iterator[tuple[Folder, float | None]]:
         """The folders that seem complete, with their scores."""
         for folder in found:

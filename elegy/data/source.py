@@ -85,6 +85,13 @@ class GivenTwice(Source):
         self.steps = source.steps
         self.samples = source.samples
         self._kept: list[Batch] | None = []  # None when they were given again
+        self._before: dict[str, tp.Any] | None = None  # the state before the first pass
+
+    def get_state(self) -> dict[str, tp.Any] | None:
+        return self._before if self._kept else self._source.get_state()
+
+    def set_state(self, state: dict[str, tp.Any] | None) -> None:
+        self._source.set_state(state)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         kept = self._kept
@@ -92,6 +99,8 @@ class GivenTwice(Source):
             self._kept = None
             yield from kept
             start += len(kept)
+        else:
+            self._before = self._source.get_state()
         for batch in self._source.batches(epoch, start):
             if self._kept is not None:
                 # A copy, since the source may write to the same memory again.

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from elegy.data import Source
+from elegy.data.source import GivenTwice
 from elegy.model.data import Data
 from elegy.model.program import Batch
 
@@ -28,6 +29,9 @@ class Feed(abc.ABC):
     - `is_many`: whether a step gets several batches, to go through them in one loop.
     - `varies`: whether batches may come in shapes that `example` does not tell.
     - `source`: what gives batches by itself, and may have a state; None for arrays.
+    - `is_one_shot`: whether a pass goes on where the last one ended, and none can be repeated.
+    - `batch_size`: how many samples make a batch; None if the source decides.
+    - `joined`: how many batches make one of a step.
     - `part`: for how many samples of a batch gradients are computed together; None: for all.
     - `is_short`: whether the last batch has fewer samples than the others, or may have where nobody knows.
     - `size`: how many samples short batches are filled up to, if they are, and it is not for the arrays to say.
@@ -36,6 +40,9 @@ class Feed(abc.ABC):
     is_many: bool
     varies: bool
     source: Source | None
+    is_one_shot: bool = False
+    batch_size: int | None = None
+    joined: int = 1
     size: int | None = None
 
     @property
@@ -114,6 +121,7 @@ class Arrays(Feed):
         self._data = data
         self._leaves, self._treedef = jax.tree.flatten(data)
         self._given = batch_size, joined, together
+        self.batch_size, self.joined = min(batch_size, data.size), joined
         self._batch_size = min(batch_size * joined, data.size)
         self._pads = pads and self.is_short
         self._most = most
@@ -253,10 +261,11 @@ class Stream(Feed):
         is_cut: bool = False,
     ):
         self._source = self.source = source
+        self.is_one_shot = source.one_shot
         self._is_cut = is_cut
         self.is_many = together > 1
         self._together = together
-        self._joined = joined
+        self._joined = self.joined = joined
         self._transform = transform
         self._begin = epoch, start
         self._most = most
@@ -302,6 +311,11 @@ class Stream(Feed):
         begin = self._begin
         return Stream(self._source, self._joined, self._together, self._transform, *begin, most=steps, is_cut=True)
 
+    def given_twice(self) -> Stream:
+        """The same, where the batches that a first pass takes are given again, once."""
+        given = self._joined, self._together, self._transform, *self._begin, self._most, self._is_cut
+        return Stream(GivenTwice(self._source), *given)
+
     def repeated(self, steps: int) -> Stream:
         steps = steps if self._most is None else min(steps, self._most)
         source = _Kept(self._source, *self._begin, steps * self._joined)
@@ -312,9 +326,12 @@ class Stream(Feed):
         if example is None:
             data = self._of_epoch(*self._begin)
             first = next(data, None)
+            if first is not None:
+                self._begun = self._begin, first, data
+            elif not self.is_one_shot:  # the pass is at its end already
+                first = next(self._of_epoch(self._begin[0], 0), None)
             if first is None:
                 raise ValueError("there are no batches: the data ended before the first one.")
-            self._begun = self._begin, first, data
             size = max(first.size, self.size or 0)
             example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), first)
             self._example = example

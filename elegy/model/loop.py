@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from elegy.callbacks.calling import Callbacks, EpochLogs, LazyLogs
+from elegy.callbacks.calling import Callbacks, Ending, EpochLogs, LazyLogs
 from elegy.callbacks.progress import PassLine
 from elegy.errors import CheckpointError
 from elegy.hooks import numbered
@@ -60,6 +60,8 @@ class Position:
       alone.
     - `tested`: the logs of the last validation in it; None if there was none.
     - `is_validated`: whether that was after the last step.
+    - `validations`: how many there were in all.
+    - `ending`: what its end is told with, once there is nothing left but that.
     """
 
     epoch: int = 0
@@ -69,9 +71,11 @@ class Position:
     carry: tp.Any = None
     tested: Logs | None = None
     is_validated: bool = False
+    validations: int = 0
+    ending: Ending | None = None
 
     def next_epoch(self, order: int) -> Position:
-        return Position(self.epoch + 1, 0, self.done + self.made, order)
+        return Position(self.epoch + 1, 0, self.done + self.made, order, validations=self.validations)
 
 
 def fit(
@@ -88,7 +92,8 @@ def fit(
                 with model._turn:
                     program.prepare(example)
             if validation is not None and tries:
-                evaluate(model, validation.first(plan.sanity_steps), Callbacks([], model, {}), interrupted)
+                few = validation.first(plan.sanity_steps)
+                evaluate(model, few, Callbacks([], model, {}), interrupted, position.validations)
             callbacks.train_begin()
             while training.goes_on():
                 training.epoch()
@@ -139,18 +144,41 @@ class Training:
             callbacks.epoch_resume(position.epoch)
         else:
             callbacks.epoch_begin(position.epoch)
-        logs = self._steps()
-        if (rate := model.optimizer.learning_rate) is not None:
-            logs.setdefault("learning_rate", float(rate))
-        tested = position.tested
-        if self._validation is not None and not position.is_validated and self._plan.validates(position.epoch):
-            tested = evaluate(model, self._validation, callbacks, self._interrupted)
-        for name, value in (tested or {}).items():
-            logs[numbered(f"val_{name}", logs)[0]] = value
-        shown = EpochLogs(logs, self._validation is not None and tested is None)
-        callbacks.epoch_end(position.epoch, shown)
+        if position.ending is None:
+            logs = self._steps()
+            if self._is_cut():
+                callbacks.hold(position)
+            if (rate := model.optimizer.learning_rate) is not None:
+                logs.setdefault("learning_rate", float(rate))
+            if not position.is_validated and self._plan.validates(position.epoch):
+                self._validate()
+            for name, value in (position.tested or {}).items():
+                logs[numbered(f"val_{name}", logs)[0]] = value
+            position.ending = Ending(EpochLogs(logs, self._validation is not None and position.tested is None))
+        else:
+            model._orders = position.order + 1
+        ending = position.ending
+        callbacks.epoch_end(position.epoch, ending)
         self.position = model._position = position.next_epoch(model._orders)
-        callbacks.save(self.position, shown)
+        callbacks.save(self.position, ending.logs)
+
+    def _is_cut(self) -> bool:
+        """Whether it is `max_steps` that ends the epoch."""
+        most, made, steps = self._plan.max_steps, self.position.made, self._feed.steps
+        return most is not None and self.position.done + made >= most and (steps is None or made < steps)
+
+    def _validate(self) -> None:
+        validation, position = self._validation, self.position
+        if validation is None:
+            return
+        position.tested = evaluate(self._model, validation, self._callbacks, self._interrupted, position.validations)
+        position.is_validated = True
+        position.validations += 1
+
+    def _is_time_to_validate(self) -> bool:
+        """Whether there is a validation after the last step, within the epoch."""
+        every, position = self._plan.validate_every, self.position
+        return bool(every) and (position.done + position.made) % every == 0 and not position.is_validated
 
     def _steps(self) -> Logs:
         """Makes the steps of the epoch that are not made yet. **Returns:** the means over its samples."""
@@ -169,7 +197,9 @@ class Training:
             position.carry = carry
             feed = filled(program, self._feed)
             adapted, of_batches, varies = structure.version, callbacks.of_batches, feed.varies
-            validation, every = self._validation, plan.validate_every
+            validates = self._validation is not None and plan.validate_every is not None
+            if validates and position.made and self._is_time_to_validate():  # the checkpoint was made before
+                self._validate()
             for count, batch in feed.batches(order, position.epoch, position.made, self._until(position.done)):
                 if of_batches:
                     callbacks.batch_begin(position.made + count - 1)
@@ -188,9 +218,8 @@ class Training:
                     position.is_validated = False
                 if of_batches:
                     callbacks.batch_end(position.made - 1, LazyLogs(carry.logs))
-                if validation is not None and every and (position.done + position.made) % every == 0:
-                    position.tested = evaluate(model, validation, callbacks, interrupted)
-                    position.is_validated = True
+                if validates and self._is_time_to_validate():
+                    self._validate()
                 if callbacks.saves:
                     callbacks.save(position)
                 if interrupted.signal is not None:
@@ -278,11 +307,18 @@ def _restored(model: Model, program: Program) -> Iterator[None]:
         raise
 
 
-def evaluate(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Interrupts | None = None) -> Logs:
-    """The means over the batches. The objects stay as they are."""
+def evaluate(
+    model: Model, feed: Feed, callbacks: Callbacks, interrupted: Interrupts | None = None, number: int = 0
+) -> Logs:
+    """The means over the batches. The objects stay as they are.
+
+    **Arguments:**
+
+    - `number`: how many passes there were over the same data, which those that can be gone through once have to know.
+    """
     callbacks.test_begin()
     try:
-        logs = _evaluated(model, feed, callbacks, interrupted)
+        logs = _evaluated(model, feed, callbacks, interrupted, number if feed.is_one_shot else 0)
     except BaseException:
         callbacks.test_failed()
         raise
@@ -290,7 +326,7 @@ def evaluate(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Interr
     return logs
 
 
-def _evaluated(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Interrupts | None) -> Logs:
+def _evaluated(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Interrupts | None, number: int) -> Logs:
     eagerly = model.run_eagerly
     program = model._program("test", is_many=feed.is_many)
     with program.tracing.telling(None if eagerly else callbacks.compiling):
@@ -298,7 +334,7 @@ def _evaluated(model: Model, feed: Feed, callbacks: Callbacks, interrupted: Inte
             carry = program.start(feed.example())
             feed = filled(program, feed)
         made = 0
-        for count, batch in feed.batches():
+        for count, batch in feed.batches(epoch=number):
             callbacks.test_batch_begin(made + count - 1)
             with model._turn:
                 if feed.varies:

@@ -15,13 +15,12 @@ import numpy as np
 import optax
 
 from elegy.callbacks import Callback, History
-from elegy.callbacks.calling import Callbacks
+from elegy.callbacks.calling import Callbacks, States
 from elegy.callbacks.ema import Average
 from elegy.callbacks.progress import PassLine, progress
 from elegy.checkpoints import Checkpoints
 from elegy.checkpoints.file import Path, Rename
 from elegy.data import as_source
-from elegy.data.source import GivenTwice
 from elegy.dtype_policy import DtypePolicy
 from elegy.errors import CheckpointError
 from elegy.habits import optimizer_for
@@ -201,7 +200,9 @@ class Model:
         # For checkpoints: where the last `fit` is, or ended; on what data; and the states of its callbacks at the end.
         self._position: loop.Position | None = None
         self._about_data: Callable[[], dict[str, tp.Any]] = dict
-        self._states: Callable[[], list[tp.Any]] = list
+        self._states: Callable[[], States] = dict
+        # What was trainable when the state of the optimiser was fitted to that; None if it never was since its begin.
+        self._covered: list[tp.Any] | None = None
         # Held while a step is given the arrays of the modules, until the modules have the new ones.
         self._turn = threading.RLock()
         if policy is not None:
@@ -410,7 +411,10 @@ class Model:
         if not self.module.initialized:
             return
         if type(self).train_step is Model.train_step:
+            before = self.optimizer.state if self.optimizer.initialized else None
             self.optimizer.adapt(self.module)
+            if before is not None and self.optimizer.state is not before:
+                self._covered = checkpointing.flags(self)
         for average in self._averages.values():
             average.adapt(self.module)
 
@@ -672,8 +676,8 @@ class Model:
             require_unambiguous(x, validation)
             size = validation_batch_size or (None if gives_batches(validation) else batch_size)
             tested = self._validation_feed(validation, size, validation_steps, of_validation)
-            if sanity_steps and tested.source is not None and tested.source.one_shot:
-                tested = batches.Stream(GivenTwice(tested.source))
+            if sanity_steps and isinstance(tested, batches.Stream) and tested.is_one_shot:
+                tested = tested.given_twice()
         if tested is None:
             options = {"validate_every": validate_every, "validation_steps": validation_steps}
             options |= {"validation_batch_size": validation_batch_size, "sanity_steps": sanity_steps}
@@ -718,7 +722,7 @@ class Model:
         is_new, failed = self._steps == 0, True
         try:
             with shortened():
-                position = self._resumed(resume, feed, everything)
+                position = self._resumed(resume, feed, plan.shuffle, tested, everything)
                 if position is not None:
                     params |= {"initial_epoch": position.epoch, "resumes": True}
                 program = loop.training_program(self, feed, everything, plan)
@@ -726,7 +730,7 @@ class Model:
                     self._require_labels(program, feed, check, of_validation)
                 self._history, self.stop_training = history, False
                 self._position = self._begun(begins) if position is None else position
-                self._about_data = functools.partial(checkpointing.about_data, feed)
+                self._about_data = functools.partial(checkpointing.about_data, feed, plan.shuffle, tested)
                 self._states = everything.states
                 loop.fit(self, feed, tested, everything, plan, self._position)
                 failed = False
@@ -736,8 +740,8 @@ class Model:
             if failed and is_new and self._steps == begins.done:  # nothing was trained
                 self._steps = self._orders = 0
             try:
-                about = checkpointing.about_data(feed)  # the model shall not keep the data
-                self._about_data, self._states = lambda: about, list
+                about = checkpointing.about_data(feed, plan.shuffle, tested)  # the model shall not keep the data
+                self._about_data, self._states = lambda: about, dict
                 # After a step that failed arrays of callbacks may be lost: that error is the one to be told.
                 with contextlib.suppress(*[Exception] * failed):
                     states = everything.states()
@@ -773,6 +777,7 @@ class Model:
         with shortened(), self._turn:
             tree, about = checkpointing.snapshot(self, self._position, self._states(), self._about_data())
             with Checkpoints(directory, keep=None) as store:
+                checkpointing.warn_of_score(store, self._steps)
                 store.save(self._steps, tree, about, wait=True)
 
     def load(
@@ -798,7 +803,8 @@ class Model:
 
         **Raises:** `CheckpointError`, with all that does not fit. Then nothing has changed.
         """
-        with shortened(), self._turn:
+
+        def take() -> None:
             if x is not None:
                 self._initialise(batches.Arrays(self._data(x, y, None), 32))
             if not self.module.initialized:
@@ -812,11 +818,18 @@ class Model:
             if weights_only:
                 self._begin_averages()
 
-    def _resumed(self, directory: Path | None, feed: Feed, callbacks: Callbacks) -> loop.Position | None:
+        with shortened(), self._turn:
+            checkpointing.unless_it_fails(self, take)
+
+    def _resumed(
+        self, directory: Path | None, feed: Feed, shuffle: bool, validation: Feed | None, callbacks: Callbacks
+    ) -> loop.Position | None:
         """Takes the newest checkpoint. **Returns:** from where to go on, or None if there is no checkpoint."""
         if directory is None:
             return None
-        return checkpointing.resumed(self, directory, feed, callbacks, functools.partial(self._initialise, feed))
+        initialise = functools.partial(self._initialise, feed)
+        given = self, directory, feed, shuffle, validation, callbacks, initialise
+        return checkpointing.unless_it_fails(self, lambda: checkpointing.resumed(*given))
 
     def _begun(self, position: loop.Position) -> loop.Position:
         """Where a training without a checkpoint begins. A new model counts the steps and orders of epochs before."""
@@ -828,7 +841,7 @@ class Model:
         """Creates parameters, and the state of the optimiser."""
         self._program("train", feed.part, feed.is_many).prepare(feed.example())
 
-    def _snapshot(self, position: loop.Position, states: list[tp.Any]) -> tuple[tp.Any, tp.Any]:
+    def _snapshot(self, position: loop.Position, states: States) -> tuple[tp.Any, tp.Any]:
         """What a checkpoint in the middle of `fit` holds."""
         return checkpointing.snapshot(self, position, states, self._about_data())
 
@@ -1063,7 +1076,7 @@ class Model:
             self._initial.restore(RNG(self._seed).snapshot())
             self._steps = self._orders = 0
             self._history, self.stop_training = None, False
-            self._position, self._about_data, self._states = None, dict, list
+            self._position, self._about_data, self._states, self._covered = None, dict, dict, None
 
     def summary(self, x: Arrays) -> Summary:
         """The modules that run when the model predicts for `x`: what they return, hold and multiply. Nothing is

@@ -262,13 +262,19 @@ def test_what_does_not_fit_is_refused(tmp_path):
         fit(make(seed=1), resume=tmp_path)
     with pytest.raises(ValueError, match="resume= and initial_epoch= were both given"):
         fit(make(), resume=tmp_path, initial_epoch=1)
-    with pytest.warns(elegy.errors.CheckpointWarning, match="36 samples in 9 steps, and now there are 36 in 18"):
+    with pytest.warns(elegy.errors.CheckpointWarning, match=r"steps=9, and now 18,\s+batch_size=4, and now 2\."):
         fit(make(), resume=tmp_path, batch_size=2, callbacks=[ModelCheckpoint(tmp_path / "other")])
 
     with pytest.raises(Stop):
         fit(make(), callbacks=callbacks(tmp_path / "middle", 3))
-    with pytest.raises(elegy.errors.CheckpointError, match="the middle of an epoch of 36 samples in 9 steps"):
-        fit(make(), resume=tmp_path / "middle", batch_size=2)
+    for options, match in [
+        ({"batch_size": 2}, r"There were\s+steps=9, and now 18,\s+batch_size=4, and now 2\."),
+        ({"x": X[:33], "y": Y[:33]}, r"There were\s+samples=36, and now 33\."),
+        ({"batch_size": 2, "accumulate": 2}, r"There were\s+batch_size=4, and now 2,\s+accumulate=1, and now 2\."),
+        ({"shuffle": False}, r"There were\s+shuffle=True, and now False\."),
+    ]:
+        with pytest.raises(elegy.errors.CheckpointError, match=match):
+            fit(make(), resume=tmp_path / "middle", **options)
     with pytest.warns(elegy.errors.CheckpointWarning, match="not there now: EMA 1, EarlyStopping 1, Interrupt 1"):
         fit(make(), resume=tmp_path / "middle")
     model = make()
