@@ -69,11 +69,13 @@ class Callback:
         super().__init_subclass__(**kwargs)
         # Bases that are callbacks were looked at when they were defined; mixins were not.
         bases = [base for base in cls.__mro__ if base is cls or not issubclass(base, Callback)]
-        for name in (name for base in bases for name in vars(base)):
-            if (hook := hook_for(name)) is not None:
+        hooks = [name for name in vars(Callback) if name.startswith("on_")]
+        for name, value in (item for base in bases for item in vars(base).items()):
+            is_method = callable(value) or isinstance(value, classmethod)
+            if is_method and name not in hooks and (hook := hook_for(name, hooks)) is not None:
                 raise ClassDefinitionError(
                     f"class {cls.__qualname__} defines {name}, which is no hook of a callback here and would never be "
-                    f"called.\n  Name it {hook}."
+                    f"called.\n  Name it {hook}; or _{name}, if it is a method of your own."
                 )
 
     def __init__(self) -> None:

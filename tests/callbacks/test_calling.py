@@ -115,6 +115,8 @@ def test_what_was_opened_is_closed(fitted, hook):
 def test_what_is_no_hook(unchecked):
     with pytest.raises(TypeError, match="on_epoch_ends.*\n  For on_epoch_ends= write on_epoch_end="):
         LambdaCallback(on_epoch_ends=print)
+    with pytest.raises(TypeError, match="on_batch_end.*\n  For on_batch_end= write on_train_batch_end="):
+        LambdaCallback(on_batch_end=print)
     with pytest.raises(TypeError, match="on_epoch_end must be a function, got 3"):
         LambdaCallback(on_epoch_end=3)
 
@@ -133,11 +135,24 @@ def test_a_callback_of_a_user_has_the_errors_of_python():
 
 @pytest.mark.parametrize(
     ("name", "hook"),
-    [("on_batch_end", "on_train_batch_end"), ("on_validation_epoch_start", "on_test_begin"), ("on_predict_end", None)],
+    [
+        ("on_batch_end", "on_train_batch_end"),
+        ("on_validation_epoch_start", "on_test_begin"),
+        ("on_save_checkpoint", "get_state"),
+        ("on_epoch_ends", "on_epoch_end"),
+        ("onEpochEnd", "on_epoch_end"),
+        ("on_trian_batch_begin", "on_train_batch_begin"),
+        ("on_click", None),
+        ("on_best_epoch_end", None),
+        ("on_epoch", None),
+        ("_on_epoch_ends", None),
+        ("on_predict_end", None),
+    ],
 )
-def test_a_hook_of_another_library(name, hook):
+def test_what_is_nearly_a_hook(name, hook):
+    """Or one of another library. Other methods are of one's own."""
     if hook is None:
-        type("Mine", (Callback,), {name: print})  # a method of one's own
+        type("Mine", (Callback,), {name: print})
         return
     with pytest.raises(elegy.errors.ClassDefinitionError, match=f"class Mine defines {name}, .*\n  Name it {hook}"):
         type("Mine", (Callback,), {name: print})
@@ -158,7 +173,7 @@ def test_an_epoch_that_goes_on_is_told_to_a_function():
 
 
 def test_hints_for_hooks_name_hooks():
-    assert set(habits.HOOKS.values()) == set(HOOKS)
+    assert set(habits.HOOKS.values()) == {*HOOKS, "get_state", "set_state", "close"}
     assert not {habits._plain(hook) for hook in HOOKS} & habits.HOOKS.keys()
 
 
