@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -40,8 +41,8 @@ def _shown(logs: Logs) -> str:
 
 class ProgressBar(EpochLines):
     """Keeps one line of a terminal or a notebook up to date during each epoch, at most ten times a second, and leaves
-    one line for each. Where the output is something else, such as a file, there is only the latter. It is what
-    `fit(verbose=1)` shows.
+    one line for each. Where the output is something else, such as a file or a terminal with `TERM=dumb`, there is only
+    the latter. It is what `fit(verbose=1)` shows.
 
     ```python
     import elegy
@@ -90,7 +91,8 @@ class ProgressBar(EpochLines):
 def _is_live() -> bool:
     """Whether a line of the output can be kept up to date."""
     # What stands in the place of the standard output may have `write` only, and a program without a console has none.
-    return _is_notebook() or bool(getattr(sys.stdout, "isatty", bool)())
+    is_terminal = bool(getattr(sys.stdout, "isatty", bool)())
+    return _is_notebook() or (is_terminal and os.environ.get("TERM") != "dumb")  # which knows no escape sequences
 
 
 def _is_notebook() -> bool:
