@@ -56,7 +56,8 @@ class Callback:
     # Whether the parameters and the state of the optimiser must be there when training begins. Else the first batch
     # creates them.
     needs_state = False
-    # Whether it writes files or sends logs. `fit(fast_dev_run=...)` does without those that do.
+    # Whether it writes files or sends logs. `fit(fast_dev_run=...)` does without those that do, and where JAX runs in
+    # several processes, the first one alone calls them: they must not change what is trained.
     writes = False
 
     def __new__(cls, *args: tp.Any, **kwargs: tp.Any):
@@ -135,6 +136,10 @@ class Callback:
 
         **Arguments:** `state`, as `get_state` gave it.
         """
+
+    def _identity(self) -> tp.Any:
+        """A plain value that tells it from others of its class in a list of callbacks; None if nothing does."""
+        return None
 
     def _in_steps(self) -> tp.Any:
         """A module that takes part in each training step: its `follow` is called with the module that is trained, after

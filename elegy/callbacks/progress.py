@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from elegy.callbacks.callback import Callback, Logs
 from elegy.callbacks.history import distinct
+from elegy.checkpoints.store import is_writer
 
 
 class EpochLines(Callback):
@@ -122,8 +123,9 @@ class PassLine:
     def __init__(self, name: str, steps: int | None, verbose: int):
         self._name = name
         self._steps = steps
-        self._silent = _verbosity(verbose) == 0
-        self._live = verbose == 1 and _is_live()
+        # Where JAX runs in several processes, the first one tells of it.
+        self._silent = _verbosity(verbose) == 0 or not is_writer()
+        self._live = verbose == 1 and not self._silent and _is_live()
         self._width = self._done = 0
         self._began = self._last = time.perf_counter()
 

@@ -1,10 +1,20 @@
 """How callbacks are called, and `LambdaCallback`."""
 
+import jax
 import pytest
 
 import elegy
 from elegy import habits
-from elegy.callbacks import Callback, History, LambdaCallback, ProgressBar
+from elegy.callbacks import (
+    Callback,
+    CSVLogger,
+    History,
+    LambdaCallback,
+    ModelCheckpoint,
+    ProgressBar,
+    TensorBoard,
+)
+from elegy.callbacks.calling import Callbacks
 from elegy.model.carry import Carry
 
 HOOKS = [
@@ -184,6 +194,73 @@ def test_a_history_goes_on_from_its_state(fitted):
     history.on_epoch_end(2, {"loss": 0.0})
     assert history.epoch == [0, 1, 2] and history.history["loss"][:2] == whole.history["loss"]
     assert whole.epoch == [0, 1] and len(whole.history["loss"]) == 2
+
+
+class Marked(Callback):
+    """Has a state, and an identity that is its mark."""
+
+    def __init__(self, mark):
+        self.mark = mark
+        self.state = None
+
+    def get_state(self):
+        return {"mark": self.mark}
+
+    def set_state(self, state):
+        self.state = state["mark"]
+
+    def _identity(self):
+        return self.mark
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "states", "left"),
+    [
+        ("ab", "ba", "ba", []),
+        ("ab", "b", "b", ["Marked 1"]),
+        ("ab", "bc", "b-", ["Marked 1"]),
+        ("ab", "cb", "ab", []),
+        ("aa", "aa", "aa", []),
+        ("a", "b", "a", []),
+        ("ab", "ab", "ab", []),
+    ],
+)
+def test_whose_state_is_whose(before, now, states, left):
+    """By what tells those of a class apart, and else by their places in the list."""
+    given = [Marked(mark) for mark in now]
+    assert Callbacks(given, None, {}).restore(Callbacks(map(Marked, before), None, {}).states()) == left
+    assert "".join(callback.state or "-" for callback in given) == states
+
+
+def test_states_without_identities_go_by_their_places():
+    given = [Marked("b"), Marked("a")]
+    states = [{"name": f"Marked {i + 1}", "state": {"mark": mark}} for i, mark in enumerate("ab")]
+    assert Callbacks(given, None, {}).restore(states) == []
+    assert [callback.state for callback in given] == ["a", "b"]
+
+
+def test_of_several_processes_the_first_one_tells(fitted, tmp_path, monkeypatch, capsys):
+    """The others train alike, and write and show nothing."""
+
+    def tells():
+        note = noting(calls := [], "on_epoch_end", "on_train_batch_end")
+        note.writes = True
+        saving = ModelCheckpoint(tmp_path / "run")
+        given = [note, CSVLogger(tmp_path / "logs.csv"), TensorBoard(tmp_path / "board"), saving, ProgressBar()]
+        fitted.reset()
+        callbacks = Callbacks(given, fitted.model, {})
+        assert callbacks.see_module and callbacks.saves
+        history = fitted.model.fit(fitted.x, fitted.y, epochs=2, callbacks=given, verbose=1).history
+        assert fitted.model.evaluate(fitted.x, fitted.y, verbose=1)["loss"] > 0
+        return history, calls, capsys.readouterr().out, sorted(path.name for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    history, calls, shown, written = tells()
+    assert (calls, shown, written) == ([], "", [])
+    monkeypatch.undo()
+    same, calls, shown, written = tells()
+    assert same == history and len(calls) > 2 and shown.count("\n") == 3
+    assert written == ["board", "logs.csv", "run"]
 
 
 def test_a_progress_bar_of_ones_own(fitted, capsys):
