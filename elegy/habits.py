@@ -131,8 +131,8 @@ CALLBACKS = _table(
 
 # Methods of callbacks, which would never be called.
 HOOKS = _table(
-    ("on_batch_begin on_train_batch_start on_batch_start", "on_train_batch_begin"),
-    ("on_batch_end", "on_train_batch_end"),
+    ("on_batch_begin on_train_batch_start on_batch_start on_step_begin", "on_train_batch_begin"),
+    ("on_batch_end on_step_end", "on_train_batch_end"),
     ("on_epoch_start on_train_epoch_start on_train_epoch_begin", "on_epoch_begin"),
     ("on_train_epoch_end", "on_epoch_end"),
     ("on_train_start on_fit_start on_fit_begin on_training_begin on_training_start", "on_train_begin"),
@@ -141,6 +141,9 @@ HOOKS = _table(
     ("on_validation_end on_validation_epoch_end on_test_epoch_end", "on_test_end"),
     ("on_validation_batch_start on_validation_batch_begin on_test_batch_start", "on_test_batch_begin"),
     ("on_validation_batch_end", "on_test_batch_end"),
+    ("on_save_checkpoint", "get_state"),
+    ("on_load_checkpoint", "set_state"),
+    ("on_exception", "close"),
 )
 
 LOSSES = _table(
@@ -339,9 +342,14 @@ _EXPLAINED = _table(
 )
 
 
-def hook_for(name: str) -> str | None:
-    """What the hook of a callback is called here that other libraries call by this name; None if there is none."""
-    return HOOKS.get(_plain(name))
+def hook_for(name: str, hooks: Iterable[str]) -> str | None:
+    """What a method of a callback is to be called that has a name which other libraries have for a hook, or nearly that
+    of one of `hooks`, those that there are; None for any other name."""
+    if not name.startswith("on"):
+        return None
+    here = {_plain(hook): hook for hook in hooks}
+    close = difflib.get_close_matches(_plain(name), here, n=1, cutoff=0.9)  # a letter or two
+    return HOOKS.get(_plain(name)) or (here[close[0]] if close else None)
 
 
 def better_error(cls: type, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any]) -> TypeError | None:
@@ -375,6 +383,8 @@ def _is_size(value: tp.Any) -> bool:
 
 def _instead_of_keyword(name: str, known: list[str]) -> str | None:
     candidates = [word for word in _KEYWORDS.get(_plain(name), "").split() if word in known]
+    if not candidates and (hook := hook_for(name, known)) in known:
+        candidates = [hook]
     candidates = candidates or difflib.get_close_matches(name, known, n=1)
     if candidates:
         return f"For {name}= write {candidates[0]}=."

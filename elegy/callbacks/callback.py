@@ -56,7 +56,8 @@ class Callback:
     # Whether the parameters and the state of the optimiser must be there when training begins. Else the first batch
     # creates them.
     needs_state = False
-    # Whether it writes files or sends logs. `fit(fast_dev_run=...)` does without those that do.
+    # Whether it writes files or sends logs. `fit(fast_dev_run=...)` does without those that do, and where JAX runs in
+    # several processes, the first one alone calls them: they must not change what is trained.
     writes = False
 
     def __new__(cls, *args: tp.Any, **kwargs: tp.Any):
@@ -69,11 +70,13 @@ class Callback:
         super().__init_subclass__(**kwargs)
         # Bases that are callbacks were looked at when they were defined; mixins were not.
         bases = [base for base in cls.__mro__ if base is cls or not issubclass(base, Callback)]
-        for name in (name for base in bases for name in vars(base)):
-            if (hook := hook_for(name)) is not None:
+        hooks = [name for name in vars(Callback) if name.startswith("on_")]
+        for name, value in (item for base in bases for item in vars(base).items()):
+            is_method = callable(value) or isinstance(value, classmethod)
+            if is_method and name not in hooks and (hook := hook_for(name, hooks)) is not None:
                 raise ClassDefinitionError(
                     f"class {cls.__qualname__} defines {name}, which is no hook of a callback here and would never be "
-                    f"called.\n  Name it {hook}."
+                    f"called.\n  Name it {hook}; or _{name}, if it is a method of your own."
                 )
 
     def __init__(self) -> None:
@@ -133,6 +136,10 @@ class Callback:
 
         **Arguments:** `state`, as `get_state` gave it.
         """
+
+    def _identity(self) -> tp.Any:
+        """A plain value that tells it from others of its class in a list of callbacks; None if nothing does."""
+        return None
 
     def _in_steps(self) -> tp.Any:
         """A module that takes part in each training step: its `follow` is called with the module that is trained, after

@@ -12,6 +12,7 @@ from elegy.callbacks.callback import Callback, Logs
 from elegy.callbacks.history import History
 from elegy.callbacks.model_checkpoint import ModelCheckpoint
 from elegy.callbacks.progress import EpochLines, ProgressBar
+from elegy.checkpoints.store import is_writer
 
 States = dict[str, dict[str, tp.Any]]
 
@@ -43,16 +44,11 @@ class LazyLogs(Mapping[str, float]):
 
 
 class EpochLogs(dict[str, float]):
-    """The logs of an epoch.
-
-    - `lacks_validation`: whether there are validation data, and this epoch leaves them out.
-    - `of_model`: the names of what the model gives, without what callbacks add.
-    """
+    """The logs of an epoch. `lacks_validation`: whether there are validation data, and this epoch leaves them out."""
 
     def __init__(self, logs: Mapping[str, float], lacks_validation: bool):
         super().__init__(logs)
         self.lacks_validation = lacks_validation
-        self.of_model = tuple(logs)
 
 
 @dataclasses.dataclass
@@ -85,10 +81,14 @@ class Callbacks:
             if not isinstance(callback, History):
                 callback.model = model
             callback.params = params
+        # Where JAX runs in several processes, the first one tells of the training. What is compiled must be the same in
+        # all of them, and depends on all callbacks.
+        self._called = self._all if is_writer() else [callback for callback in self._all if not _tells(callback)]
         # Callbacks without batch hooks cost nothing in the inner loop.
-        self.of_batches = self._with("on_train_batch_begin", "on_train_batch_end")
-        self.of_test_batches = self._with("on_test_batch_begin", "on_test_batch_end")
-        self.see_module = any(callback.sees_module for callback in self.of_batches)
+        of_batches = "on_train_batch_begin", "on_train_batch_end"
+        self.of_batches = _overriding(self._called, *of_batches)
+        self.of_test_batches = _overriding(self._called, "on_test_batch_begin", "on_test_batch_end")
+        self.see_module = any(callback.sees_module for callback in _overriding(self._all, *of_batches))
         self.see_epochs = any(callback.sees_module for callback in self._all)
         self._savers = [callback for callback in self._all if isinstance(callback, ModelCheckpoint)]
         _require_apart(self._savers)
@@ -99,34 +99,26 @@ class Callbacks:
         self.kept = True
         self.need_state = any(callback.needs_state for callback in self._all)
 
-    def _with(self, *hooks: str) -> list[Callback]:
-        """Those that override one of the hooks, by their class or with an attribute."""
-
-        def overrides(callback: Callback, hook: str) -> bool:
-            return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
-
-        return [callback for callback in self._all if any(overrides(callback, hook) for hook in hooks)]
-
     def train_begin(self) -> None:
-        for callback in self._all:
+        for callback in self._called:
             callback.on_train_begin()
 
     def train_end(self) -> None:
-        for callback in self._all:
+        for callback in self._called:
             callback.on_train_end()
 
     def epoch_begin(self, epoch: int) -> None:
-        for callback in self._all:
+        for callback in self._called:
             callback.on_epoch_begin(epoch)
 
     def epoch_resume(self, epoch: int) -> None:
-        for callback in self._all:
+        for callback in self._called:
             callback.on_epoch_resume(epoch)
 
     def epoch_end(self, epoch: int, ending: Ending) -> None:
-        named = self._named()
-        ending.left = [name for name, _ in named] if ending.left is None else ending.left
-        for name, callback in named:
+        called = [(name, callback) for name, callback in self._named().items() if callback in self._called]
+        ending.left = [name for name, _ in called] if ending.left is None else ending.left
+        for name, callback in called:
             if name in ending.left:
                 ending.left.remove(name)
                 callback.on_epoch_end(epoch, ending.logs)
@@ -157,32 +149,43 @@ class Callbacks:
             saver._hold(position, self.states)
 
     def states(self) -> States:
-        """The states of all callbacks, by names under which they are found again."""
-        return {name: callback.get_state() for name, callback in self._named()}
+        """The states of all callbacks, each with a name and an identity by which it is found again."""
+        return {
+            name: {"identity": callback._identity(), "state": callback.get_state()}
+            for name, callback in self._named().items()
+        }
 
     def restore(self, states: States) -> list[str]:
-        """Gives the callbacks their states. **Returns:** the names of those that are not there now."""
-        known, given = dict(self._named()), []
-        try:
-            for name, state in states.items():
-                if name in known and state:
-                    given.append((name, known[name].get_state()))
-                    known[name].set_state(state)
-        except BaseException as error:
-            error.add_note(f"Raised by set_state of the callback {given[-1][0]}, with the state of the checkpoint.")
-            for name, state in given[:-1]:
-                if state:
-                    known[name].set_state(state)
-            raise
-        return [name for name, state in states.items() if name not in known and state]
+        """Gives the callbacks their states. Those of one class may be in another order now: each takes the state of one
+        that was like it, or else of the one that had its place. If one of them fails, the others have the states of
+        before. **Returns:** the names of those that are not there now."""
+        known = self._named()
+        left = {name: found for name, found in states.items() if found["state"]}
+        before: list[tuple[Callback, tp.Any]] = []
+        for is_owner in (_is_same, _is_alike, _has_place):
+            for name, found in list(left.items()):
+                owner = next((now for now, callback in known.items() if is_owner(name, found, now, callback)), None)
+                if owner is not None:
+                    callback = known.pop(owner)
+                    own = callback.get_state()
+                    try:
+                        callback.set_state(left.pop(name)["state"])
+                    except BaseException as error:
+                        error.add_note(f"Raised by set_state of the callback {owner}, with a state of the checkpoint.")
+                        for other, state in before:
+                            other.set_state(state)
+                        raise
+                    if own:
+                        before.append((callback, own))
+        return [*left]
 
-    def _named(self) -> list[tuple[str, Callback]]:
-        names: dict[str, int] = {}
-        found = []
+    def _named(self) -> dict[str, Callback]:
+        counts: collections.Counter[str] = collections.Counter()
+        found = {}
         for callback in self._all:
             name = type(callback).__name__
-            names[name] = names.get(name, 0) + 1
-            found.append((f"{name} {names[name]}", callback))
+            counts[name] += 1
+            found[f"{name} {counts[name]}"] = callback
         return found
 
     @property
@@ -192,15 +195,15 @@ class Callbacks:
         return list({id(module): module for module in found if module is not None}.values())
 
     def test_begin(self) -> None:
-        for callback in self._all:
+        for callback in self._called:
             callback.on_test_begin()
 
     def test_failed(self) -> None:
-        for callback in self._all:
+        for callback in self._called:
             callback._after_failed_test()
 
     def test_end(self, logs: Logs) -> None:
-        for callback in self._all:
+        for callback in self._called:
             callback.on_test_end(logs)
 
     def test_batch_begin(self, batch: int) -> None:
@@ -212,14 +215,14 @@ class Callbacks:
             callback.on_test_batch_end(batch, logs)
 
     def compiling(self) -> None:
-        for callback in self._all:
+        for callback in self._called:
             if isinstance(callback, ProgressBar):
                 callback.compiling()
 
     def close(self) -> None:
         """After the last epoch, or an exception. If closing one of them fails, the others are closed all the same."""
         failed: Exception | None = None
-        for callback in self._all:
+        for callback in self._called:
             try:
                 callback.close()
             except Exception as error:
@@ -230,6 +233,34 @@ class Callbacks:
     def stop(self) -> bool:
         """Whether one of them has set `stop_training`."""
         return self._model.stop_training
+
+
+def _tells(callback: Callback) -> bool:
+    """Whether a callback is for the first process alone. Those that save know themselves which process writes."""
+    return isinstance(callback, EpochLines) or (callback.writes and not isinstance(callback, ModelCheckpoint))
+
+
+def _overriding(callbacks: Iterable[Callback], *hooks: str) -> list[Callback]:
+    """Those that override one of the hooks, by their class or with an attribute."""
+
+    def overrides(callback: Callback, hook: str) -> bool:
+        return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+
+    return [callback for callback in callbacks if any(overrides(callback, hook) for hook in hooks)]
+
+
+def _is_same(then: str, found: Mapping[str, tp.Any], now: str, callback: Callback) -> bool:
+    return _has_place(then, found, now, callback) and _is_alike(then, found, now, callback)
+
+
+def _is_alike(then: str, found: Mapping[str, tp.Any], now: str, callback: Callback) -> bool:
+    identity = callback._identity()
+    is_of_class = then.rpartition(" ")[0] == type(callback).__name__
+    return is_of_class and identity is not None and found.get("identity") == identity
+
+
+def _has_place(then: str, found: Mapping[str, tp.Any], now: str, callback: Callback) -> bool:
+    return then == now
 
 
 def _require_apart(savers: Iterable[ModelCheckpoint]) -> None:

@@ -108,14 +108,20 @@ class EarlyStopping(Callback):
 
     def get_state(self) -> dict[str, tp.Any]:
         state: dict[str, tp.Any] = {"best": self.best, "best_epoch": self.best_epoch, "wait": self.wait}
-        state |= {"stopped_epoch": self.stopped_epoch}
+        state |= {"stopped_epoch": self.stopped_epoch, "monitor": self.monitor}
         return state | {"parameters": _copied(self._parameters), "moving": _copied(self._moving)}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
+        if not self._monitor.knows(state):
+            self._reset()
+            return
         self.best, self.best_epoch, self.wait = state["best"], state["best_epoch"], state["wait"]
         self.stopped_epoch = state.get("stopped_epoch")
         self._parameters = _copied(state["parameters"])
         self._moving = _copied(state.get("moving", {}))
+
+    def _identity(self) -> str:
+        return self.monitor
 
 
 def _copied(parameters: tp.Any) -> tp.Any:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from elegy.callbacks.callback import Callback, Logs
+from elegy.errors import CheckpointWarning
+from elegy.frames import warn
 from elegy.module import Module
 from elegy.precision import at_least_float32
 from elegy.selections import parts_of_leaves
@@ -130,14 +132,26 @@ class EMA(Callback):
     def get_state(self) -> dict[str, tp.Any]:
         state = self._state
         if state is None:
-            return {"steps": {}, "parameters": {}}
+            return {"steps": {}, "parameters": {}, "decay": float(self.decay)}
         steps = dict(zip(sorted(state["average"]), np.asarray(state["steps"]).tolist(), strict=True))
-        return {"steps": steps, "parameters": jax.tree.map(jnp.copy, state["average"])}
+        average = jax.tree.map(jnp.copy, state["average"])
+        return {"steps": steps, "parameters": average, "decay": float(self.decay)}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
         steps = [state["steps"][path] for path in sorted(state["parameters"])]
         average = {path: jnp.copy(array) for path, array in state["parameters"].items()}
         self._kept = {"average": average, "steps": jnp.asarray(steps, jnp.int32)} if average else None
+        before = state.get("decay", float(self.decay))
+        if average and before != float(self.decay):
+            warn(
+                CheckpointWarning(
+                    f"the average so far is one with decay={before}, and EMA now has decay={self.decay}, with which it "
+                    f"goes on from there.\n  Go on with decay={before}; or train without resume= for another average."
+                )
+            )
+
+    def _identity(self) -> float:
+        return float(self.decay)
 
 
 class Average(Module):
@@ -156,7 +170,7 @@ class Average(Module):
         self(_by_path(module.get_parameters(trainable=True)))
 
     def call(self, new: Arrays) -> None:
-        state = self.add_parameter("state", initializer=lambda: _zeros(new), trainable=False)
+        state = self.add_parameter("state", initializer=lambda: _before(new), trainable=False)
         rows = {path: row for row, path in enumerate(sorted(state["average"]))}
         moving = jnp.asarray([path in new for path in rows])
         steps = state["steps"] + moving.astype(jnp.int32)
@@ -183,6 +197,7 @@ class Average(Module):
         if state is not None:
             known = {path: row for row, path in enumerate(sorted(state["average"]))}
             average = {**zeros["average"], **state["average"]}
+            average |= {path: _placed(average[path], zero) for path, zero in zeros["average"].items()}
             rows = [state["steps"][known[path]] if path in known else 0 for path in sorted(average)]
             zeros = {"average": average, "steps": jnp.asarray(rows, jnp.int32)}
         if self.initialized and self.state["average"].keys() != zeros["average"].keys():
@@ -193,9 +208,19 @@ class Average(Module):
 
 
 def _zeros(parameters: Arrays) -> State:
-    """The state before the first step: in float32 at least."""
-    average = {path: jnp.zeros(leaf.shape, at_least_float32(leaf.dtype)) for path, leaf in parameters.items()}
+    """The state before the first step, sharded as the parameters are."""
+    return _before({path: jnp.zeros_like(leaf) for path, leaf in parameters.items()})
+
+
+def _before(values: Arrays) -> State:
+    """A state without a step: in float32 at least."""
+    average = {path: _cast(leaf, at_least_float32(leaf.dtype)) for path, leaf in values.items()}
     return {"average": average, "steps": jnp.zeros([len(average)], jnp.int32)}
+
+
+def _placed(array: tp.Any, like: tp.Any) -> tp.Any:
+    """An array where another one is, if that was put somewhere."""
+    return jax.device_put(array, like.sharding) if like.committed else array
 
 
 def _begun(state: State) -> Arrays:

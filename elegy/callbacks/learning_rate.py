@@ -106,10 +106,16 @@ class ReduceLROnPlateau(SetsLearningRate):
                 self.wait, self._cooling = 0, self.cooldown
 
     def get_state(self) -> dict[str, tp.Any]:
-        return {"best": self.best, "wait": self.wait, "cooling": self._cooling}
+        return {"best": self.best, "wait": self.wait, "cooling": self._cooling, "monitor": self.monitor}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
+        if not self._monitor.knows(state):
+            self._reset()
+            return
         self.best, self.wait, self._cooling = state["best"], state["wait"], state["cooling"]
+
+    def _identity(self) -> str:
+        return self.monitor
 
 
 class LearningRateScheduler(SetsLearningRate):

@@ -6,10 +6,13 @@ import difflib
 import math
 import re
 import typing as tp
+from collections.abc import Mapping
 
 import numpy as np
 
 from elegy.callbacks.callback import Callback, Logs
+from elegy.errors import CheckpointWarning
+from elegy.frames import warn
 
 # Words of the names of what is better when it is smaller, or larger. An unknown name is no reason to guess.
 _WORDS = {
@@ -57,6 +60,18 @@ class Monitor:
         if than is None:
             return not math.isnan(value)
         return value < than - self._min_delta if self._mode == "min" else value > than + self._min_delta
+
+    def knows(self, state: Mapping[str, tp.Any]) -> bool:
+        """Whether the state of the owner, of which a part is `monitor`, is of this value; if not, it warns."""
+        before = state.get("monitor", self._name)
+        if before != self._name:
+            warn(
+                CheckpointWarning(
+                    f"{self._who} watched {before!r} so far, and now watches {self._name!r}, of which no value is "
+                    f"known: it begins anew.\n  Go on with monitor={before!r} to go on as if nothing had happened."
+                )
+            )
+        return before == self._name
 
     @property
     def direction(self) -> tp.Literal["min", "max"]:

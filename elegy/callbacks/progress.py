@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 from elegy.callbacks.callback import Callback, Logs
 from elegy.callbacks.history import distinct
+from elegy.checkpoints.store import is_writer
 
 
 class EpochLines(Callback):
@@ -40,8 +42,8 @@ def _shown(logs: Logs) -> str:
 
 class ProgressBar(EpochLines):
     """Keeps one line of a terminal or a notebook up to date during each epoch, at most ten times a second, and leaves
-    one line for each. Where the output is something else, such as a file, there is only the latter. It is what
-    `fit(verbose=1)` shows.
+    one line for each. Where the output is something else, such as a file or a terminal with `TERM=dumb`, there is only
+    the latter. It is what `fit(verbose=1)` shows.
 
     ```python
     import elegy
@@ -90,7 +92,8 @@ class ProgressBar(EpochLines):
 def _is_live() -> bool:
     """Whether a line of the output can be kept up to date."""
     # What stands in the place of the standard output may have `write` only, and a program without a console has none.
-    return _is_notebook() or bool(getattr(sys.stdout, "isatty", bool)())
+    is_terminal = bool(getattr(sys.stdout, "isatty", bool)())
+    return _is_notebook() or (is_terminal and os.environ.get("TERM") != "dumb")  # which knows no escape sequences
 
 
 def _is_notebook() -> bool:
@@ -120,8 +123,9 @@ class PassLine:
     def __init__(self, name: str, steps: int | None, verbose: int):
         self._name = name
         self._steps = steps
-        self._silent = _verbosity(verbose) == 0
-        self._live = verbose == 1 and _is_live()
+        # Where JAX runs in several processes, the first one tells of it.
+        self._silent = _verbosity(verbose) == 0 or not is_writer()
+        self._live = verbose == 1 and not self._silent and _is_live()
         self._width = self._done = 0
         self._began = self._last = time.perf_counter()
 

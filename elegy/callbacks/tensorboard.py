@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import typing as tp
@@ -16,6 +17,8 @@ from elegy.callbacks.monitor import require_at_least
 from elegy.callbacks.optional import imported
 from elegy.selections import parts_of_leaves
 
+_numbers = itertools.count()  # of the files that this process writes
+
 
 class TensorBoard(Callback):
     """Writes logs for TensorBoard, by the library tensorboardX: `pip install tensorboardX`.
@@ -28,6 +31,7 @@ class TensorBoard(Callback):
     - `update_freq`: `"epoch"`; `"batch"` for the means so far after each batch as well, which waits for the device each
       time; or a number of batches between two such looks.
     - `histograms`: whether to write a histogram of each parameter after each epoch, or a number of epochs between two.
+      Parameters that are spread over several processes are left out.
     - `profile`: the first and the last batch, counted from 0 over this `fit`, of which `jax.profiler` takes a profile.
       It goes into the same folder.
 
@@ -126,7 +130,9 @@ class TensorBoard(Callback):
 
     def _writer(self, run: str) -> tp.Any:
         if run not in self._writers:
-            self._writers[run] = self._library.SummaryWriter(str(self.directory / run))
+            # Else two files that are begun within a second have one name, and the second one overwrites the first.
+            suffix = f".{os.getpid()}.{next(_numbers):06}"
+            self._writers[run] = self._library.SummaryWriter(str(self.directory / run), filename_suffix=suffix)
         return self._writers[run]
 
     def _write(self, kind: str, logs: Logs, step: int) -> None:
@@ -139,6 +145,8 @@ class TensorBoard(Callback):
         for parts, leaf in zip(parts_of_leaves(parameters), jax.tree.leaves(parameters), strict=True):
             if not jnp.issubdtype(leaf.dtype, jnp.number) or jnp.iscomplexobj(leaf):
                 continue  # keys, flags and complex numbers have no histogram
+            if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+                continue  # other processes hold parts of it
             values = np.asarray(leaf).astype(np.float64)
             values = values[np.isfinite(values)]
             if values.size:

@@ -44,23 +44,30 @@ class TerminateOnNaN(Callback):
         self.every = every
         self.raise_error = raise_error
         self._epoch = 0
+        self._batches = 0  # of the epoch, that have gone by
         self._stopped = False
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._epoch = epoch
+        self._batches = 0
         self._stopped = False
 
     def on_epoch_resume(self, epoch: int) -> None:
         self.on_epoch_begin(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        if (batch + 1) % self.every == 0:
-            self._look(float(logs["loss"]), f"after batch {batch} of epoch {self._epoch}")
+        # With several steps in one execution, `batch` is the last of them.
+        before, self._batches = self._batches, batch + 1
+        if self._batches // self.every > before // self.every:
+            self._look(logs, f"after batch {batch} of epoch {self._epoch}")
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        self._look(float(logs["loss"]), f"after epoch {epoch}")
+        self._look(logs, f"after epoch {epoch}")
 
-    def _look(self, loss: float, when: str) -> None:
+    def _look(self, logs: Logs, when: str) -> None:
+        if "loss" not in logs:
+            raise ValueError(f"TerminateOnNaN: there is no 'loss' among the logs {when}: {', '.join(logs)}.")
+        loss = float(logs["loss"])
         if math.isfinite(loss) or self._stopped:
             return
         text = f"TerminateOnNaN: the loss is {loss} {when} (counted from 0)"

@@ -94,7 +94,6 @@ def _told(ending: Ending) -> dict[str, tp.Any]:
     return {
         "logs": {**logs},
         "lacks_validation": logs.lacks_validation,
-        "of_model": [*logs.of_model],
         "left": None if ending.left is None else [*ending.left],
     }
 
@@ -102,9 +101,7 @@ def _told(ending: Ending) -> dict[str, tp.Any]:
 def _ending(told: tp.Any) -> Ending | None:
     if told is None:
         return None
-    logs = EpochLogs(told["logs"], told["lacks_validation"])
-    logs.of_model = tuple(told["of_model"])
-    return Ending(logs, told["left"])
+    return Ending(EpochLogs(told["logs"], told["lacks_validation"]), told["left"])
 
 
 def _counted(carry: tp.Any) -> tp.Any:
@@ -190,7 +187,7 @@ def _require_known(directory: Path, about: tp.Any) -> None:
             f"trainings, this one knows {_FORMAT}).\n  Upgrade elegy."
         )
     if about["format"] == 1:
-        about["callbacks"] = {found["name"]: found["state"] for found in about["callbacks"]}
+        about["callbacks"] = {found["name"]: {"state": found["state"]} for found in about["callbacks"]}
         about["trainable"] = [(trainable, []) for trainable in about.get("trainable", ())]
 
 
@@ -199,8 +196,8 @@ def warn_of_score(store: Checkpoints, step: int) -> None:
     if store.score(step) is not None:
         warn(
             CheckpointWarning(
-                f"{store.directory}: the checkpoint of step {step} had a score, {store.score(step)}, and is replaced by "
-                "one that has none: it is not among the best ones any more.\n  Save to another directory."
+                f"{store.directory}: the checkpoint of step {step} had a score, {store.score(step)}, and is replaced "
+                "by one that has none: it is not among the best ones any more.\n  Save to another directory."
             )
         )
 

@@ -1,10 +1,20 @@
 """How callbacks are called, and `LambdaCallback`."""
 
+import jax
 import pytest
 
 import elegy
 from elegy import habits
-from elegy.callbacks import Callback, History, LambdaCallback, ProgressBar
+from elegy.callbacks import (
+    Callback,
+    CSVLogger,
+    History,
+    LambdaCallback,
+    ModelCheckpoint,
+    ProgressBar,
+    TensorBoard,
+)
+from elegy.callbacks.calling import Callbacks
 from elegy.model.carry import Carry
 
 HOOKS = [
@@ -115,6 +125,8 @@ def test_what_was_opened_is_closed(fitted, hook):
 def test_what_is_no_hook(unchecked):
     with pytest.raises(TypeError, match="on_epoch_ends.*\n  For on_epoch_ends= write on_epoch_end="):
         LambdaCallback(on_epoch_ends=print)
+    with pytest.raises(TypeError, match="on_batch_end.*\n  For on_batch_end= write on_train_batch_end="):
+        LambdaCallback(on_batch_end=print)
     with pytest.raises(TypeError, match="on_epoch_end must be a function, got 3"):
         LambdaCallback(on_epoch_end=3)
 
@@ -133,11 +145,24 @@ def test_a_callback_of_a_user_has_the_errors_of_python():
 
 @pytest.mark.parametrize(
     ("name", "hook"),
-    [("on_batch_end", "on_train_batch_end"), ("on_validation_epoch_start", "on_test_begin"), ("on_predict_end", None)],
+    [
+        ("on_batch_end", "on_train_batch_end"),
+        ("on_validation_epoch_start", "on_test_begin"),
+        ("on_save_checkpoint", "get_state"),
+        ("on_epoch_ends", "on_epoch_end"),
+        ("onEpochEnd", "on_epoch_end"),
+        ("on_trian_batch_begin", "on_train_batch_begin"),
+        ("on_click", None),
+        ("on_best_epoch_end", None),
+        ("on_epoch", None),
+        ("_on_epoch_ends", None),
+        ("on_predict_end", None),
+    ],
 )
-def test_a_hook_of_another_library(name, hook):
+def test_what_is_nearly_a_hook(name, hook):
+    """Or one of another library. Other methods are of one's own."""
     if hook is None:
-        type("Mine", (Callback,), {name: print})  # a method of one's own
+        type("Mine", (Callback,), {name: print})
         return
     with pytest.raises(elegy.errors.ClassDefinitionError, match=f"class Mine defines {name}, .*\n  Name it {hook}"):
         type("Mine", (Callback,), {name: print})
@@ -158,7 +183,7 @@ def test_an_epoch_that_goes_on_is_told_to_a_function():
 
 
 def test_hints_for_hooks_name_hooks():
-    assert set(habits.HOOKS.values()) == set(HOOKS)
+    assert set(habits.HOOKS.values()) == {*HOOKS, "get_state", "set_state", "close"}
     assert not {habits._plain(hook) for hook in HOOKS} & habits.HOOKS.keys()
 
 
@@ -169,6 +194,73 @@ def test_a_history_goes_on_from_its_state(fitted):
     history.on_epoch_end(2, {"loss": 0.0})
     assert history.epoch == [0, 1, 2] and history.history["loss"][:2] == whole.history["loss"]
     assert whole.epoch == [0, 1] and len(whole.history["loss"]) == 2
+
+
+class Marked(Callback):
+    """Has a state, and an identity that is its mark."""
+
+    def __init__(self, mark):
+        self.mark = mark
+        self.state = None
+
+    def get_state(self):
+        return {"mark": self.mark}
+
+    def set_state(self, state):
+        self.state = state["mark"]
+
+    def _identity(self):
+        return self.mark
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "states", "left"),
+    [
+        ("ab", "ba", "ba", []),
+        ("ab", "b", "b", ["Marked 1"]),
+        ("ab", "bc", "b-", ["Marked 1"]),
+        ("ab", "cb", "ab", []),
+        ("aa", "aa", "aa", []),
+        ("a", "b", "a", []),
+        ("ab", "ab", "ab", []),
+    ],
+)
+def test_whose_state_is_whose(before, now, states, left):
+    """By what tells those of a class apart, and else by their places in the list."""
+    given = [Marked(mark) for mark in now]
+    assert Callbacks(given, None, {}).restore(Callbacks(map(Marked, before), None, {}).states()) == left
+    assert "".join(callback.state or "-" for callback in given) == states
+
+
+def test_states_without_identities_go_by_their_places():
+    given = [Marked("b"), Marked("a")]
+    states = {f"Marked {i + 1}": {"state": {"mark": mark}} for i, mark in enumerate("ab")}
+    assert Callbacks(given, None, {}).restore(states) == []
+    assert [callback.state for callback in given] == ["a", "b"]
+
+
+def test_of_several_processes_the_first_one_tells(fitted, tmp_path, monkeypatch, capsys):
+    """The others train alike, and write and show nothing."""
+
+    def tells():
+        note = noting(calls := [], "on_epoch_end", "on_train_batch_end")
+        note.writes = True
+        saving = ModelCheckpoint(tmp_path / "run")
+        given = [note, CSVLogger(tmp_path / "logs.csv"), TensorBoard(tmp_path / "board"), saving, ProgressBar()]
+        fitted.reset()
+        callbacks = Callbacks(given, fitted.model, {})
+        assert callbacks.see_module and callbacks.saves
+        history = fitted.model.fit(fitted.x, fitted.y, epochs=2, callbacks=given, verbose=1).history
+        assert fitted.model.evaluate(fitted.x, fitted.y, verbose=1)["loss"] > 0
+        return history, calls, capsys.readouterr().out, sorted(path.name for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    history, calls, shown, written = tells()
+    assert (calls, shown, written) == ([], "", [])
+    monkeypatch.undo()
+    same, calls, shown, written = tells()
+    assert same == history and len(calls) > 2 and shown.count("\n") == 3
+    assert written == ["board", "logs.csv", "run"]
 
 
 def test_a_progress_bar_of_ones_own(fitted, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import elegy
-from elegy.callbacks import Callback, EarlyStopping, LambdaCallback
+from elegy.callbacks import Callback, EarlyStopping, LambdaCallback, ReduceLROnPlateau
 from tests.helpers import assert_same
 
 NAN = math.nan
@@ -96,6 +96,20 @@ def test_each_fit_begins_anew_unless_it_goes_on(fitted):
         assert fitted(recorder, goes_on, **fit).epoch == [2]
         assert (goes_on.best, goes_on.best_epoch, goes_on.stopped_epoch) == (1.0, 0, 2)
         assert_same(fitted.model.module.get_parameters(), state["parameters"])
+
+
+@pytest.mark.parametrize("kind", [EarlyStopping, ReduceLROnPlateau])
+def test_a_state_of_another_value_is_forgotten(kind):
+    """Of which the best one, or a waiting for a better one, says nothing."""
+    before, now, same = kind("loss"), kind("accuracy"), kind("loss")
+    before.best, before.wait = 0.25, 3
+    state = before.get_state()
+    with pytest.warns(elegy.errors.CheckpointWarning, match="watched 'loss' so far, and now watches 'accuracy'"):
+        now.set_state(state)
+    assert (now.best, now.wait) == (None, 0)
+    for given in (state, {name: value for name, value in state.items() if name != "monitor"}):  # as it was once
+        same.set_state(given)
+        assert (same.best, same.wait) == (0.25, 3)
 
 
 def test_after_an_exception_the_module_is_that_of_the_last_step(fitted):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import elegy
-from elegy.callbacks import EMA, Callback, LambdaCallback
+from elegy.callbacks import EMA, Callback, LambdaCallback, ModelCheckpoint
 from elegy.callbacks.ema import Average
 from tests.helpers import assert_close, assert_same
 
@@ -166,3 +166,42 @@ def test_of_two_averages_the_last_is_validated_and_training_is_what_it_is_withou
     fitted.reset()
     both = fitted(EMA(0.5), EMA(0.8), epochs=2).history
     assert both["loss"] == without["loss"] and both["val_loss"] == alone["val_loss"]
+
+
+def test_states_of_averages_in_another_order(fitted, tmp_path):
+    def train(name, *decays, epochs, **kwargs):
+        averages = [EMA(decay) for decay in decays]
+        saving = ModelCheckpoint(tmp_path / name)
+        fitted.reset()
+        fitted(*averages, saving, epochs=epochs, validation=False, **kwargs)
+        return {average.decay: average.parameters for average in averages}
+
+    whole = train("whole", 0.5, 0.8, epochs=2)
+    train("parts", 0.5, 0.8, epochs=1)
+    assert_same(train("parts", 0.8, 0.5, epochs=2, resume=tmp_path / "parts"), whole)
+
+
+def test_a_state_of_another_decay(fitted):
+    average, other = EMA(0.5), EMA(0.8)
+    fitted(average, epochs=1, validation=False)
+    state = average.get_state()
+    with pytest.warns(elegy.errors.CheckpointWarning, match="(?s)one with decay=0.5, and EMA now has decay=0.8"):
+        other.set_state(state)
+    del state["decay"]  # as it was written once
+    other.set_state(state)
+    assert other.get_state()["steps"] == state["steps"] and other.get_state()["decay"] == 0.8
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_the_average_is_sharded_as_the_parameters_are(kind):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType[kind],))
+    linear = elegy.nn.Linear(4).init(jnp.ones([1, 3]))
+    placed = jax.NamedSharding(mesh, jax.P(None, "data"))
+    linear.set_parameters({"w": jax.device_put(linear.w, placed)})
+    average = Average(0.9)
+    average.begin(linear, None)
+    assert average.state["average"]["w"].sharding == placed
+    read = {"average": {"w": jnp.ones([3, 4])}, "steps": jnp.ones([1], jnp.int32)}  # from a file
+    average.begin(linear, read)
+    assert average.state["average"]["w"].sharding == placed
+    assert average.state["average"]["w"].tolist() == np.ones([3, 4]).tolist()

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import pytest
 
@@ -50,6 +51,26 @@ def test_append(fitted, make):
     fitted(make(append=True), epochs=2)
     assert [row["epoch"] for row in read(make.path)] == [0, 0, 1]
     assert make.path.read_text().count("epoch,") in (0, 1)  # the header of a CSV file stands there once
+
+
+def test_the_separator(fitted, tmp_path):
+    for _ in range(2):
+        fitted(CSVLogger(tmp_path / "logs.csv", ";", True), epochs=1)
+    with open(tmp_path / "logs.csv", newline="") as file:
+        rows = [*csv.DictReader(file, delimiter=";")]
+    assert [row["epoch"] for row in rows] == ["0", "0"] and float(rows[1]["loss"]) > 0
+    with pytest.raises(ValueError, match="(?s)has no column epoch, but .*epoch;.*give the separator"):
+        fitted(CSVLogger(tmp_path / "logs.csv", append=True), epochs=1)
+    assert (tmp_path / "logs.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("separator", ["", "; ", "\n", '"', True])
+def test_what_is_no_separator(tmp_path, unchecked, separator):
+    """A Boolean is what stands second in the arguments of another logger."""
+    hint = "\n  Write append=True" if separator is True else "$"
+    given = re.escape(repr(separator))
+    with pytest.raises(ValueError, match=f"separator must be one character, such as ';', got {given}.{hint}"):
+        CSVLogger(tmp_path / "logs.csv", separator)
 
 
 def test_going_on_drops_what_came_after_the_state(fitted, make):
@@ -110,15 +131,66 @@ def test_epochs_without_validation_have_its_columns(fitted, tmp_path):
     assert [math.isnan(value) for value in found] == [True, False, True, False]
 
 
-def test_other_names_than_the_columns(fitted, tmp_path):
+def test_columns_that_come_up_later(fitted, tmp_path):
     logger = CSVLogger(tmp_path / "logs.csv", append=True)
     fitted(logger, epochs=1)
-    with pytest.raises(ValueError, match="(?s)has the columns epoch, loss, .*this epoch has epoch, .*JSONLogger"):
-        fitted(logger, epochs=1, validation=False)
     late = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update({"late": 1.0} if epoch else {}))
+    fitted(late, logger, epochs=2, validation=False)
+    rows = read(logger.path)
+    assert [math.isnan(row["val_loss"]) for row in rows] == [False, True, True]
+    assert [math.isnan(row["late"]) for row in rows] == [True, True, False]
+    assert [*rows[0]][-1] == "late" and [path.name for path in tmp_path.iterdir()] == ["logs.csv"]
     lines = JSONLogger(tmp_path / "logs.jsonl")
     fitted(late, lines, epochs=2)
     assert ["late" in row for row in read(lines.path)] == [False, True]
+
+
+def test_names_of_training_and_of_validation_that_differ(fitted, tmp_path):
+    """Of the former there are no columns of the latter."""
+
+    class Other(type(fitted.model)):
+        def train_step(self, x, y, sample_weight=None):
+            return {"of_training": y.mean()}
+
+        def test_step(self, x, y, sample_weight=None):
+            return {"of_test": y.mean()}
+
+    model = Other(fitted.model.module)
+    logger = CSVLogger(tmp_path / "logs.csv")
+    x, y = fitted.x, fitted.y
+    for freq in (2, 1):
+        model.fit(x, y, epochs=3, validation_data=(x, y), validation_freq=freq, callbacks=[logger], verbose=0)
+        rows = read(logger.path)
+        assert rows[0].keys() == {"epoch", "of_training", "val_of_test"}
+        assert [math.isnan(row["val_of_test"]) for row in rows] == [freq == 2, False, freq == 2]
+
+
+@pytest.mark.parametrize("steps", [2, 4, 7])
+@pytest.mark.parametrize("append", [False, True])
+def test_a_file_that_grew_is_resumed_bit_for_bit(fitted, tmp_path, append, steps):
+    """There are three steps in an epoch, and validation after the second and the fourth one. The training fails in the
+    third epoch, and goes on from before or after the columns of validation were added."""
+
+    def train(name, *besides):
+        path = tmp_path / name / "logs.csv"
+        if append and not path.exists():
+            path.parent.mkdir()
+            path.write_text('epoch,"loss"\n0,1')  # by somebody else, without an end of its last line
+        saving = ModelCheckpoint(tmp_path / name / "run", every_steps=steps)
+        given = CSVLogger(path, append=append), saving, *besides
+        fitted.reset()
+        fitted(*given, epochs=4, validation_freq=2, resume=tmp_path / name / "run")
+        return path.read_bytes()
+
+    def fail(batch, logs):
+        if fitted.model.steps == 8:
+            raise ZeroDivisionError
+
+    whole = train("whole")
+    with pytest.raises(ZeroDivisionError):
+        train("parts", LambdaCallback(on_train_batch_end=fail))
+    assert train("parts") == whole
+    assert len(read(tmp_path / "whole" / "logs.csv")) == 4 + append
 
 
 def test_what_callbacks_add_has_no_column_of_validation(fitted, tmp_path):

@@ -16,6 +16,12 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch):
+    """A terminal knows escape sequences, whatever the one of the tests does."""
+    monkeypatch.setenv("TERM", "xterm")
+
+
 @pytest.fixture
 def notebook(monkeypatch):
     """An output of the class that a kernel of Jupyter puts into the place of the standard output."""
@@ -79,9 +85,11 @@ def test_a_notebook_keeps_one_line_up_to_date(fitted, notebook, monkeypatch):
     assert "\r" not in notebook.getvalue() and notebook.getvalue().count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", ["terminal", "file"])
+@pytest.mark.parametrize("kind", ["terminal", "dumb terminal", "file"])
 def test_what_is_not_known_is_not_shown(fitted, monkeypatch, kind):
-    output = Terminal() if kind == "terminal" else io.StringIO()
+    output = io.StringIO() if kind == "file" else Terminal()
+    if kind == "dumb terminal":
+        monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(sys, "stdout", output)
     monkeypatch.setattr(progress.ProgressBar, "_SECONDS", 0)
     model, give = fitted.model, batches(fitted)

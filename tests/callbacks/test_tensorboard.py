@@ -177,3 +177,11 @@ def test_numbers_of_batches_go_on_in_the_middle_of_an_epoch(fitted, tmp_path):
     train("rest")
     assert steps_in(tmp_path / "first") == [0, 1, 2]
     assert steps_in(tmp_path / "rest") == [2, 3, 4, 5]  # the third was made twice
+
+
+def test_runs_that_begin_within_a_second_have_files_of_their_own(fitted, tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: 1.0)  # they are named by it
+    both = TensorBoard(tmp_path), TensorBoard(tmp_path)
+    for epochs in (1, 2):
+        fitted(*both, epochs=epochs, validation=False)
+    assert [step for tag, step, _ in events(tmp_path / "train") if tag == "epoch_loss"] == [0, 0, 0, 1, 0, 1]

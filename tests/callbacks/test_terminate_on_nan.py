@@ -61,6 +61,28 @@ def test_how_often_it_waits_for_the_device(fitted, monkeypatch):
     assert len(reads) == 4  # in each epoch of three batches after the second, and at the end
 
 
+@pytest.mark.parametrize(("every", "looks"), [(1, 3), (3, 2), (4, 1), (8, 0)])
+def test_several_steps_in_one_execution(every, looks):
+    """It is told of the last batch of each execution, of which no number need be a multiple."""
+    seen = []
+
+    class Logs(dict):
+        def __getitem__(self, name):
+            seen.append(name)
+            return 0.0
+
+    callback = TerminateOnNaN(every)
+    callback.on_epoch_begin(0)
+    for batch in (1, 4, 6):
+        callback.on_train_batch_end(batch, Logs(loss=0.0))
+    assert len(seen) == looks
+
+
+def test_logs_without_a_loss():
+    with pytest.raises(ValueError, match="there is no 'loss' among the logs after epoch 0: accuracy"):
+        TerminateOnNaN().on_epoch_end(0, {"accuracy": 1.0})
+
+
 def test_arguments():
     with pytest.raises(ValueError, match="every must be an integer of at least 1, got 0"):
         TerminateOnNaN(0)

@@ -212,7 +212,7 @@ def test_a_state_that_cannot_be_saved_is_named_by_its_callback(tmp_path):
             return {"best": {"of": object()}}
 
     with pytest.raises(
-        CheckpointError, match=r"extra\['callbacks'\]\['Holding 1'\]\['best'\]\['of'\]: a builtins.object"
+        CheckpointError, match=r"extra\['callbacks'\]\['Holding 1'\]\['state'\]\['best'\]\['of'\]: a builtins.object"
     ):
         fit(make(), tmp_path, Holding())
 
