@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from elegy.callbacks.callback import Callback, Logs
-from elegy.callbacks.optional import imported
+from elegy.figures import new_figure
 
 _MOST_ROWS = 20  # epochs of a history that are printed
 
@@ -109,9 +109,8 @@ class History(Callback):
         unknown = [name for name in names if name not in trained]
         if unknown or not trained:
             raise ValueError(f"History.plot: there is no {', '.join(unknown) or 'epoch'}; there is {[*trained]}.")
-        figures = imported(self, "matplotlib.figure")
         shown = names or [name for name in distinct(trained) if name != "learning_rate"]
-        figure = figures.Figure(figsize=(5.0 * len(shown), 4.0), layout="constrained")
+        figure = new_figure("History.plot", figsize=(5.0 * len(shown), 4.0))
         for place, name in enumerate(shown):
             axes = figure.add_subplot(1, len(shown), place + 1, xlabel="epoch", ylabel=name)
             epochs = np.asarray(self.epoch) + 1

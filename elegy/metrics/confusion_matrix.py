@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num, Shaped
 
+from elegy.figures import new_figure
 from elegy.frames import path_of
 from elegy.losses.arguments import LabelRange, On
 from elegy.metrics.accumulator import Accumulator
@@ -133,12 +134,8 @@ class ConfusionMatrix(Accumulator):
                 f"ConfusionMatrix.plot: labels must hold a name for each of {classes} classes, got {given}."
             )
         if ax is None:
-            try:
-                from matplotlib.figure import Figure
-            except ImportError as error:
-                raise ImportError("ConfusionMatrix.plot draws by Matplotlib: pip install matplotlib.") from error
             side = 2.0 + 0.5 * classes
-            ax = Figure(figsize=(side, side), layout="constrained").add_subplot()
+            ax = new_figure("ConfusionMatrix.plot", figsize=(side, side)).add_subplot()
         matrix = np.asarray(self.compute(), np.float64)
         highest = np.nanmax(np.append(matrix, 0.0))
         ax.imshow(matrix, cmap="Blues", vmin=0, vmax=highest or 1)

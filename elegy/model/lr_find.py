@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elegy.figures import new_figure
 from elegy.model.batches import Arrays, Feed
 from elegy.model.data import Data, LabelCheck
 from elegy.model.functional import Functional
@@ -55,11 +56,7 @@ class LearningRates:
 
         **Raises:** `ImportError` if Matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("LearningRates.plot draws by Matplotlib: pip install matplotlib.") from error
-        figure = Figure(layout="constrained")
+        figure = new_figure("LearningRates.plot")
         axes = figure.add_subplot(xscale="log", xlabel="learning rate", ylabel="loss")
         axes.plot(self.rates, self.losses, label="loss")
         if self.suggestion is not None:
