@@ -6,7 +6,7 @@ import abc
 import itertools
 import math
 import typing as tp
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ from elegy.model.program import Batch
 Order = Int[np.ndarray, "samples"] | None
 # At which step the batches that go together after so many steps have to end, at the latest; None: anywhere.
 Until = Callable[[int], int | None]
+# Of batches that are gone, as plain values.
+Shapes = Mapping[str, tp.Any]
 
 
 class Feed(abc.ABC):
@@ -34,7 +36,6 @@ class Feed(abc.ABC):
     - `joined`: how many batches make one of a step.
     - `part`: for how many samples of a batch gradients are computed together; None: for all.
     - `is_short`: whether the last batch has fewer samples than the others, or may have where nobody knows.
-    - `size`: how many samples short batches are filled up to, if they are, and it is not for the arrays to say.
     """
 
     is_many: bool
@@ -43,7 +44,6 @@ class Feed(abc.ABC):
     is_one_shot: bool = False
     batch_size: int | None = None
     joined: int = 1
-    size: int | None = None
 
     @property
     @abc.abstractmethod
@@ -65,8 +65,13 @@ class Feed(abc.ABC):
     def example(self) -> Data:
         """A batch of the shape of most, of arrays or `jax.ShapeDtypeStruct`s."""
 
-    def begin_at(self, epoch: int, start: int, size: int | None) -> None:  # noqa: B027  (arrays need not know)
-        """Says which batch the first pass begins with, before anything is asked for, and the `size` of then."""
+    def begin_at(self, epoch: int, start: int, shapes: Shapes | None) -> None:  # noqa: B027  (arrays need not know)
+        """Says which batch the first pass begins with, before anything is asked for, and the `shapes` of then."""
+
+    def shapes(self) -> Shapes | None:
+        """What `begin_at` is to know of batches that are gone: their shapes, and into how large parts they are taken
+        apart. None for arrays, and before the first batch."""
+        return None
 
     @abc.abstractmethod
     def padded(self) -> Feed:
@@ -270,6 +275,7 @@ class Stream(Feed):
         self._begin = epoch, start
         self._most = most
         self._part: int | None = None
+        self._drawn = 0  # how many batches of the source this pass has taken
         self._pads = False
         self._example: Data | None = None
         # The pass that has begun, to know the shape of its batches.
@@ -299,11 +305,27 @@ class Stream(Feed):
             return not (self._is_cut or self._source.one_shot)
         return samples < steps * self.example().size
 
-    def begin_at(self, epoch: int, start: int, size: int | None) -> None:
-        self._begin, self.size = (epoch, start), size
+    def begin_at(self, epoch: int, start: int, shapes: Shapes | None) -> None:
+        self._begin = epoch, start
+        if shapes is not None:
+            shape = lambda leaf: jax.ShapeDtypeStruct((shapes["size"], *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+            self._example = jax.tree.map(shape, Data(*shapes["data"]))
+            self._part = shapes["part"]
+            self._drawn = shapes["drawn"]
+
+    def shapes(self) -> Shapes | None:
+        example = self._example
+        if example is None:
+            return None
+        parts = example.x, example.y, example.sample_weight
+        data = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), parts)
+        return (
+            {"size": example.size, "data": data, "part": self._part, "drawn": self._drawn} if _is_plain(data) else None
+        )
 
     def padded(self) -> Stream:
-        self._pads, self.size = True, self.example().size
+        self._pads = True
+        self.example()
         return self
 
     def first(self, steps: int) -> Stream:
@@ -326,15 +348,10 @@ class Stream(Feed):
         if example is None:
             data = self._of_epoch(*self._begin)
             first = next(data, None)
-            if first is not None:
-                self._begun = self._begin, first, data
-            elif not self.is_one_shot:  # the pass is at its end already
-                first = next(self._of_epoch(self._begin[0], 0), None)
             if first is None:
                 raise ValueError("there are no batches: the data ended before the first one.")
-            size = max(first.size, self.size or 0)
-            example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), first)
-            self._example = example
+            self._begun = self._begin, first, data
+            self._example = example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first)
         return example
 
     def batches(
@@ -361,7 +378,11 @@ class Stream(Feed):
 
     def _of_epoch(self, epoch: int, start: int) -> Iterator[Data]:
         parts: list[Data] = []
-        for batch in self._source.batches(epoch, start * self._joined):
+        first = start * self._joined
+        if (epoch, start) == self._begin:  # the last step of an epoch may have fewer
+            first = min(first, self._drawn or first)
+        for drawn, batch in enumerate(self._source.batches(epoch, first), first + 1):
+            self._drawn = drawn
             parts.append(self._transform(jax.tree.map(_unshared, Data(*batch))))
             self._part = self._part or parts[0].size
             if len(parts) == self._joined:
@@ -423,6 +444,15 @@ class _Kept(Source):
 
 def _concatenated(parts: list[Data]) -> Data:
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _is_plain(tree: tp.Any) -> bool:
+    """Whether a checkpoint can hold it: its containers are those that need no class."""
+    if type(tree) is dict:
+        return all(type(key) in (str, int) and _is_plain(value) for key, value in tree.items())
+    if type(tree) in (list, tuple):
+        return all(map(_is_plain, tree))
+    return tree is None or isinstance(tree, np.ndarray)
 
 
 def _shapes(data: Data) -> tp.Any:

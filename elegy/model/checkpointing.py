@@ -28,7 +28,7 @@ Result = tp.TypeVar("Result")
 _FORMAT = 2
 
 
-_ABOUT_DATA = ("data", "source", "size", "validation")
+_ABOUT_DATA = ("data", "source", "shapes", "validation")
 # What a model knows of its training besides modules.
 _ATTRIBUTES = ("_steps", "_orders", "_position", "_about_data", "_states", "_covered")
 
@@ -67,7 +67,7 @@ def about_data(feed: Feed, shuffle: bool, validation: Feed | None) -> dict[str, 
     return {
         "data": _of_data(feed, shuffle),
         "source": None if feed.source is None else feed.source.get_state(),
-        "size": feed.size,
+        "shapes": feed.shapes(),
         "validation": _state_of(validation),
     }
 
@@ -236,7 +236,7 @@ def resumed(
     assert position is not None
     if feed.source is not None and about.get("source") is not None:
         feed.source.set_state(about["source"])
-    feed.begin_at(position.epoch, position.made, about.get("size"))
+    feed.begin_at(position.epoch, position.made, about.get("shapes"))
     if validation is not None and validation.source is not None and validation.is_one_shot:
         if (state := about.get("validation")) is not None:
             validation.source.set_state(state)

@@ -66,6 +66,12 @@ else:
 
 _ARGUMENTS = ("module", "loss", "metrics", "optimizer", "seed", "donate")
 _ASSIGNABLE = ("run_eagerly", "stop_training")
+# What a model keeps for itself; any other attribute is one of a subclass.
+_OWN = frozenset(
+    ("_about_data", "_averages", "_constructed", "_covered", "_donates", "_history", "_holds_average", "_initial")
+    + ("_losses", "_metrics", "_orders", "_position", "_programs", "_seed", "_states", "_steps", "_traced", "_turn")
+    + ("_used",)
+)
 # Types of which equal values are the same constant.
 _COMPARED = (bool, int, float, complex, str, bytes, type(None))
 
@@ -210,7 +216,7 @@ class Model:
         self._constructed = True
 
     def __setattr__(self, name: str, value: tp.Any) -> None:
-        if name.startswith("_"):  # first, since each step counts
+        if name in _OWN:  # first, since each step counts
             object.__setattr__(self, name, value)
             return
         is_own = type(self) is not Model and name not in _ARGUMENTS  # a subclass may have attributes besides
@@ -361,7 +367,7 @@ class Model:
 
     def _others(self) -> dict[str, tp.Any]:
         """What a subclass has as attributes that are, or hold, modules."""
-        own = {name: value for name, value in vars(self).items() if not name.startswith("_") and name not in _ARGUMENTS}
+        own = {name: value for name, value in vars(self).items() if name not in _OWN and name not in _ARGUMENTS}
         return {name: value for name, value in own.items() if nodes_in(value)}
 
     def _modules(self, kind: str) -> list[tp.Any]:
@@ -565,7 +571,7 @@ class Model:
         - `overfit_batches`: trains on the first so many batches alone, in their order: a model that is right can learn
           them by heart.
         - `fast_dev_run`: True, or a number of batches: one epoch of so many batches, of training and of validation, and
-          nothing is written by callbacks. It tries whether everything runs.
+          nothing is written by callbacks, nor is a checkpoint read. It tries whether everything runs.
         - `accumulate`: how many batches of `batch_size` make one step: its gradients are those of all of them, for each
           `reduction` of a loss, and the memory of activations is that of one. Layers that look at a whole batch, as
           `BatchNormalization` does, look at one of `batch_size`, and losses that do are refused. What `elegy.add_loss`
@@ -691,7 +697,7 @@ class Model:
             require_positive("fast_dev_run", number)
             feed, tested = feed.first(number), None if tested is None else tested.first(number)
             epochs, initial_epoch, max_steps, validation_freq = 1, 0, None, 1
-            callbacks = [callback for callback in callbacks if not callback.writes]
+            callbacks, resume = [callback for callback in callbacks if not callback.writes], None
         validates = validates_after(validation_freq)
         is_validated = tested is not None and (
             validate_every is not None or epochs is None or any(map(validates, range(initial_epoch, epochs)))

@@ -241,3 +241,44 @@ def test_arrays_that_were_thawed_while_it_trained_are_so_again(tmp_path):
     with pytest.raises(Stop):
         train(StopAt(7))
     assert train(resume=tmp_path) == whole
+
+
+@pytest.mark.filterwarnings("ignore::elegy.errors.ResumptionWarning")
+@pytest.mark.parametrize("options", [{}, {"steps_per_epoch": 3}, {"overfit_batches": 3}, {"accumulate": 2}], ids=str)
+def test_what_is_left_of_an_epoch_may_be_its_validation_alone(tmp_path, options):
+    """No batch is left then to tell of which shapes they are."""
+
+    class Failing(Callback):
+        def on_test_begin(self):
+            if self.model.steps == steps:
+                raise Stop
+
+    steps = options.get("steps_per_epoch") or options.get("overfit_batches") or (3 if options else 5)
+    options = options | {"x": batches, "epochs": 2, "validation_data": (X, Y)}
+    whole = fit(make(), **options)
+    with pytest.raises(Stop):
+        fit(make(), tmp_path, Failing(), **options)
+    assert fit(make(), tmp_path, resume=tmp_path, **options).history == whole.history
+
+
+def test_parts_of_accumulated_batches_have_the_size_of_then(tmp_path):
+    """What is left of the epoch is a short batch, which would be the measure of all others."""
+
+    def train(*callbacks, **options):
+        layers = lambda: [elegy.nn.Linear(4), elegy.nn.BatchNormalization(), elegy.nn.Linear(1)]  # noqa: E731
+        model = elegy.Model(elegy.nn.Sequential(layers), elegy.losses.MeanSquaredError(), optimizer=optax.sgd(0.01))
+        data = [*batches()]  # of four samples, and the last one of two
+        return outcome(model, fit(model, tmp_path, *callbacks, x=data, accumulate=2, epochs=2, **options))
+
+    with pytest.raises(Stop):
+        train(StopAt(2))
+    resumed = train(resume=tmp_path)
+    for path in tmp_path.iterdir():
+        os.rename(path, tmp_path.with_name("other-" + path.name))
+    assert resumed == train()
+
+
+def test_a_trial_run_reads_no_checkpoint(tmp_path):
+    fit(make(), tmp_path)
+    model = make()
+    assert fit(model, None, resume=tmp_path, epochs=9, fast_dev_run=True).epoch == [0] and model.steps == 1

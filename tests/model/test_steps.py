@@ -798,3 +798,26 @@ def test_an_optimiser_of_a_step_of_ones_own_keeps_its_state():
     after = jax.tree.map(np.asarray, model.optimizer.state)
     assert jax.tree.structure(after) == jax.tree.structure(before)
     assert all(np.abs(leaf).sum() > 0 for leaf in jax.tree.leaves(before))
+
+
+def test_attributes_of_a_subclass_may_begin_with_an_underscore():
+    x = np.ones([8, 3], np.float32)
+
+    class Private(elegy.Model):
+        def __init__(self, module):
+            super().__init__(module, optimizer=optax.sgd(0.0))
+            self._shift = 0.0
+            self._head = elegy.nn.Linear(1).init(x, rng=0)
+
+        def loss_step(self, x, y, sample_weight):
+            return self._shift + jnp.mean(self._head(self.pred_step(x)) ** 2), None
+
+    model = Private(elegy.nn.Linear(3))
+    assert model.train_on_batch(x)["loss"] > 0
+    model._head.set_parameters(jax.tree.map(jnp.zeros_like, model._head.get_parameters()))
+    assert model.train_on_batch(x) == {"loss": 0.0}
+    model._shift = 7.0
+    assert model.train_on_batch(x) == {"loss": 7.0}
+    # All that a model has by itself is known.
+    own = vars(elegy.Model(elegy.nn.Linear(1)))
+    assert {name for name in own if name.startswith("_")} == elegy.model.model._OWN
