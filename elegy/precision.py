@@ -21,6 +21,11 @@ def at_least_float32(*dtypes: tp.Any) -> tp.Any:
     return jnp.float64 if any(jnp.dtype(dtype) == jnp.float64 for dtype in dtypes) else jnp.float32
 
 
+def accumulating(dtype: tp.Any) -> tp.Any:
+    """The dtype in which to add up many arrays of a dtype, which may be complex."""
+    return dtype if jnp.issubdtype(dtype, jnp.complexfloating) else at_least_float32(dtype)
+
+
 def cast(tree: tp.Any, dtype: tp.Any) -> tp.Any:
     """A tree whose arrays of floating-point numbers have a dtype; None leaves them as they are. Modules in the tree are
     not looked into."""

@@ -13,7 +13,7 @@ from elegy.callbacks.callback import Callback, Logs
 from elegy.errors import CheckpointWarning
 from elegy.frames import warn
 from elegy.module import Module
-from elegy.precision import at_least_float32
+from elegy.precision import accumulating
 from elegy.selections import parts_of_leaves
 
 Arrays = dict[str, tp.Any]  # by path, "layers/0/w"
@@ -214,7 +214,7 @@ def _zeros(parameters: Arrays) -> State:
 
 def _before(values: Arrays) -> State:
     """A state without a step: in float32 at least."""
-    average = {path: _cast(leaf, at_least_float32(leaf.dtype)) for path, leaf in values.items()}
+    average = {path: _cast(leaf, accumulating(leaf.dtype)) for path, leaf in values.items()}
     return {"average": average, "steps": jnp.zeros([len(average)], jnp.int32)}
 
 

@@ -13,6 +13,7 @@ from elegy.contexts import is_initializing
 from elegy.hooks import get_losses, get_metrics, hooks_context
 from elegy.model.data import Data
 from elegy.model.objectives import Notes, Scalars, Sum, Total, Weighted, add_values, scalar_of
+from elegy.precision import accumulating
 from elegy.state import sample_mask, sample_mask_context
 from elegy.tracing import evaluate
 from elegy.transforms import scan, value_and_grad
@@ -218,7 +219,8 @@ def _added_up(
     number, rest = divmod(size, part)
     folded = jax.tree.map(lambda leaf: leaf[: number * part].reshape(number, part, *leaf.shape[1:]), (data, mask))
     last = jax.tree.map(lambda leaf: leaf[number * part :], (data, mask)) if rest else None
-    zeros = jax.tree.map(jnp.zeros_like, like)
+    # A sum of many parts needs more digits than parameters of 16 bits have.
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, accumulating(leaf.dtype)), like)
     is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((folded, zeros)))
     at = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: E731
     stacked = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)  # noqa: E731
@@ -238,7 +240,7 @@ def _added_up(
         (data, mask), of_part = inputs
         with sample_mask_context(mask):
             found, gradients = of_data(data, of_part)
-        return jax.tree.map(jnp.add, total, gradients), found
+        return jax.tree.map(lambda total, leaf: total + leaf.astype(total.dtype), total, gradients), found
 
     of_whole = jax.tree.map(lambda share: share[:number], shares)
     if is_traced:
@@ -255,6 +257,7 @@ def _added_up(
         parts.append(jax.tree.map(lambda leaf: leaf[None], of_rest))
     summed = jax.tree.map(lambda *leaves: sum(leaf.sum(0) for leaf in leaves), *(part[:3] for part in parts))
     values, apart, others = summed
+    gradients = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), gradients, like)
     return Valued(values, apart, others, _joined([part.more for part in parts], size)), gradients
 
 
@@ -291,10 +294,13 @@ def value_fn(
     threaded = Threaded(modules)
     view, rng = threaded.view(), rng_data(True)
     leaves = view.read()
+    dtypes = {path: leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(module.get_parameters())}
 
     def value(parameters: tp.Any) -> tp.Any:
         def loss() -> tp.Any:
-            module.set_parameters(parameters)
+            # Optimisers may compute what they try in a dtype of their own.
+            tried = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(dtypes[path]), parameters)
+            module.set_parameters(tried)
             return _of_batch(function, notes, *data).values["loss"]
 
         return run(loss, threaded, view, leaves, rng, (), {})[0]

@@ -821,3 +821,45 @@ def test_attributes_of_a_subclass_may_begin_with_an_underscore():
     # All that a model has by itself is known.
     own = vars(elegy.Model(elegy.nn.Linear(1)))
     assert {name for name in own if name.startswith("_")} == elegy.model.model._OWN
+
+
+def test_gradients_of_many_parts_are_added_up_in_more_digits_than_parameters_have():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(2, 1, size=(256, 3)).astype(np.float32), rng.normal(size=(256, 1)).astype(np.float32)
+    policy = elegy.DtypePolicy(param_dtype=jnp.bfloat16, compute_dtype=jnp.float32, output_dtype=jnp.float32)
+    found = []
+    for parts in (1, 128):
+        model = elegy.Model(
+            elegy.nn.Linear(1), elegy.losses.MeanSquaredError(), optimizer=optax.sgd(1.0), policy=policy
+        )
+        model.module.init(x, rng=0)
+        before = model.module.w.astype(jnp.float32)
+        model.fit(x, y, batch_size=256 // parts, accumulate=parts, verbose=0)
+        found.append(model.module.w.astype(jnp.float32) - before)
+    np.testing.assert_allclose(found[1], found[0], rtol=2**-6)
+
+
+def test_a_line_search_may_try_parameters_of_other_digits():
+    x, y = np.ones([8, 3], np.float32), np.ones([8, 1], np.float32)
+    policy = elegy.DtypePolicy(param_dtype=jnp.bfloat16, output_dtype=jnp.float32)
+    model = elegy.Model(elegy.nn.Linear(1), elegy.losses.MeanSquaredError(), optimizer=optax.lbfgs(), policy=policy)
+    losses = model.fit(x, y, epochs=5, verbose=0).history["loss"]
+    assert model.module.w.dtype == jnp.bfloat16 and losses[-1] < 1e-3 * losses[0]
+
+
+def test_parameters_may_be_complex():
+    class Complex(elegy.Module):
+        def call(self, x):
+            values = jnp.asarray([1 + 2j, 3 - 1j], jnp.complex64)
+            return jnp.abs(x @ self.add_parameter("w", initializer=lambda: values)[:, None])
+
+    x, y = np.random.default_rng(0).normal(size=(8, 2)).astype(np.complex64), np.ones([8, 1], np.float32)
+    found = []
+    for accumulate in (1, 2):
+        model = elegy.Model(Complex(), elegy.losses.MeanSquaredError(), optimizer=optax.sgd(0.1))
+        average = elegy.callbacks.EMA(0.5)
+        model.fit(x, y, batch_size=8 // accumulate, accumulate=accumulate, callbacks=[average], verbose=0)
+        np.testing.assert_allclose(average.parameters["w"], model.module.w, rtol=1e-6)  # after one step
+        found.append(model.module.w)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+    assert abs(found[0].imag).min() > 0.1
