@@ -119,10 +119,10 @@ class InitPass:
 
         if tracing.current() not in (self.inner, self.trace) and visible(module)._elegy_born == tracing.current():
             raise TraceError(
-                f"{path_of(module, name)} was created in a copy of the module that a transform made for itself, and "
-                "would be lost with it.\n"
-                "  Initialise the module before, module.init(x), or list it in modules= instead of passing it as an "
-                "argument."
+                f"{path_of(module, name)} was created in a module of this trace, which would be lost with it: a copy that "
+                "a transform made for itself, or one that the traced function constructs.\n"
+                "  Initialise a module that is an argument before, module.init(x), or list it in modules= instead. "
+                "Construct modules outside, as attributes, or in the call of another module."
             )
         first = value()
         with jax.ensure_compile_time_eval():

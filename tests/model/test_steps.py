@@ -863,3 +863,12 @@ def test_parameters_may_be_complex():
         found.append(model.module.w)
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
     assert abs(found[0].imag).min() > 0.1
+
+
+def test_a_layer_that_a_step_constructs_is_told_where_it_belongs():
+    class Constructing(elegy.Model):
+        def loss_step(self, x, y, sample_weight):
+            return jnp.mean(elegy.nn.Linear(2)(self.pred_step(x)) ** 2), None
+
+    with pytest.raises(elegy.errors.TraceError, match="or one that the traced function constructs"):
+        Constructing(elegy.nn.Linear(3)).train_on_batch(np.ones([8, 3], np.float32))
