@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
-from elegy.errors import SampleMaskError
+from elegy.errors import SampleMaskError, show_value
 from elegy.frames import path_of
 from elegy.module import Module
 from elegy.precision import at_least_float32
@@ -70,10 +70,10 @@ def _part(module: Module, name: str, on: On, value: tp.Any) -> tp.Any:
             value = value[key]
         except (KeyError, IndexError, TypeError) as error:
             has = (
-                f"the keys {sorted(map(str, value))}" if isinstance(value, Mapping) else f"type {type(value).__name__}"
+                f"has the keys {sorted(map(str, value))}" if isinstance(value, Mapping) else f"is {show_value(value)}"
             )
             raise ValueError(
-                f"{path_of(module)}: on={on!r} selects {key!r} of {name}, which has {has} ({type(error).__name__})."
+                f"{path_of(module)}: on={on!r} selects {key!r} of {name}, which {has} ({type(error).__name__})."
             ) from None
     return value
 

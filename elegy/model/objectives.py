@@ -8,6 +8,7 @@ import inspect
 import itertools
 import math
 import operator
+import re
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from elegy.frames import name_of
+from elegy.errors import show_value
+from elegy.frames import name_of, path_of
 from elegy.habits import object_for
 from elegy.hooks import numbered
 from elegy.leaves import is_array
@@ -105,12 +107,17 @@ class Losses(Module):
     def __init__(self, losses: tp.Any):
         super().__init__(name="losses")
         named = list(_named("loss", losses))
-        self.names = tuple("/".join([_as_loss(first), *rest]) for (first, *rest), _ in named)
-        self.functions = tuple(function for _, function in named)
+        self.names = tuple("/".join([_as_loss(first), *rest]) for (first, *rest), _, _ in named)
+        self.places = tuple(place for _, place, _ in named)
+        self.functions = tuple(function for _, _, function in named)
 
     def named(self) -> dict[str, tp.Any]:
         """The functions by name."""
         return dict(zip(self.names, self.functions, strict=True))
+
+    def owners(self) -> list[tuple[str, tp.Any]]:
+        """The functions, each with what messages call it."""
+        return [(_owner(*one), one[1]) for one in zip(self.places, self.functions, strict=True)]
 
     @property
     def divides(self) -> bool:
@@ -124,9 +131,9 @@ class Losses(Module):
         """**Returns:** the losses, and what is known of those that are no means over all samples alike."""
         values: Scalars = {}
         known: dict[str, Weighted | Sum] = {}
-        for name, function in zip(self.names, self.functions, strict=True):
-            with _hinting(name, function, inputs):
-                found = _evaluate(name, function, inputs, _mean_of_weighted)
+        for name, place, function in zip(self.names, self.places, self.functions, strict=True):
+            with _explained(place, function, inputs):
+                found = _evaluate(_owner(place, function), function, inputs, _mean_of_weighted)
             found, treedef = jax.tree.flatten(found, is_leaf=lambda part: isinstance(part, Reduced))
             scalars = [part.value if isinstance(part, Reduced) else part for part in found]
             names = add_values(values, name, treedef.unflatten(scalars))
@@ -144,22 +151,27 @@ class Metrics(Module):
     def __init__(self, metrics: tp.Any, losses: Iterable[str] = ()):
         super().__init__(name="metrics")
         self._taken = ("loss", *losses)
-        named = list(_named("metric", metrics))
-        self.names = tuple("/".join(path) for path, _ in named)
+        named = list(_named("metrics", metrics))
+        self.names = tuple("/".join(path) for path, _, _ in named)
+        self.places = tuple(place for _, place, _ in named)
         # Metrics count what they are called with: these belong to the model, so the user's own ones stay as they are.
-        self.functions = tuple(function.copy() if isinstance(function, Module) else function for _, function in named)
+        self.functions = tuple(part.copy() if isinstance(part, Module) else part for _, _, part in named)
         for function in self.functions:
             if isinstance(function, Metric):
                 function.reset()
+
+    def owners(self) -> list[tuple[str, tp.Any]]:
+        """The functions, each with what messages call it."""
+        return [(_owner(*one), one[1]) for one in zip(self.places, self.functions, strict=True)]
 
     def call(self, **inputs: tp.Any) -> tuple[Scalars, Scalars]:
         """**Returns:** the values of this batch, from functions, and those of all batches so far, from `Metric`s."""
         of_batch: Scalars = {}
         so_far: Scalars = {}
-        for name, function in zip(self.names, self.functions, strict=True):
+        for name, place, function in zip(self.names, self.places, self.functions, strict=True):
             values, others = (so_far, of_batch) if isinstance(function, Metric) else (of_batch, so_far)
-            with _hinting(name, function, inputs):
-                found = _evaluate(name, function, inputs, _weighted_mean)
+            with _explained(place, function, inputs):
+                found = _evaluate(_owner(place, function), function, inputs, _weighted_mean)
             found = jax.tree.map(_of_loss, found, is_leaf=lambda part: isinstance(part, Reduced))
             if getattr(function, "reduction", None) is Reduction.SUM:
                 found = jax.tree.map(Sum, found)
@@ -187,8 +199,10 @@ def _of_loss(part: tp.Any) -> tp.Any:
     return part.value if part.divisor is None else Weighted(part.value, part.divisor.astype(part.value.dtype))
 
 
-def _named(kind: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], Callable[..., tp.Any]]]:
-    """The functions of a nested structure, with the keys of dicts on the way and a name of their own."""
+def _named(argument: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], str, Callable[..., tp.Any]]]:
+    """The functions of a nested structure, with the keys of dicts on the way and a name of their own, and with the
+    place in the argument where they were given: `loss['aux'][1]`."""
+    kind = argument.removesuffix("s") if argument == "metrics" else argument
     is_leaf = lambda part: callable(part) or is_mergeable(part)  # noqa: E731
     for path, function in jax.tree_util.tree_flatten_with_path(functions, is_leaf=is_leaf)[0]:
         if kind == "metric" and is_mergeable(function):
@@ -204,16 +218,25 @@ def _named(kind: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], Call
                 f"be given: {known}.\n  Wrap it: lambda y_true, y_pred: f(y_true, y_pred), in the order that it takes."
             )
         keys = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
-        yield (*keys, _name(function)), function
+        yield (*keys, _name(function)), argument + jax.tree_util.keystr(path), function
 
 
 def _name(function: tp.Any) -> str:
+    name = name_of(function) if isinstance(function, Module) else _class_or_name(function)
+    return "function" if name == "<lambda>" else name
+
+
+def _owner(place: str, function: tp.Any) -> str:
+    """What messages call a loss or a metric: where it was given, and what it is."""
+    return f"{place} ({_class_or_name(function.metric if isinstance(function, Adapted) else function)})"
+
+
+def _class_or_name(function: tp.Any) -> str:
     if isinstance(function, Module):
-        return name_of(function)
+        return type(function).__name__
     while hasattr(function, "func"):  # functools.partial
         function = function.func
-    name = getattr(function, "__name__", type(function).__name__)
-    return "function" if name == "<lambda>" else name
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _as_loss(name: str) -> str:
@@ -221,15 +244,15 @@ def _as_loss(name: str) -> str:
     return name if name.endswith("loss") else f"{name}_loss"
 
 
-def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: Callable[..., tp.Any]) -> tp.Any:
+def _evaluate(owner: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: Callable[..., tp.Any]) -> tp.Any:
     """A loss or metric of a batch: scalars, in a dict if the function gives one. Those of a `Loss` are `Reduced`.
 
     `weighted(values, weights)` is what becomes of the values of a function that takes no `sample_weight` itself.
     """
     taken, mask = accepted(function), sample_mask()
-    inputs = {**inputs, "sample_weight": (weight := _weight(name, function, inputs["sample_weight"]))}
+    inputs = {**inputs, "sample_weight": (weight := _weight(owner, function, inputs["sample_weight"]))}
     if inputs["y_true"] is None and _needs_targets(taken):
-        raise ValueError(_no_targets(name))
+        raise ValueError(_no_targets(owner))
     arguments = {
         parameter.name: inputs[key] for key, parameter in taken.items() if key != "sample_weight" or weight is not None
     }
@@ -240,42 +263,62 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: 
     is_of_samples = bool(_OF_SAMPLES & taken.keys())
     if mask is not None and is_of_samples and isinstance(function, (Loss, Metric)):
         if isinstance(function, Metric) and not takes(function, "mask"):
-            raise NotMaskable(f"{name} takes no mask")
+            raise NotMaskable(f"{owner} takes no mask")
         arguments["mask"] = mask
     if isinstance(function, Metric):
         return function(**arguments)
     if isinstance(function, Loss):
-        of_values = lambda part: Reduced(_scalar(name, part.value, mask), part.divisor)  # noqa: E731
+        of_values = lambda part: Reduced(_scalar(owner, part.value, mask), part.divisor)  # noqa: E731
         call = function.with_divisors
         if type(function).__call__ is not Loss.__call__:  # what a subclass makes of the numbers is not known
             call = lambda **given: jax.tree.map(lambda value: Reduced(jnp.asarray(value), None), function(**given))  # noqa: E731
         return jax.tree.map(of_values, call(**arguments), is_leaf=lambda part: isinstance(part, Reduced))
-    value = _sample_by_sample(name, function, arguments)
+    value = _sample_by_sample(owner, function, arguments)
     if not is_of_samples:
         mask = None
     if weight is None or "sample_weight" in taken or not is_of_samples:
-        return jax.tree.map(lambda value: _mean(name, jnp.asarray(value, dtype=jnp.result_type(float)), mask), value)
-    return jax.tree.map(lambda value: weighted(*_with_weights(name, jnp.asarray(value), weight), mask), value)
+        return jax.tree.map(lambda value: _mean(owner, jnp.asarray(value, dtype=jnp.result_type(float)), mask), value)
+    return jax.tree.map(lambda value: weighted(*_with_weights(owner, jnp.asarray(value), weight), mask), value)
 
 
 @contextlib.contextmanager
-def _hinting(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> Iterator[None]:
-    """Says which outputs there are, after an error of a loss or a metric that was given all of them."""
+def _explained(place: str, function: tp.Any, inputs: dict[str, tp.Any]) -> Iterator[None]:
+    """Says in an error of a loss or a metric which one it is, as the user gave it; and which outputs there are, if it
+    was given all of them."""
     try:
         yield
     except Exception as error:
+        if isinstance(function, Module):
+            _rename(error, path_of(function), place, _owner(place, function))
+        if not getattr(error, "_elegy_noted", False):  # it happened in no call of a module, or in none yet
+            named = ", ".join(f"{name}={show_value(value)}" for name, value in inputs.items() if value is not None)
+            with contextlib.suppress(Exception):  # an error that takes no attribute
+                error._elegy_noted = True  # type: ignore[attr-defined]
+                error.add_note(f"in {_owner(place, function)}; inputs: {named}")
         y_pred = inputs["y_pred"]
         if isinstance(y_pred, (dict, list, tuple)) and isinstance(function, (Loss, Metric)) and not _on(function):
             keys = [*y_pred] if isinstance(y_pred, dict) else [*range(len(y_pred))]
             one = f"{type(function).__name__}(..., on={keys[0] if keys else 0!r})"
             error.add_note(
-                f"{name} was given all outputs, a {type(y_pred).__name__} with {', '.join(map(repr, keys))}. If it is "
-                f"about one of them, say which, as by {one}; the same is taken of the targets."
+                f"{_owner(place, function)} was given all outputs, a {type(y_pred).__name__} with "
+                f"{', '.join(map(repr, keys))}. If it is about one of them, say which, as by {one}; the same is taken "
+                "of the targets."
             )
         raise
 
 
-def _weight(name: str, function: tp.Any, weight: tp.Any) -> tp.Any:
+def _rename(error: Exception, path: str, place: str, owner: str) -> None:
+    """Puts the place where the user gave a module for its path, in the text of an error."""
+    found = re.compile(rf"(?<![\w/]){re.escape(path)}(?!\w)")
+    if error.args and isinstance(error.args[0], str):
+        text = error.args[0]
+        text = owner + text.removeprefix(path) if text.startswith(f"{path}: ") else text
+        error.args = (found.sub(lambda _: place, text), *error.args[1:])
+    if notes := getattr(error, "__notes__", None):
+        notes[:] = [found.sub(lambda _: place, note) for note in notes]
+
+
+def _weight(owner: str, function: tp.Any, weight: tp.Any) -> tp.Any:
     """The weights for a loss or a metric: where outputs have weights of their own, those of the output it is about."""
     if not isinstance(weight, (dict, list, tuple)):
         return weight
@@ -286,13 +329,13 @@ def _weight(name: str, function: tp.Any, weight: tp.Any) -> tp.Any:
         except (KeyError, IndexError, TypeError):
             given = ", ".join(map(repr, weight if isinstance(weight, dict) else range(len(weight))))
             raise ValueError(
-                f"{name} is about the output {'/'.join(map(str, on))}, and sample_weight has no weights of it; it has "
+                f"{owner} is about the output {'/'.join(map(str, on))}, and sample_weight has no weights of it; it has "
                 f"those of {given}.\n  Give None for an output whose samples weigh alike."
             ) from None
     if not isinstance(function, (Loss, Metric)) and "sample_weight" in accepted(function):
         return weight  # it knows what to do with them
     raise ValueError(
-        f"{name} takes one array of weights, and sample_weight is a {type(weight).__name__} of several, one for each "
+        f"{owner} takes one array of weights, and sample_weight is a {type(weight).__name__} of several, one for each "
         "output.\n  Say by on= which output it is about, or give one array for all."
     )
 
@@ -307,9 +350,9 @@ def _needs_targets(taken: dict[str, inspect.Parameter]) -> bool:
     return "y_true" in taken and taken["y_true"].default is inspect.Parameter.empty
 
 
-def _no_targets(name: str) -> str:
+def _no_targets(owner: str) -> str:
     return (
-        f"{name} compares predictions with targets, and there are none.\n"
+        f"{owner} compares predictions with targets, and there are none.\n"
         "  Give y, as in fit(x, y) or validation_data=(x, y)."
     )
 
@@ -319,16 +362,16 @@ def require_targets(losses: Losses, metrics: Metrics, x: tp.Any, y: tp.Any) -> N
     if y is not None:
         return
     for objectives in (losses, metrics):
-        for name, function in zip(objectives.names, objectives.functions, strict=True):
+        for owner, function in objectives.owners():
             if _needs_targets(accepted(function)):
                 pair = isinstance(x, (tuple, list)) and len(x) == 2
-                raise ValueError(_no_targets(name) + (" Is it in x, as (x, y)? Then write fit(*x)." if pair else ""))
+                raise ValueError(_no_targets(owner) + (" Is it in x, as (x, y)? Then write fit(*x)." if pair else ""))
 
 
 class Labels(tp.NamedTuple):
     """Which labels an objective takes, of the part of the targets that it is about.
 
-    - `owner`: the name of the loss or the metric.
+    - `owner`: what messages call the loss or the metric.
     - `on`: the keys and indices of that part.
     """
 
@@ -348,17 +391,17 @@ def labels_of(objectives: Losses | Metrics, y: tp.Any, inputs: dict[str, tp.Any]
     if given[1] != targets[1] or any(a is not b for a, b in zip(given[0], targets[0], strict=True)):
         return []
     found: list[Labels] = []
-    for name, function in zip(objectives.names, objectives.functions, strict=True):
+    for owner, function in objectives.owners():
         label_range = getattr(function, "label_range", None)
         if label_range is not None:
             on = _on(function)
             y_pred = functools.reduce(operator.getitem, on, inputs["y_pred"])
             if (taken := label_range(y_pred)) is not None:
-                found.append(Labels(name, on, taken))
+                found.append(Labels(owner, on, taken))
     return found
 
 
-def _sample_by_sample(name: str, function: Callable[..., tp.Any], arguments: dict[str, tp.Any]) -> tp.Any:
+def _sample_by_sample(owner: str, function: Callable[..., tp.Any], arguments: dict[str, tp.Any]) -> tp.Any:
     """Calls a function, unless it would broadcast the samples of one argument against those of another.
 
     For labels of shape (256,) and logits of shape (256, 1) NumPy's rules give (256, 256) values, and the mean of them
@@ -378,7 +421,7 @@ def _sample_by_sample(name: str, function: Callable[..., tp.Any], arguments: dic
             met = {key: shapes[key] for key in pair}
             if "rank_promotion" in text and all(str(shape) in text for shape in met.values()):
                 raise ValueError(
-                    f"{name} would compare each sample with every other one: it broadcasts "
+                    f"{owner} would compare each sample with every other one: it broadcasts "
                     + " and ".join(f"{key} of shape {shape}" for key, shape in met.items())
                     + f" to {np.broadcast_shapes(*met.values())}. Give it arrays of one shape.{missing_axis(met)}"
                 ) from None
@@ -430,19 +473,19 @@ class NotMaskable(Exception):
     """A loss or a metric cannot leave out the padding of a batch."""
 
 
-def _mean(name: str, values: Float[Array, "*shape"], mask: Bool[Array, "samples"] | None) -> Float[Array, ""]:
+def _mean(owner: str, values: Float[Array, "*shape"], mask: Bool[Array, "samples"] | None) -> Float[Array, ""]:
     """The mean over the samples that are no padding."""
     if mask is None:
         return jnp.mean(values)
     if values.ndim == 0:
-        raise NotMaskable(f"{name} returns a scalar")
-    counted = mask_for(lambda: name, values, mask)
+        raise NotMaskable(f"{owner} returns a scalar")
+    counted = mask_for(lambda: owner, values, mask)
     return jnp.sum(jnp.where(counted, values, 0)) / jnp.sum(counted).astype(values.dtype)
 
 
-def _scalar(name: str, value: Array, mask: Bool[Array, "samples"] | None) -> Float[Array, ""]:
+def _scalar(owner: str, value: Array, mask: Bool[Array, "samples"] | None) -> Float[Array, ""]:
     """A loss, or the mean of one that is not reduced."""
-    return _mean(name, value.astype(jnp.result_type(float)), None if value.ndim == 0 else mask)
+    return _mean(owner, value.astype(jnp.result_type(float)), None if value.ndim == 0 else mask)
 
 
 def _mean_of_weighted(
@@ -462,14 +505,14 @@ def _weighted_mean(
     return Weighted(jnp.sum(values * weights) / jnp.where(weight == 0, jnp.ones_like(weight), weight), weight)
 
 
-def _with_weights(name: str, values: Array, weight: Array) -> tuple[Array, Array]:
+def _with_weights(owner: str, values: Array, weight: Array) -> tuple[Array, Array]:
     if values.ndim == 0:
         raise ValueError(
-            f"{name}: there is a sample_weight, but the function takes none and returned a scalar.\n"
+            f"{owner}: there is a sample_weight, but the function takes none and returned a scalar.\n"
             "  Return one value for each example, or take a parameter `sample_weight`."
         )
     values = values.astype(jnp.result_type(float))
-    return values, weights_for(name, values, weight)
+    return values, weights_for(owner, values, weight)
 
 
 def add_values(values: Scalars, name: str, value: tp.Any, taken: Iterable[str] = ()) -> list[str]:

@@ -26,7 +26,7 @@ GOOD = np.array([0, 1, 2, 0, 1, 2])
 FROM_ONE = GOOD + 1
 PADDED = np.array([0, 1, -1, -1, 1, 2])
 MESSAGE = (
-    "sparse_categorical_crossentropy_loss: y has labels from 1 to 3, and y_pred has 3 classes, which are 0 to 2. "
+    "loss (SparseCategoricalCrossentropy): y has labels from 1 to 3, and y_pred has 3 classes, which are 0 to 2. "
     "2 of 6 labels are out of range, the first of which is y[2] = 3.\n  Labels that begin at 1 become classes by y - 1."
 )
 
@@ -60,7 +60,7 @@ def test_weights_of_classes_that_there_are_not():
     for run in (model.fit, model.train_on_batch):
         options = {"verbose": 0} if run == model.fit else {}
         with pytest.raises(
-            ValueError, match="class_weight has a weight for class 9, and of .*_loss y_pred has 3 classes"
+            ValueError, match="class_weight has a weight for class 9, and of loss .* y_pred has 3 classes"
         ):
             run(X, GOOD, class_weight={0: 2.0, 9: 1.0}, **options)
     model = make(crossentropy(), elegy.metrics.SparseCategoricalAccuracy())
@@ -78,9 +78,9 @@ def test_labels_of_one_head_and_labels_that_do_not_count():
     model = make(losses, elegy.metrics.SparseCategoricalAccuracy(on="b"), TwoHeads())
     weights = (PADDED >= 0).astype(np.float32)
     assert model.evaluate(X, {"a": PADDED, "b": PADDED}, sample_weight=weights)["loss"] > 0  # -1 has no weight
-    with pytest.raises(ValueError, match=r"sparse_categorical_accuracy: y\['b'\] has labels from 1 to 4, .* 4 classes"):
+    with pytest.raises(ValueError, match=r"metrics \(SparseCategoricalAccuracy\): y\['b'\] has labels from 1 to 4, .* 4 classes"):
         model.evaluate(X, {"a": PADDED, "b": FROM_ONE + (FROM_ONE == 3)})
-    with pytest.raises(ValueError, match=r"crossentropy_loss: y\['a'\] has labels from 1 to 3"):
+    with pytest.raises(ValueError, match=r"loss\[0\] \(SparseCategoricalCrossentropy\): y\['a'\] has labels from 1 to 3"):
         model.evaluate(X, {"a": FROM_ONE, "b": GOOD})
 
 
@@ -222,7 +222,7 @@ def test_ctc_refuses_labels_that_are_no_class():
     x, weights = np.ones([2, 4, 2], np.float32), np.array([1, 0], np.float32)
     assert model.evaluate(x, np.array([[1, 2], [2, 0]]))["loss"] > 0
     for given in (None, weights):
-        with pytest.raises(ValueError, match=r"ctc_loss: y has labels from 0 to 3, and y_pred has 3 classes"):
+        with pytest.raises(ValueError, match=r"loss \(CTC\): y has labels from 0 to 3, and y_pred has 3 classes"):
             model.evaluate(x, np.array([[1, 2], [3, 0]]), sample_weight=given)
 
 

@@ -134,9 +134,9 @@ def test_without_compilation_and_in_steps_of_ones_own():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: make([crossentropy("plain_loss"), elegy.losses.NTXent()]), "nt_xent_loss looks at the samples"),
-        (lambda: make(elegy.losses.Dice()), r"dice_loss looks at .*\n.* With axis="),
-        (lambda: make(elegy.losses.Tversky(axis=(0, 1))), "tversky_loss looks at"),
+        (lambda: make([crossentropy("plain_loss"), elegy.losses.NTXent()]), r"loss\[1\] \(NTXent\) looks at the samples"),
+        (lambda: make(elegy.losses.Dice()), r"loss \(Dice\) looks at .*\n.* With axis="),
+        (lambda: make(elegy.losses.Tversky(axis=(0, 1))), r"loss \(Tversky\) looks at"),
         (lambda: Changing(elegy.nn.Linear(CLASSES), crossentropy("a", ignore_class=0)), "as compute_losses gave it"),
     ],
     ids=["pairs", "regions", "regions by axis", "changed"],
