@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import typing as tp
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from jax.core import Tracer
 from jaxtyping import PyTree, Shaped
 
 from elegy.data import Source
-from elegy.data.batch import as_batch, is_numbers
+from elegy.data.batch import as_array, as_batch, is_numbers
 from elegy.errors import SortedDataWarning
 from elegy.frames import warn
+from elegy.leaves import is_array
 from elegy.losses.arguments import LabelRange
 from elegy.module import Module
 from elegy.state import training
@@ -42,7 +44,35 @@ class Data(tp.NamedTuple):
 
 def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
     """Checks arrays, and brings them to the dtypes that JAX computes with."""
-    return on_one_side(Data(*as_batch((x, y, sample_weight))))
+    for name, value in (("y", y), ("sample_weight", sample_weight)):
+        if isinstance(value, Iterator):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}, which gives its values one by one.\n  Give an array; or let x give "
+                "batches (x, y) or (x, y, sample_weight), and leave y and sample_weight out."
+            )
+    try:
+        return on_one_side(Data(*as_batch((x, y, sample_weight))))
+    except ValueError as error:
+        if (hint := _of_samples(x)) and "differ in length" in str(error):
+            raise ValueError(f"{error}\n  {hint}") from None
+        raise
+
+
+def _of_samples(x: tp.Any) -> str:
+    """What a list of arrays of one shape, that are no inputs of a module, may be meant for."""
+    if not is_list_of_arrays(x) or len(x) < 2 or len({np.shape(part) for part in x}) > 1:
+        return ""
+    return f"If the {len(x)} arrays in x are the samples, one by one, make one array of them: np.stack(x)."
+
+
+def is_list_of_arrays(x: tp.Any) -> bool:
+    return isinstance(x, list) and bool(x) and all(map(is_array, x))
+
+
+def from_numbers(tree: tp.Any, name: str = "x") -> tp.Any:
+    """The tree with an array in the place of each nested list of numbers."""
+    of_numbers = lambda part: isinstance(part, list) and is_numbers(part)  # noqa: E731
+    return jax.tree.map(lambda part: as_array(part, (name,)) if of_numbers(part) else part, tree, is_leaf=of_numbers)
 
 
 def gives_batches(x: tp.Any) -> bool:
@@ -100,6 +130,32 @@ def _require_unsorted(y: tp.Any, at: int, fraction: float) -> None:
                 "fit(x[order], y[order], ...)."
             )
         )
+
+
+def require_finite(data: Data, of: str = "", on_device: bool = False) -> Data:
+    """Refuses weights of samples that are no finite real numbers: one of them would make all of a batch so.
+
+    **Arguments:**
+
+    - `of`: what follows `sample_weight` in messages.
+    - `on_device`: whether to look at arrays of JAX too, which are to be copied for that.
+    """
+    for path, weight in jax.tree_util.tree_flatten_with_path(data.sample_weight)[0]:
+        if jnp.issubdtype(weight.dtype, jnp.complexfloating):
+            raise TypeError(f"sample_weight{of} holds real numbers, got {weight.dtype}{list(weight.shape)}.")
+        if isinstance(weight, jax.Array):
+            if not on_device or isinstance(weight, Tracer) or not weight.is_fully_addressable:
+                continue
+            weight = np.asarray(weight)
+        finite = np.isfinite(weight)
+        if not finite.all():
+            name, places = f"sample_weight{jax.tree_util.keystr(path)}", np.argwhere(~finite)
+            at = tuple(map(int, places[0]))
+            raise ValueError(
+                f"{name}{of}: {len(places)} of {weight.size} weights are not finite, the first of which is "
+                f"{name}[{', '.join(map(str, at))}] = {weight[at]}.\n  What is not to count has the weight 0."
+            )
+    return data
 
 
 def with_class_weight(data: Data, class_weight: tp.Any) -> Data:
@@ -255,9 +311,40 @@ def _require_classes(owner: str, name: str, labels: np.ndarray, taken: LabelRang
 def arguments_of(module: Module, x: tp.Any) -> tuple[tuple[tp.Any, ...], dict[str, tp.Any]]:
     """How a module is called with `x`: a tuple holds its arguments, a dict those by keyword, anything else is the only
     one."""
-    kwargs = {"training": training()} if "training" in inspect.signature(module.call).parameters else {}
+    signature = inspect.signature(module.call)
+    kwargs = {"training": training()} if "training" in signature.parameters else {}
+    if isinstance(x, list) and not _binds(signature, [x], kwargs) and _binds(signature, x, kwargs):
+        raise TypeError(
+            f"{type(module).__name__} takes {len(x)} arguments, and x is a list of {len(x)}, which is one of them.\n"
+            f"  {_TUPLE}, as in fit((a, b), y)."
+        )
     if isinstance(x, tuple):
         return x, kwargs
     if isinstance(x, dict):
         return (), {**kwargs, **x}
     return (x,), kwargs
+
+
+_TUPLE = "Give a tuple of inputs"
+
+
+def _binds(signature: inspect.Signature, args: Sequence[tp.Any], kwargs: dict[str, tp.Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def hinting_at_tuples(x: tp.Any) -> Iterator[None]:
+    """Says in an error of a step that a list of arrays was given, which is one argument of the module."""
+    try:
+        yield
+    except Exception as error:
+        if is_list_of_arrays(x) and _TUPLE not in str(error):
+            error.add_note(
+                f"x is a list of {len(x)} arrays, and so one argument of the module, a list. For a module that takes "
+                "several arguments give a tuple, fit((a, b), y); samples, one by one, become one array by np.stack(x)."
+            )
+        raise

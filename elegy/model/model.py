@@ -40,7 +40,17 @@ from elegy.model.arguments import (
     validation_of,
 )
 from elegy.model.batches import Feed
-from elegy.model.data import Data, LabelCheck, arguments_of, as_data, gives_batches, split, with_class_weight
+from elegy.model.data import (
+    Data,
+    LabelCheck,
+    arguments_of,
+    as_data,
+    from_numbers,
+    gives_batches,
+    require_finite,
+    split,
+    with_class_weight,
+)
 from elegy.model.foreign import as_module, names_in_methods, used_by
 from elegy.model.functional import Functional
 from elegy.model.gradients import differentiated, value_fn, valued
@@ -444,14 +454,17 @@ class Model:
         single_pass: bool = False,
         epoch: int = 0,
         check: LabelCheck | None = None,
+        of: str = "",
     ) -> Feed:
-        """The batches of data: `joined` of them make one of a step, and `together` steps are one loop."""
+        """The batches of data: `joined` of them make one of a step, and `together` steps are one loop. `of` follows
+        `sample_weight` in messages."""
 
-        def transform(data: Data) -> Data:
+        def transform(data: Data, on_device: bool = False) -> Data:
+            data = require_finite(data, of, on_device)
             return with_class_weight(data if check is None else check(data), class_weight)
 
         if not gives_batches(x):
-            data = transform(self._data(x, y, sample_weight))
+            data = transform(self._data(x, y, sample_weight), on_device=True)
             return batches.Arrays(data, batch_size or 32, joined, together, most=most)
         steps = None if most is None else most * joined
         source = as_source(x, steps_per_epoch=steps, batch_size=batch_size, single_pass=single_pass)
@@ -472,7 +485,12 @@ class Model:
                 f"validation_data is an iterator, a {type(data).__name__}, which can be gone through once only: give "
                 "validation_steps, or a function without arguments that makes the iterator anew for each validation."
             )
-        return self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=steps is not None, check=check)
+        single_pass, of = steps is not None, " of the validation data"
+        try:
+            return self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=single_pass, check=check, of=of)
+        except (TypeError, ValueError) as error:
+            error.add_note("It is validation_data that this is about.")
+            raise
 
     def _label_check(self, name: str = "y", class_weight: tp.Any = None) -> LabelCheck | None:
         return LabelCheck(name, class_weight) if have_labels(self._losses, self._metrics) else None
@@ -540,7 +558,9 @@ class Model:
         - `sample_weight`: an array with a weight for each sample, or for each value; or, where there are several
           outputs, a dict or tuple of them, or of None, of which losses and metrics take what their `on` says. Losses of
           Elegy divide by the number of samples, not by the sum of weights; metrics, functions among them, give weighted
-          means. A metric object that takes no `sample_weight` counts all samples alike.
+          means. A metric object that takes no `sample_weight` counts all samples alike. Weights are finite. They may
+          be negative, as advantages of a policy gradient are, whose loss is `-sum(advantage * log_probability)`; a
+          mean that is divided by the sum of such weights says little, as those of metrics are.
         - `initial_epoch`: how many epochs were made before. Of a model that has not trained yet these are taken to be
           epochs of another process, on the same number of samples with the same `batch_size`: it goes on with the
           order of samples and the random numbers that come next. If nobody knows how many batches an epoch has, that is
@@ -855,7 +875,7 @@ class Model:
         assert model.predict_on_batch(x[:3]).shape == (3, 1)
         ```
         """
-        data = self._data(x, y, sample_weight)
+        data = require_finite(self._data(x, y, sample_weight))
         if (check := self._label_check(class_weight=class_weight)) is not None:
             check(data)
         feed = batches.Arrays(with_class_weight(data, class_weight), data.size)
@@ -989,6 +1009,7 @@ class Model:
         steps: int = 100,
         batch_size: int | None = None,
         sample_weight: tp.Any = None,
+        class_weight: tp.Any = None,
     ) -> LearningRates:
         """Tries learning rates: trains for some steps while the rate rises from `start` to `end`, by the same factor
         from step to step, and looks at which rates the loss falls (Smith, *Cyclical Learning Rates for Training Neural
@@ -999,8 +1020,8 @@ class Model:
 
         **Arguments:**
 
-        - `x`, `y`, `batch_size`, `sample_weight`: as for `fit`. Samples come in a random order, as often as it takes.
-          Batches of fewer than `batch_size` are left out, if there are others.
+        - `x`, `y`, `batch_size`, `sample_weight`, `class_weight`: as for `fit`. Samples come in a random order, as
+          often as it takes. Batches of fewer than `batch_size` are left out, if there are others.
         - `optimizer`: a function that makes a transformation of a learning rate, which is a schedule. It takes the
           place of the optimiser of the model; which parameters are updated stays as it is.
         - `start`, `end`: the first rate, and that of the last step.
@@ -1026,8 +1047,8 @@ class Model:
         """
         require_optional(batch_size=batch_size)
         require_positive("steps", steps, least=2)
-        check = self._label_check()
-        feed = self._feed(x, y, sample_weight, batch_size, check=check)
+        check = self._label_check(class_weight=class_weight)
+        feed = self._feed(x, y, sample_weight, batch_size, class_weight=class_weight, check=check)
         with shortened():
             return find_rates(self, feed, check, optimizer, float(start), float(end), steps)
 
@@ -1085,7 +1106,7 @@ class Model:
         ```
         """
         with training_context(False):
-            args, kwargs = arguments_of(self.module, x)
+            args, kwargs = arguments_of(self.module, from_numbers(x))
             return summary(self.module, *args, **kwargs)
 
     def __repr__(self) -> str:

@@ -295,16 +295,35 @@ def _explained(place: str, function: tp.Any, inputs: dict[str, tp.Any]) -> Itera
             with contextlib.suppress(Exception):  # an error that takes no attribute
                 error._elegy_noted = True  # type: ignore[attr-defined]
                 error.add_note(f"in {_owner(place, function)}; inputs: {named}")
-        y_pred = inputs["y_pred"]
-        if isinstance(y_pred, (dict, list, tuple)) and isinstance(function, (Loss, Metric)) and not _on(function):
-            keys = [*y_pred] if isinstance(y_pred, dict) else [*range(len(y_pred))]
-            one = f"{type(function).__name__}(..., on={keys[0] if keys else 0!r})"
-            error.add_note(
-                f"{_owner(place, function)} was given all outputs, a {type(y_pred).__name__} with "
-                f"{', '.join(map(repr, keys))}. If it is about one of them, say which, as by {one}; the same is taken "
-                "of the targets."
-            )
+        with contextlib.suppress(Exception):  # outputs of any kind must not hide the error itself
+            if hint := _hint(_owner(place, function), function, **inputs):
+                error.add_note(hint)
         raise
+
+
+def _hint(owner: str, function: tp.Any, x: tp.Any, y_true: tp.Any, y_pred: tp.Any, **_: tp.Any) -> str:
+    """What may be wrong with the outputs that a loss or a metric was given."""
+    nested, on = (dict, list, tuple), _on(function)
+    if isinstance(y_pred, nested) and isinstance(function, (Loss, Metric)) and not on:
+        keys = [*y_pred] if isinstance(y_pred, dict) else [*range(len(y_pred))]
+        one = f"{type(function).__name__}(..., on={keys[0] if keys else 0!r})"
+        return (
+            f"{owner} was given all outputs, a {type(y_pred).__name__} with {', '.join(map(repr, keys))}. If it is "
+            f"about one of them, say which, as by {one}; the same is taken of the targets."
+        )
+    if isinstance(y_true, nested) and is_array(y_pred):
+        return (
+            f"{owner} was given y_true, a {type(y_true).__name__}, and y_pred, one array, since the module has one "
+            "output: give one array of targets."
+        )
+    samples = [len(leaf) for leaf in jax.tree.leaves((x, y_true)) if np.ndim(leaf)]
+    if samples and is_array(y_pred) and jnp.shape(y_pred)[:1] != (samples[0],):
+        column = " A row of numbers, one for each sample, becomes a column by x[:, None]." if jnp.ndim(x) == 1 else ""
+        return (
+            f"y_pred has shape {jnp.shape(y_pred)} for a batch of {samples[0]} samples: its first axis is not theirs."
+            + column
+        )
+    return ""
 
 
 def _rename(error: Exception, path: str, place: str, owner: str) -> None:
