@@ -72,9 +72,7 @@ def _part(module: Module, name: str, on: On, value: tp.Any) -> tp.Any:
                 raise TypeError
             value = value[key]
         except (KeyError, IndexError, TypeError) as error:
-            has = (
-                f"has the keys {sorted(map(str, value))}" if isinstance(value, Mapping) else f"is {show_value(value)}"
-            )
+            has = f"has the keys {sorted(map(str, value))}" if isinstance(value, Mapping) else f"is {show_value(value)}"
             raise ValueError(
                 f"{path_of(module)}: on={on!r} selects {key!r} of {name}, which {has} ({type(error).__name__})."
             ) from None
@@ -104,7 +102,7 @@ def missing_axis(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _one_hot(y_true: Shaped[Array, "..."], y_pred: Num[Array, "..."]) -> str:
-    """The line of an error message that says what becomes of labels where rows are compared; nothing if they are none."""
+    """The line of an error message that says what becomes of labels where rows are compared; nothing for others."""
     are_labels = jnp.issubdtype(y_true.dtype, jnp.integer) and y_pred.shape[-1:] > (1,)
     if not are_labels or y_true.shape not in (y_pred.shape[:-1], (*y_pred.shape[:-1], 1)):
         return ""

@@ -110,7 +110,7 @@ def require_apart(losses: Losses) -> None:
                 else ""
             )
             raise ValueError(
-                f"accumulate= goes through a batch in parts, and {owner} looks at the samples of a batch together: in a "
-                "part there are not those of the others.\n"
+                f"accumulate= goes through a batch in parts, and {owner} looks at the samples of a batch together: in "
+                "a part there are not those of the others.\n"
                 f"  Train on whole batches, without accumulate.{how}"
             )

@@ -47,8 +47,8 @@ def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
     for name, value in (("y", y), ("sample_weight", sample_weight)):
         if isinstance(value, Iterator):
             raise TypeError(
-                f"{name} is a {type(value).__name__}, which gives its values one by one.\n  Give an array; or let x give "
-                "batches (x, y) or (x, y, sample_weight), and leave y and sample_weight out."
+                f"{name} is a {type(value).__name__}, which gives its values one by one.\n  Give an array; or let x "
+                "give batches (x, y) or (x, y, sample_weight), and leave y and sample_weight out."
             )
     try:
         return on_one_side(Data(*as_batch((x, y, sample_weight))))

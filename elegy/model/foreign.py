@@ -176,8 +176,8 @@ class Outside:
                     UntrainedModuleWarning(
                         f"{user} uses {name_of(module)}, a {type(module).__name__} with {count} trainable parameters "
                         "that is not a part of what is trained: its parameters are constants of the compiled steps.\n"
-                        "  To train it, make it an attribute of the module that uses it. To use it as it is, freeze it: "
-                        f"{name_of(module)}.trainable = False."
+                        "  To train it, make it an attribute of the module that uses it. To use it as it is, freeze "
+                        f"it: {name_of(module)}.trainable = False."
                     )
                 )
 

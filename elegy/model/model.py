@@ -304,7 +304,14 @@ class Model:
         return values | self.compute_metrics(x, y, y_pred, sample_weight)
 
     def compute_losses(self, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
-        """The losses that were given to the model, by name."""
+        """The losses that were given to the model, by name: scalars.
+
+        A step that returns them as they are logs them exactly: those with a divisor of their own, as of
+        `reduction="mean_with_sample_weight"` or with `ignore_class`, are means over all weights or labels of an epoch,
+        and those with `reduction="sum"` are sums over it. What is computed of them, their sum included, is averaged
+        over samples as any other number, and for such losses it depends on the size of the batches. A `loss_step` that
+        returns this dict has an exact total, also in `super().test_step`.
+        """
         inputs = self._inputs(self._losses, x, y, y_pred, sample_weight)
         values, known = self._losses(**inputs)
         if (step := running_or_none(self)) is not None:

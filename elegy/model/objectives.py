@@ -303,8 +303,8 @@ def _explained(place: str, function: tp.Any, inputs: dict[str, tp.Any]) -> Itera
 
 def _hint(owner: str, function: tp.Any, x: tp.Any, y_true: tp.Any, y_pred: tp.Any, **_: tp.Any) -> str:
     """What may be wrong with the outputs that a loss or a metric was given."""
-    nested, on = (dict, list, tuple), _on(function)
-    if isinstance(y_pred, nested) and isinstance(function, (Loss, Metric)) and not on:
+    nested = (dict, list, tuple)
+    if isinstance(y_pred, nested) and isinstance(function, (Loss, Metric)) and not _on(function):
         keys = [*y_pred] if isinstance(y_pred, dict) else [*range(len(y_pred))]
         one = f"{type(function).__name__}(..., on={keys[0] if keys else 0!r})"
         return (
@@ -317,10 +317,10 @@ def _hint(owner: str, function: tp.Any, x: tp.Any, y_true: tp.Any, y_pred: tp.An
             "output: give one array of targets."
         )
     samples = [len(leaf) for leaf in jax.tree.leaves((x, y_true)) if np.ndim(leaf)]
-    if samples and is_array(y_pred) and jnp.shape(y_pred)[:1] != (samples[0],):
-        column = " A row of numbers, one for each sample, becomes a column by x[:, None]." if jnp.ndim(x) == 1 else ""
+    if samples and is_array(y_pred) and y_pred.shape[:1] != (samples[0],):
+        column = " A row of numbers, one for each sample, becomes a column by x[:, None]." if np.ndim(x) == 1 else ""
         return (
-            f"y_pred has shape {jnp.shape(y_pred)} for a batch of {samples[0]} samples: its first axis is not theirs."
+            f"y_pred has shape {y_pred.shape} for a batch of {samples[0]} samples: its first axis is not theirs."
             + column
         )
     return ""

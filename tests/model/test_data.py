@@ -80,9 +80,9 @@ def test_labels_of_one_head_and_labels_that_do_not_count():
     model = make(losses, elegy.metrics.SparseCategoricalAccuracy(on="b"), TwoHeads())
     weights = (PADDED >= 0).astype(np.float32)
     assert model.evaluate(X, {"a": PADDED, "b": PADDED}, sample_weight=weights)["loss"] > 0  # -1 has no weight
-    with pytest.raises(ValueError, match=r"metrics \(SparseCategoricalAccuracy\): y\['b'\] has labels from 1 to 4, .* 4 classes"):
+    with pytest.raises(ValueError, match=r"^metrics \(SparseCategoricalAcc\w*\): y\['b'\] has .* 1 to 4, .* 4 classes"):
         model.evaluate(X, {"a": PADDED, "b": FROM_ONE + (FROM_ONE == 3)})
-    with pytest.raises(ValueError, match=r"loss\[0\] \(SparseCategoricalCrossentropy\): y\['a'\] has labels from 1 to 3"):
+    with pytest.raises(ValueError, match=r"^loss\[0\] \(SparseCategoricalCross\w*\): y\['a'\] has labels from 1 to 3"):
         model.evaluate(X, {"a": FROM_ONE, "b": GOOD})
 
 

@@ -53,8 +53,14 @@ CASES: dict[str, tuple[tp.Any, str]] = {
     "a metric": ({"loss": free, "metrics": [free, Counting()]}, r"in metrics\[1\] \(Counting.call\)"),
     "a function as a metric": ({"loss": free, "metrics": {"q": too_long}}, r"in metrics\['q'\] \(too_long\)"),
     "a loss as a metric": ({"loss": free, "metrics": Raising()}, r"in metrics \(Raising.call\)"),
-    "no such output": ({"loss": {"a": MeanSquaredError(on="k")}}, r"^loss\['a'\] \(MeanSq\w*\): on='k' .* is float32\["),
-    "a sample for an output": ({"loss": MeanSquaredError(on=0)}, r"^loss \(MeanSq\w*\): on=0 selects 0 of y_true, which is"),
+    "no such output": (
+        {"loss": {"a": MeanSquaredError(on="k")}},
+        r"^loss\['a'\] \(MeanSq\w*\): on='k' .* is float32\[",
+    ),
+    "a sample for an output": (
+        {"loss": MeanSquaredError(on=0)},
+        r"^loss \(MeanSq\w*\): on=0 selects 0 of y_true, which is",
+    ),
 }
 
 
@@ -77,7 +83,9 @@ def _found(message, text):
 @pytest.mark.parametrize("loss", [MeanSquaredError(), lambda y_true, y_pred: (y_true - y_pred) ** 2])
 def test_weights_that_fit_no_values_name_the_loss(loss):
     model = elegy.Model(elegy.nn.Linear(3), loss={"aux": loss})
-    with pytest.raises(ValueError, match=r"^loss\['aux'\] \((MeanSquaredError|<lambda>)\): sample_weight has shape \(8, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"^loss\['aux'\] \((MeanSquaredError|<lambda>)\): sample_weight has shape \(8, 7\)"
+    ):
         model.evaluate(X, Y, sample_weight=np.ones([8, 7], np.float32))
 
 
