@@ -328,10 +328,7 @@ def _hint(owner: str, function: tp.Any, x: tp.Any, y_true: tp.Any, y_pred: tp.An
     shape = tuple(getattr(y_pred, "shape", ()))
     if samples and is_array(y_pred) and shape[:1] != (samples[0],):
         column = " A row of numbers, one for each sample, becomes a column by x[:, None]." if np.ndim(x) == 1 else ""
-        return (
-            f"y_pred has shape {shape} for a batch of {samples[0]} samples: its first axis is not theirs."
-            + column
-        )
+        return f"y_pred has shape {shape} for a batch of {samples[0]} samples: its first axis is not theirs." + column
     return ""
 
 
