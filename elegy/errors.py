@@ -799,6 +799,49 @@ class IdenticalMembersWarning(ElegyWarning):
     """
 
 
+class UntrainedModuleWarning(ElegyWarning):
+    """A module that is trained uses another one, which is no part of it, and so is not trained.
+
+    Failing:
+
+    ```python
+    import warnings
+
+    import elegy
+    import numpy as np
+
+    x = np.ones([4, 3], np.float32)
+    head = elegy.nn.Linear(1).init(np.ones([4, 2], np.float32))
+
+
+    class Net(elegy.Module):
+        def call(self, x):
+            return head(elegy.nn.Linear(2)(x))
+
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        elegy.Model(Net(), elegy.losses.MeanSquaredError()).fit(x, x[:, :1], verbose=0)
+    print(caught[0].message)
+    ```
+
+    Fixed: make it an attribute, or freeze it.
+
+    ```python
+    class Net(elegy.Module):
+        def __init__(self, head):
+            super().__init__()
+            self.head = head
+
+        def call(self, x):
+            return self.head(elegy.nn.Linear(2)(x))
+
+
+    elegy.Model(Net(head), elegy.losses.MeanSquaredError()).fit(x, x[:, :1], verbose=0)
+    ```
+    """
+
+
 class SortedDataWarning(ElegyWarning):
     """`Model.fit` splits validation data off the end of data that are sorted by class.
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
-from elegy.errors import SampleMaskError
+from elegy.errors import SampleMaskError, show_value
 from elegy.frames import path_of
+from elegy.leaves import is_array
 from elegy.module import Module
 from elegy.precision import at_least_float32
 
@@ -67,13 +68,13 @@ def _part(module: Module, name: str, on: On, value: tp.Any) -> tp.Any:
     path = (on,) if isinstance(on, (str, int)) else tuple(tp.cast(tp.Any, on))
     for key in path:
         try:
+            if is_array(value):  # a number would select a sample
+                raise TypeError
             value = value[key]
         except (KeyError, IndexError, TypeError) as error:
-            has = (
-                f"the keys {sorted(map(str, value))}" if isinstance(value, Mapping) else f"type {type(value).__name__}"
-            )
+            has = f"has the keys {sorted(map(str, value))}" if isinstance(value, Mapping) else f"is {show_value(value)}"
             raise ValueError(
-                f"{path_of(module)}: on={on!r} selects {key!r} of {name}, which has {has} ({type(error).__name__})."
+                f"{path_of(module)}: on={on!r} selects {key!r} of {name}, which {has} ({type(error).__name__})."
             ) from None
     return value
 
@@ -84,7 +85,7 @@ def comparable(owner: str, y_true: Shaped[ArrayLike, "..."], y_pred: Num[ArrayLi
     if y_true.shape != y_pred.shape:
         raise ValueError(
             f"{owner}: y_true has shape {y_true.shape} and y_pred {y_pred.shape}; they must be equal."
-            + missing_axis({"y_true": y_true.shape, "y_pred": y_pred.shape})
+            + (missing_axis({"y_true": y_true.shape, "y_pred": y_pred.shape}) or _one_hot(y_true, y_pred))
         )
     if jnp.iscomplexobj(y_true) or jnp.iscomplexobj(y_pred):
         raise TypeError(f"{owner}: expected real numbers, got {y_true.dtype} and {y_pred.dtype}.")
@@ -98,6 +99,17 @@ def missing_axis(shapes: Mapping[str, tuple[int, ...]]) -> str:
     (first, a), (second, b) = shapes.items()
     name = first if (*a, 1) == b else second if (*b, 1) == a else None
     return "" if name is None else f"\n  The missing last axis of {name} is added by {name}[..., None]."
+
+
+def _one_hot(y_true: Shaped[Array, "..."], y_pred: Num[Array, "..."]) -> str:
+    """The line of an error message that says what becomes of labels where rows are compared; nothing for others."""
+    are_labels = jnp.issubdtype(y_true.dtype, jnp.integer) and y_pred.shape[-1:] > (1,)
+    if not are_labels or y_true.shape not in (y_pred.shape[:-1], (*y_pred.shape[:-1], 1)):
+        return ""
+    return (
+        "\n  Integer labels of classes are for the loss or metric whose name begins with sparse; or make them rows by "
+        "jax.nn.one_hot."
+    )
 
 
 def class_labels(
@@ -121,6 +133,7 @@ def class_labels(
         raise ValueError(
             f"{owner}: y_true has shape {y_true.shape} and y_pred {y_pred.shape}; y_true must have the shape of y_pred "
             f"without its last axis, {y_pred.shape[:-1]}."
+            + ("\n  Of one-hot rows take y_true.argmax(-1)." if y_true.shape == y_pred.shape else "")
         )
     if y_true.dtype.itemsize < 4:  # int8 cannot be compared with the number of classes, which may be 1000
         y_true = y_true.astype(jnp.int32)

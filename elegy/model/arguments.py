@@ -102,7 +102,7 @@ def require_unwatched(callbacks: Iterable[Callback], why: str) -> None:
 
 def require_apart(losses: Losses) -> None:
     """Refuses losses of which that of a batch is not made up of those of its parts."""
-    for name, loss in losses.named().items():
+    for owner, loss in losses.owners():
         if getattr(loss, "across_samples", False):
             how = (
                 " With axis=, the axes of one sample, each sample has a value of its own."
@@ -110,7 +110,7 @@ def require_apart(losses: Losses) -> None:
                 else ""
             )
             raise ValueError(
-                f"accumulate= goes through a batch in parts, and {name} looks at the samples of a batch together: in a "
-                "part there are not those of the others.\n"
+                f"accumulate= goes through a batch in parts, and {owner} looks at the samples of a batch together: in "
+                "a part there are not those of the others.\n"
                 f"  Train on whole batches, without accumulate.{how}"
             )

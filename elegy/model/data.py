@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import typing as tp
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from jax.core import Tracer
 from jaxtyping import PyTree, Shaped
 
 from elegy.data import Source
-from elegy.data.batch import as_batch, is_numbers
+from elegy.data.batch import as_array, as_batch, is_numbers
 from elegy.errors import SortedDataWarning
 from elegy.frames import warn
+from elegy.leaves import is_array
 from elegy.losses.arguments import LabelRange
 from elegy.module import Module
 from elegy.state import training
@@ -42,7 +44,35 @@ class Data(tp.NamedTuple):
 
 def as_data(x: tp.Any, y: tp.Any = None, sample_weight: tp.Any = None) -> Data:
     """Checks arrays, and brings them to the dtypes that JAX computes with."""
-    return on_one_side(Data(*as_batch((x, y, sample_weight))))
+    for name, value in (("y", y), ("sample_weight", sample_weight)):
+        if isinstance(value, Iterator):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}, which gives its values one by one.\n  Give an array; or let x "
+                "give batches (x, y) or (x, y, sample_weight), and leave y and sample_weight out."
+            )
+    try:
+        return on_one_side(Data(*as_batch((x, y, sample_weight))))
+    except ValueError as error:
+        if (hint := _of_samples(x)) and "differ in length" in str(error):
+            raise ValueError(f"{error}\n  {hint}") from None
+        raise
+
+
+def _of_samples(x: tp.Any) -> str:
+    """What a list of arrays of one shape, that are no inputs of a module, may be meant for."""
+    if not is_list_of_arrays(x) or len(x) < 2 or len({np.shape(part) for part in x}) > 1:
+        return ""
+    return f"If the {len(x)} arrays in x are the samples, one by one, make one array of them: np.stack(x)."
+
+
+def is_list_of_arrays(x: tp.Any) -> bool:
+    return isinstance(x, list) and bool(x) and all(map(is_array, x))
+
+
+def from_numbers(tree: tp.Any, name: str = "x") -> tp.Any:
+    """The tree with an array in the place of each nested list of numbers."""
+    of_numbers = lambda part: isinstance(part, list) and is_numbers(part)  # noqa: E731
+    return jax.tree.map(lambda part: as_array(part, (name,)) if of_numbers(part) else part, tree, is_leaf=of_numbers)
 
 
 def gives_batches(x: tp.Any) -> bool:
@@ -84,26 +114,64 @@ def split(data: Data, fraction: float) -> tuple[Data, Data]:
 
 
 def _require_unsorted(y: tp.Any, at: int, fraction: float) -> None:
-    """Warns if targets are labels of classes in ascending order, so that the samples from `at` on are of the last."""
+    """Warns if targets are labels of classes, and all samples of a class come in a row, so that those from `at` on are
+    of the last ones."""
     labels: tp.Any = None
     y = np.asarray(y) if isinstance(y, jax.Array) else y
-    if isinstance(y, np.ndarray) and y.dtype.kind in "ui" and y.shape[1:] in ((), (1,)):
+    if not isinstance(y, np.ndarray):
+        return
+    if y.shape[1:] in ((), (1,)) and (y.dtype.kind in "uib" or (y.dtype.kind == "f" and (y == np.round(y)).all())):
         labels = y.reshape(-1)
-    elif isinstance(y, np.ndarray) and y.ndim == 2 and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all():
-        labels = y.argmax(axis=1)  # one-hot rows
-    if labels is not None and (np.diff(labels.astype(np.int64)) >= 0).all() and labels[0] != labels[-1]:
+    elif _is_one_hot(y):
+        labels = y.argmax(axis=1)
+    else:
+        return
+    classes, runs = len(np.unique(labels)), 1 + np.count_nonzero(labels[1:] != labels[:-1])
+    if 1 < classes == runs <= len(labels) / 2:  # with fewer samples of each they are hardly classes
         warn(
             SortedDataWarning(
                 f"y is sorted by class, and validation_split={fraction} takes the last samples: these are of "
-                f"{len(np.unique(labels[at:]))} of the {len(np.unique(labels))} classes.\n"
+                f"{len(np.unique(labels[at:]))} of the {classes} classes.\n"
                 "  Shuffle the samples before: order = np.random.default_rng(0).permutation(len(x)); "
                 "fit(x[order], y[order], ...)."
             )
         )
 
 
-def with_class_weight(data: Data, class_weight: tp.Any) -> Data:
+def _is_one_hot(y: np.ndarray) -> bool:
+    return y.ndim == 2 and y.shape[1] > 1 and bool(np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all())
+
+
+def require_finite(data: Data, of: str = "", on_device: bool = False) -> Data:
+    """Refuses weights of samples that are no finite real numbers: one of them would make all of a batch so.
+
+    **Arguments:**
+
+    - `of`: what follows `sample_weight` in messages.
+    - `on_device`: whether to look at arrays of JAX too, which are to be copied for that.
+    """
+    for path, weight in jax.tree_util.tree_flatten_with_path(data.sample_weight)[0]:
+        if jnp.issubdtype(weight.dtype, jnp.complexfloating):
+            raise TypeError(f"sample_weight{of} holds real numbers, got {weight.dtype}{list(weight.shape)}.")
+        if isinstance(weight, jax.Array):
+            if not on_device or isinstance(weight, Tracer) or not weight.is_fully_addressable:
+                continue
+            weight = np.asarray(weight)
+        finite = np.isfinite(weight)
+        if not finite.all():
+            name, places = f"sample_weight{jax.tree_util.keystr(path)}", np.argwhere(~finite)
+            at = tuple(map(int, places[0]))
+            raise ValueError(
+                f"{name}{of}: {len(places)} of {weight.size} weights are not finite, the first of which is "
+                f"{name}[{', '.join(map(str, at))}] = {weight[at]}.\n  What is not to count has the weight 0."
+            )
+    return data
+
+
+def with_class_weight(data: Data, class_weight: tp.Any, are_labels: bool = True) -> Data:
     """The data with a weight for each label, that of its class times `sample_weight`. None changes nothing.
+
+    - `are_labels`: whether losses or metrics take labels. Else rows of integers may be one-hot.
 
     **Raises:** `TypeError` or `ValueError` if the targets are no labels of classes, or the weights not those of them.
     """
@@ -112,7 +180,7 @@ def with_class_weight(data: Data, class_weight: tp.Any) -> Data:
     resident = isinstance(data.y, jax.Array)
     data = data._replace(y=np.asarray(data.y)) if resident else data
     weights = _by_class(class_weight)
-    labels, classes = _labels(data.y)
+    labels, classes = _labels(data.y, are_labels)
     unknown = [label for label in weights if classes is not None and label >= classes]
     if unknown:
         raise ValueError(
@@ -152,7 +220,7 @@ def _by_class(class_weight: tp.Any) -> dict[int, float]:
     return found
 
 
-def _labels(y: tp.Any) -> tuple[np.ndarray, int | None]:
+def _labels(y: tp.Any, are_labels: bool) -> tuple[np.ndarray, int | None]:
     """The labels of classes that targets hold, and the number of classes if they are one-hot rows."""
     if not isinstance(y, np.ndarray):
         what = "there is none" if y is None else f"y is a {type(y).__name__}"
@@ -160,6 +228,8 @@ def _labels(y: tp.Any) -> tuple[np.ndarray, int | None]:
             f"class_weight weighs the classes of one array of targets, and {what}.\n  Give sample_weight instead."
         )
     if y.dtype.kind in "bui":
+        if not are_labels and _is_one_hot(y):
+            return y.argmax(axis=1), y.shape[1]
         return y.astype(np.int64), None
     if y.ndim > 1 and y.shape[-1] > 1:
         if not (y >= 0).all() or not np.allclose(y.sum(axis=-1, dtype=np.float64), 1, atol=1e-3):
@@ -255,9 +325,40 @@ def _require_classes(owner: str, name: str, labels: np.ndarray, taken: LabelRang
 def arguments_of(module: Module, x: tp.Any) -> tuple[tuple[tp.Any, ...], dict[str, tp.Any]]:
     """How a module is called with `x`: a tuple holds its arguments, a dict those by keyword, anything else is the only
     one."""
-    kwargs = {"training": training()} if "training" in inspect.signature(module.call).parameters else {}
+    signature = inspect.signature(module.call)
+    kwargs = {"training": training()} if "training" in signature.parameters else {}
+    if isinstance(x, list) and not _binds(signature, [x], kwargs) and _binds(signature, x, kwargs):
+        raise TypeError(
+            f"{type(module).__name__} takes {len(x)} arguments, and x is a list of {len(x)}, which is one of them.\n"
+            f"  {_TUPLE}, as in fit((a, b), y)."
+        )
     if isinstance(x, tuple):
         return x, kwargs
     if isinstance(x, dict):
         return (), {**kwargs, **x}
     return (x,), kwargs
+
+
+_TUPLE = "Give a tuple of inputs"
+
+
+def _binds(signature: inspect.Signature, args: Sequence[tp.Any], kwargs: dict[str, tp.Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def hinting_at_tuples(x: tp.Any) -> Iterator[None]:
+    """Says in an error of a step that a list of arrays was given, which is one argument of the module."""
+    try:
+        yield
+    except Exception as error:
+        if is_list_of_arrays(x) and _TUPLE not in str(error):
+            error.add_note(
+                f"x is a list of {len(x)} arrays, and so one argument of the module, a list. For a module that takes "
+                "several arguments give a tuple, fit((a, b), y); samples, one by one, become one array by np.stack(x)."
+            )
+        raise

@@ -16,7 +16,7 @@ from elegy.errors import StructureError
 from elegy.layout import nodes_in
 from elegy.leaves import is_node
 from elegy.model.batches import Arrays
-from elegy.model.data import Data, as_data
+from elegy.model.data import Data, as_data, from_numbers, require_finite
 from elegy.model.objectives import require_targets, scalar_of
 from elegy.model.steps import made, outputs_of, put_evaluation_parameters, stream_of
 from elegy.parameters import collect
@@ -99,7 +99,7 @@ class Functional:
 
         - `x`, `y`, `sample_weight`: a batch as for `Model.fit`.
         """
-        data = as_data(x, y, sample_weight)
+        data = require_finite(as_data(x, y, sample_weight))
         require_targets(self._model._losses, self._model._metrics, x, y)
         feed, program = Arrays(data, max(data.size, 1)), self._model._program("train")
         program.prepare(feed.example())
@@ -156,7 +156,7 @@ class Functional:
         **Returns:** the new state, and what is logged of the batch: scalar arrays. An `elegy.metrics.Metric` gives its
         value for all batches since `reset_metrics`.
         """
-        data = Data(*jax.tree.map(jnp.asarray, (x, y, sample_weight)))
+        data = _batch(x, y, sample_weight)
 
         def step() -> dict[str, tp.Any]:
             return _logs(*made(self._model, True, self._model._metrics, data))
@@ -172,7 +172,7 @@ class Functional:
 
         **Returns:** scalar arrays, of this batch alone.
         """
-        data = Data(*jax.tree.map(jnp.asarray, (x, y, sample_weight)))
+        data = _batch(x, y, sample_weight)
 
         def step() -> dict[str, tp.Any]:
             return _logs(*made(self._model, False, self._model._metrics, data))
@@ -181,7 +181,7 @@ class Functional:
 
     def predict(self, state: FunctionalState, x: tp.Any) -> tp.Any:
         """The outputs for a batch, as arrays of JAX. Random numbers are those of the first batch of `Model.predict`."""
-        x = jax.tree.map(jnp.asarray, x)
+        x = jax.tree.map(jnp.asarray, from_numbers(x))
         return self._run("predict", lambda: outputs_of(self._model, x), 0, *self._leaves(state))[0]
 
     def _run(
@@ -223,6 +223,11 @@ class Functional:
         for number, leaf in zip(numbers, leaves, strict=True):
             found[number] = leaf
         return view, found
+
+
+def _batch(x: tp.Any, y: tp.Any, sample_weight: tp.Any) -> Data:
+    given = Data(from_numbers(x), from_numbers(y, "y"), from_numbers(sample_weight, "sample_weight"))
+    return jax.tree.map(jnp.asarray, given)
 
 
 def _logs(values: dict[str, tp.Any], so_far: dict[str, tp.Any]) -> dict[str, tp.Any]:

@@ -39,7 +39,17 @@ from elegy.model.arguments import (
     validation_of,
 )
 from elegy.model.batches import Feed
-from elegy.model.data import Data, LabelCheck, arguments_of, as_data, gives_batches, split, with_class_weight
+from elegy.model.data import (
+    Data,
+    LabelCheck,
+    arguments_of,
+    as_data,
+    from_numbers,
+    gives_batches,
+    require_finite,
+    split,
+    with_class_weight,
+)
 from elegy.model.foreign import as_module, names_in_methods, used_by
 from elegy.model.functional import Functional
 from elegy.model.gradients import differentiated, value_fn, valued
@@ -287,7 +297,7 @@ class Model:
         if self.optimizer.takes_functions:
             extra["value_fn"] = self._value_fn(self.loss_step, Data(x, y, sample_weight))
         (values, y_pred), gradients = self.value_and_grad(self.loss_step)(x, y, sample_weight)
-        require_fixed(self.module, self._losses.named())
+        require_fixed(self.module, self._losses.by_place())
         extra |= {"value": values["loss"]} | ({"grad": gradients} if extra else {})
         self.optimizer.update(self.module, gradients, **extra)
         return values | self.compute_metrics(x, y, y_pred, sample_weight)
@@ -301,7 +311,14 @@ class Model:
         return values | self.compute_metrics(x, y, y_pred, sample_weight)
 
     def compute_losses(self, x: tp.Any, y: tp.Any, y_pred: tp.Any, sample_weight: tp.Any) -> dict[str, tp.Any]:
-        """The losses that were given to the model, by name."""
+        """The losses that were given to the model, by name: scalars.
+
+        A step that returns them as they are logs them exactly: those with a divisor of their own, as of
+        `reduction="mean_with_sample_weight"` or with `ignore_class`, are means over all weights or labels of an epoch,
+        and those with `reduction="sum"` are sums over it. What is computed of them, their sum included, is averaged
+        over samples as any other number, and for such losses it depends on the size of the batches. A `loss_step` that
+        returns this dict has an exact total, also in `super().test_step`.
+        """
         inputs = self._inputs(self._losses, x, y, y_pred, sample_weight)
         values, known = self._losses(**inputs)
         if (step := running_or_none(self)) is not None:
@@ -454,14 +471,17 @@ class Model:
         single_pass: bool = False,
         epoch: int = 0,
         check: LabelCheck | None = None,
+        of: str = "",
     ) -> Feed:
-        """The batches of data: `joined` of them make one of a step, and `together` steps are one loop."""
+        """The batches of data: `joined` of them make one of a step, and `together` steps are one loop. `of` follows
+        `sample_weight` in messages."""
 
-        def transform(data: Data) -> Data:
-            return with_class_weight(data if check is None else check(data), class_weight)
+        def transform(data: Data, on_device: bool = False) -> Data:
+            data = require_finite(data, of, on_device)
+            return with_class_weight(data if check is None else check(data), class_weight, check is not None)
 
         if not gives_batches(x):
-            data = transform(self._data(x, y, sample_weight))
+            data = transform(self._data(x, y, sample_weight), on_device=True)
             return batches.Arrays(data, batch_size or 32, joined, together, most=most)
         steps = None if most is None else most * joined
         source = as_source(x, steps_per_epoch=steps, batch_size=batch_size, single_pass=single_pass)
@@ -482,7 +502,12 @@ class Model:
                 f"validation_data is an iterator, a {type(data).__name__}, which can be gone through once only: give "
                 "validation_steps, or a function without arguments that makes the iterator anew for each validation."
             )
-        return self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=steps is not None, check=check)
+        single_pass, of = steps is not None, " of the validation data"
+        try:
+            return self._feed(x, y, sample_weight, batch_size, most=steps, single_pass=single_pass, check=check, of=of)
+        except (TypeError, ValueError) as error:
+            error.add_note("It is validation_data that this is about.")
+            raise
 
     def _label_check(self, name: str = "y", class_weight: tp.Any = None) -> LabelCheck | None:
         return LabelCheck(name, class_weight) if have_labels(self._losses, self._metrics) else None
@@ -529,10 +554,10 @@ class Model:
         **Arguments:**
 
         - `x`: the inputs: an array whose first axis is that of the samples, or numbers in nested lists; a tuple of
-          arrays for a module that takes several arguments; a dict for one that takes them by keyword. Where all arrays
-          are those of JAX they stay on the device, and a compiled step picks the samples of its batch. Or something
-          that gives batches, `x`, `(x, y)` or `(x, y, sample_weight)`: whatever `elegy.data.as_source` takes. Then
-          there is no `y`.
+          arrays for a module that takes several arguments, where Keras takes a list; a dict for one that takes them by
+          keyword. Where all arrays are those of JAX they stay on the device, and a compiled step picks the samples of
+          its batch. Or something that gives batches, `x`, `(x, y)` or `(x, y, sample_weight)`: whatever
+          `elegy.data.as_source` takes. Then there is no `y`.
         - `y`: the targets, an array, tuple or dict as losses and metrics take it.
         - `batch_size`: how many samples make a batch, 32 by default. The last batch of an epoch has what remains. It is
           filled up with samples that do not count, so that nothing is compiled for it; unless the loss, a metric or the
@@ -550,7 +575,9 @@ class Model:
         - `sample_weight`: an array with a weight for each sample, or for each value; or, where there are several
           outputs, a dict or tuple of them, or of None, of which losses and metrics take what their `on` says. Losses of
           Elegy divide by the number of samples, not by the sum of weights; metrics, functions among them, give weighted
-          means. A metric object that takes no `sample_weight` counts all samples alike.
+          means. A metric object that takes no `sample_weight` counts all samples alike. Weights are finite. They may
+          be negative, as advantages of a policy gradient are, whose loss is `-sum(advantage * log_probability)`; a
+          mean that is divided by the sum of such weights says little, as those of metrics are.
         - `initial_epoch`: how many epochs were made before. Of a model that has not trained yet these are taken to be
           epochs of another process, on the same number of samples with the same `batch_size`: it goes on with the
           order of samples and the random numbers that come next. If nobody knows how many batches an epoch has, that is
@@ -874,10 +901,10 @@ class Model:
         assert model.predict_on_batch(x[:3]).shape == (3, 1)
         ```
         """
-        data = self._data(x, y, sample_weight)
+        data = require_finite(self._data(x, y, sample_weight))
         if (check := self._label_check(class_weight=class_weight)) is not None:
             check(data)
-        feed = batches.Arrays(with_class_weight(data, class_weight), data.size)
+        feed = batches.Arrays(with_class_weight(data, class_weight, check is not None), data.size)
         with shortened():
             eagerly = self.run_eagerly
             program = self._program("train", donates=self._donates and not eagerly)
@@ -1008,6 +1035,7 @@ class Model:
         steps: int = 100,
         batch_size: int | None = None,
         sample_weight: tp.Any = None,
+        class_weight: tp.Any = None,
     ) -> LearningRates:
         """Tries learning rates: trains for some steps while the rate rises from `start` to `end`, by the same factor
         from step to step, and looks at which rates the loss falls (Smith, *Cyclical Learning Rates for Training Neural
@@ -1018,8 +1046,8 @@ class Model:
 
         **Arguments:**
 
-        - `x`, `y`, `batch_size`, `sample_weight`: as for `fit`. Samples come in a random order, as often as it takes.
-          Batches of fewer than `batch_size` are left out, if there are others.
+        - `x`, `y`, `batch_size`, `sample_weight`, `class_weight`: as for `fit`. Samples come in a random order, as
+          often as it takes. Batches of fewer than `batch_size` are left out, if there are others.
         - `optimizer`: a function that makes a transformation of a learning rate, which is a schedule. It takes the
           place of the optimiser of the model; which parameters are updated stays as it is.
         - `start`, `end`: the first rate, and that of the last step.
@@ -1045,8 +1073,8 @@ class Model:
         """
         require_optional(batch_size=batch_size)
         require_positive("steps", steps, least=2)
-        check = self._label_check()
-        feed = self._feed(x, y, sample_weight, batch_size, check=check)
+        check = self._label_check(class_weight=class_weight)
+        feed = self._feed(x, y, sample_weight, batch_size, class_weight=class_weight, check=check)
         with shortened():
             return find_rates(self, feed, check, optimizer, float(start), float(end), steps)
 
@@ -1104,7 +1132,7 @@ class Model:
         ```
         """
         with training_context(False):
-            args, kwargs = arguments_of(self.module, x)
+            args, kwargs = arguments_of(self.module, from_numbers(x))
             return summary(self.module, *args, **kwargs)
 
     def __repr__(self) -> str:

@@ -8,15 +8,18 @@ import inspect
 import itertools
 import math
 import operator
+import re
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float
 
-from elegy.frames import name_of
+from elegy.errors import show_value
+from elegy.frames import name_of, path_of
 from elegy.habits import object_for
 from elegy.hooks import numbered
 from elegy.leaves import is_array
@@ -54,12 +57,14 @@ class Notes:
     on; those that come back as they were are found again, by their identity.
 
     - `divides`: whether there may be losses that are no means over all samples alike.
+    - `shown`: how metrics are called that were declared under a name.
 
     **Attributes:** `names`, those of all that is logged with the losses.
     """
 
-    def __init__(self, divides: bool = False) -> None:
+    def __init__(self, divides: bool = False, shown: Callable[[str], str] = str) -> None:
         self.divides = divides
+        self.shown = shown
         self.names: set[str] = set()
         self._noted: list[tuple[tp.Any, tp.Any]] = []
 
@@ -105,12 +110,23 @@ class Losses(Module):
     def __init__(self, losses: tp.Any):
         super().__init__(name="losses")
         named = list(_named("loss", losses))
-        self.names = tuple("/".join([_as_loss(first), *rest]) for (first, *rest), _ in named)
-        self.functions = tuple(function for _, function in named)
+        self.names = tuple("/".join([_as_loss(first), *rest]) for (first, *rest), _, _ in named)
+        self.places = tuple(place for _, place, _ in named)
+        self.functions = tuple(function for _, _, function in named)
+        self._paths = {f"losses/functions/{number}/": f"{name}/" for number, name in enumerate(self.names)}
 
-    def named(self) -> dict[str, tp.Any]:
-        """The functions by name."""
-        return dict(zip(self.names, self.functions, strict=True))
+    def by_place(self) -> dict[str, tp.Any]:
+        """The functions by where they were given."""
+        return dict(zip(self.places, self.functions, strict=True))
+
+    def shown(self, name: str) -> str:
+        """A name that `elegy.add_metric` made of the path of a loss: with the name of the loss in its place."""
+        path = next((path for path in self._paths if name.startswith(path)), None)
+        return name if path is None else self._paths[path] + name.removeprefix(path)
+
+    def owners(self) -> list[tuple[str, tp.Any]]:
+        """The functions, each with what messages call it."""
+        return [(_owner(*one), one[1]) for one in zip(self.places, self.functions, strict=True)]
 
     @property
     def divides(self) -> bool:
@@ -124,12 +140,12 @@ class Losses(Module):
         """**Returns:** the losses, and what is known of those that are no means over all samples alike."""
         values: Scalars = {}
         known: dict[str, Weighted | Sum] = {}
-        for name, function in zip(self.names, self.functions, strict=True):
-            with _hinting(name, function, inputs):
-                found = _evaluate(name, function, inputs, _mean_of_weighted)
-            found, treedef = jax.tree.flatten(found, is_leaf=lambda part: isinstance(part, Reduced))
-            scalars = [part.value if isinstance(part, Reduced) else part for part in found]
-            names = add_values(values, name, treedef.unflatten(scalars))
+        for name, place, function in zip(self.names, self.places, self.functions, strict=True):
+            with _explained(place, function, inputs):
+                found = _evaluate(_owner(place, function), function, inputs, _mean_of_weighted)
+                found, treedef = jax.tree.flatten(found, is_leaf=lambda part: isinstance(part, Reduced))
+                scalars = [part.value if isinstance(part, Reduced) else part for part in found]
+                names = add_values(values, name, treedef.unflatten(scalars))
             for full, part in zip(names, found, strict=True):
                 if isinstance(part, Reduced) and part.divisor is not None:
                     known[full] = Weighted(values[full], part.divisor.astype(values[full].dtype))
@@ -144,26 +160,31 @@ class Metrics(Module):
     def __init__(self, metrics: tp.Any, losses: Iterable[str] = ()):
         super().__init__(name="metrics")
         self._taken = ("loss", *losses)
-        named = list(_named("metric", metrics))
-        self.names = tuple("/".join(path) for path, _ in named)
+        named = list(_named("metrics", metrics))
+        self.names = tuple("/".join(path) for path, _, _ in named)
+        self.places = tuple(place for _, place, _ in named)
         # Metrics count what they are called with: these belong to the model, so the user's own ones stay as they are.
-        self.functions = tuple(function.copy() if isinstance(function, Module) else function for _, function in named)
+        self.functions = tuple(part.copy() if isinstance(part, Module) else part for _, _, part in named)
         for function in self.functions:
             if isinstance(function, Metric):
                 function.reset()
+
+    def owners(self) -> list[tuple[str, tp.Any]]:
+        """The functions, each with what messages call it."""
+        return [(_owner(*one), one[1]) for one in zip(self.places, self.functions, strict=True)]
 
     def call(self, **inputs: tp.Any) -> tuple[Scalars, Scalars]:
         """**Returns:** the values of this batch, from functions, and those of all batches so far, from `Metric`s."""
         of_batch: Scalars = {}
         so_far: Scalars = {}
-        for name, function in zip(self.names, self.functions, strict=True):
+        for name, place, function in zip(self.names, self.places, self.functions, strict=True):
             values, others = (so_far, of_batch) if isinstance(function, Metric) else (of_batch, so_far)
-            with _hinting(name, function, inputs):
-                found = _evaluate(name, function, inputs, _weighted_mean)
-            found = jax.tree.map(_of_loss, found, is_leaf=lambda part: isinstance(part, Reduced))
-            if getattr(function, "reduction", None) is Reduction.SUM:
-                found = jax.tree.map(Sum, found)
-            add_values(values, name, found, {*self._taken, *others})
+            with _explained(place, function, inputs):
+                found = _evaluate(_owner(place, function), function, inputs, _weighted_mean)
+                found = jax.tree.map(_of_loss, found, is_leaf=lambda part: isinstance(part, Reduced))
+                if getattr(function, "reduction", None) is Reduction.SUM:
+                    found = jax.tree.map(Sum, found)
+                add_values(values, name, found, {*self._taken, *others})
         return of_batch, so_far
 
     def direction(self, name: str) -> str | None:
@@ -187,8 +208,10 @@ def _of_loss(part: tp.Any) -> tp.Any:
     return part.value if part.divisor is None else Weighted(part.value, part.divisor.astype(part.value.dtype))
 
 
-def _named(kind: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], Callable[..., tp.Any]]]:
-    """The functions of a nested structure, with the keys of dicts on the way and a name of their own."""
+def _named(argument: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], str, Callable[..., tp.Any]]]:
+    """The functions of a nested structure, with the keys of dicts on the way and a name of their own, and with the
+    place in the argument where they were given: `loss['aux'][1]`."""
+    kind = argument.removesuffix("s") if argument == "metrics" else argument
     is_leaf = lambda part: callable(part) or is_mergeable(part)  # noqa: E731
     for path, function in jax.tree_util.tree_flatten_with_path(functions, is_leaf=is_leaf)[0]:
         if kind == "metric" and is_mergeable(function):
@@ -204,16 +227,25 @@ def _named(kind: str, functions: tp.Any) -> Iterator[tuple[tuple[str, ...], Call
                 f"be given: {known}.\n  Wrap it: lambda y_true, y_pred: f(y_true, y_pred), in the order that it takes."
             )
         keys = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
-        yield (*keys, _name(function)), function
+        yield (*keys, _name(function)), argument + jax.tree_util.keystr(path), function
 
 
 def _name(function: tp.Any) -> str:
+    name = name_of(function) if isinstance(function, Module) else _class_or_name(function)
+    return "function" if name == "<lambda>" else name
+
+
+def _owner(place: str, function: tp.Any) -> str:
+    """What messages call a loss or a metric: where it was given, and what it is."""
+    return f"{place} ({_class_or_name(function.metric if isinstance(function, Adapted) else function)})"
+
+
+def _class_or_name(function: tp.Any) -> str:
     if isinstance(function, Module):
-        return name_of(function)
+        return type(function).__name__
     while hasattr(function, "func"):  # functools.partial
         function = function.func
-    name = getattr(function, "__name__", type(function).__name__)
-    return "function" if name == "<lambda>" else name
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _as_loss(name: str) -> str:
@@ -221,15 +253,15 @@ def _as_loss(name: str) -> str:
     return name if name.endswith("loss") else f"{name}_loss"
 
 
-def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: Callable[..., tp.Any]) -> tp.Any:
+def _evaluate(owner: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: Callable[..., tp.Any]) -> tp.Any:
     """A loss or metric of a batch: scalars, in a dict if the function gives one. Those of a `Loss` are `Reduced`.
 
     `weighted(values, weights)` is what becomes of the values of a function that takes no `sample_weight` itself.
     """
     taken, mask = accepted(function), sample_mask()
-    inputs = {**inputs, "sample_weight": (weight := _weight(name, function, inputs["sample_weight"]))}
+    inputs = {**inputs, "sample_weight": (weight := _weight(owner, function, inputs["sample_weight"]))}
     if inputs["y_true"] is None and _needs_targets(taken):
-        raise ValueError(_no_targets(name))
+        raise ValueError(_no_targets(owner))
     arguments = {
         parameter.name: inputs[key] for key, parameter in taken.items() if key != "sample_weight" or weight is not None
     }
@@ -240,59 +272,97 @@ def _evaluate(name: str, function: tp.Any, inputs: dict[str, tp.Any], weighted: 
     is_of_samples = bool(_OF_SAMPLES & taken.keys())
     if mask is not None and is_of_samples and isinstance(function, (Loss, Metric)):
         if isinstance(function, Metric) and not takes(function, "mask"):
-            raise NotMaskable(f"{name} takes no mask")
+            raise NotMaskable(f"{owner} takes no mask")
         arguments["mask"] = mask
     if isinstance(function, Metric):
         return function(**arguments)
     if isinstance(function, Loss):
-        of_values = lambda part: Reduced(_scalar(name, part.value, mask), part.divisor)  # noqa: E731
+        of_values = lambda part: Reduced(_scalar(owner, part.value, mask), part.divisor)  # noqa: E731
         call = function.with_divisors
         if type(function).__call__ is not Loss.__call__:  # what a subclass makes of the numbers is not known
             call = lambda **given: jax.tree.map(lambda value: Reduced(jnp.asarray(value), None), function(**given))  # noqa: E731
         return jax.tree.map(of_values, call(**arguments), is_leaf=lambda part: isinstance(part, Reduced))
-    value = _sample_by_sample(name, function, arguments)
+    value = _sample_by_sample(owner, function, arguments)
     if not is_of_samples:
         mask = None
     if weight is None or "sample_weight" in taken or not is_of_samples:
-        return jax.tree.map(lambda value: _mean(name, jnp.asarray(value, dtype=jnp.result_type(float)), mask), value)
-    return jax.tree.map(lambda value: weighted(*_with_weights(name, jnp.asarray(value), weight), mask), value)
+        return jax.tree.map(lambda value: _mean(owner, jnp.asarray(value, dtype=jnp.result_type(float)), mask), value)
+    return jax.tree.map(lambda value: weighted(*_with_weights(owner, jnp.asarray(value), weight), mask), value)
 
 
 @contextlib.contextmanager
-def _hinting(name: str, function: tp.Any, inputs: dict[str, tp.Any]) -> Iterator[None]:
-    """Says which outputs there are, after an error of a loss or a metric that was given all of them."""
+def _explained(place: str, function: tp.Any, inputs: dict[str, tp.Any]) -> Iterator[None]:
+    """Says in an error of a loss or a metric which one it is, as the user gave it; and which outputs there are, if it
+    was given all of them."""
     try:
         yield
     except Exception as error:
-        y_pred = inputs["y_pred"]
-        if isinstance(y_pred, (dict, list, tuple)) and isinstance(function, (Loss, Metric)) and not _on(function):
-            keys = [*y_pred] if isinstance(y_pred, dict) else [*range(len(y_pred))]
-            one = f"{type(function).__name__}(..., on={keys[0] if keys else 0!r})"
-            error.add_note(
-                f"{name} was given all outputs, a {type(y_pred).__name__} with {', '.join(map(repr, keys))}. If it is "
-                f"about one of them, say which, as by {one}; the same is taken of the targets."
-            )
+        if isinstance(function, Module):
+            _rename(error, path_of(function), place, _owner(place, function))
+        if not getattr(error, "_elegy_noted", False):  # it happened in no call of a module, or in none yet
+            named = ", ".join(f"{name}={show_value(value)}" for name, value in inputs.items() if value is not None)
+            with contextlib.suppress(Exception):  # an error that takes no attribute
+                error._elegy_noted = True  # type: ignore[attr-defined]
+                error.add_note(f"in {_owner(place, function)}; inputs: {named}")
+        with contextlib.suppress(Exception):  # outputs of any kind must not hide the error itself
+            if hint := _hint(_owner(place, function), function, **inputs):
+                error.add_note(hint)
         raise
 
 
-def _weight(name: str, function: tp.Any, weight: tp.Any) -> tp.Any:
+def _hint(owner: str, function: tp.Any, x: tp.Any, y_true: tp.Any, y_pred: tp.Any, **_: tp.Any) -> str:
+    """What may be wrong with the outputs that a loss or a metric was given."""
+    nested = (dict, list, tuple)
+    if isinstance(y_pred, nested) and isinstance(function, (Loss, Metric)) and not _on(function):
+        keys = [*y_pred] if isinstance(y_pred, dict) else [*range(len(y_pred))]
+        one = f"{type(function).__name__}(..., on={keys[0] if keys else 0!r})"
+        return (
+            f"{owner} was given all outputs, a {type(y_pred).__name__} with {', '.join(map(repr, keys))}. If it is "
+            f"about one of them, say which, as by {one}; the same is taken of the targets."
+        )
+    if isinstance(y_true, nested) and is_array(y_pred):
+        return (
+            f"{owner} was given y_true, a {type(y_true).__name__}, and y_pred, one array, since the module has one "
+            "output: give one array of targets."
+        )
+    samples = [len(leaf) for leaf in jax.tree.leaves((x, y_true)) if np.ndim(leaf)]
+    shape = tuple(getattr(y_pred, "shape", ()))
+    if samples and is_array(y_pred) and shape[:1] != (samples[0],):
+        column = " A row of numbers, one for each sample, becomes a column by x[:, None]." if np.ndim(x) == 1 else ""
+        return f"y_pred has shape {shape} for a batch of {samples[0]} samples: its first axis is not theirs." + column
+    return ""
+
+
+def _rename(error: Exception, path: str, place: str, owner: str) -> None:
+    """Puts the place where the user gave a module for its path, in the text of an error."""
+    found = re.compile(rf"(?<![\w/]){re.escape(path)}(?!\w)")
+    if error.args and isinstance(error.args[0], str):
+        text = error.args[0]
+        text = owner + text.removeprefix(path) if text.startswith(f"{path}: ") else text
+        error.args = (found.sub(lambda _: place, text), *error.args[1:])
+    if notes := getattr(error, "__notes__", None):
+        notes[:] = [found.sub(lambda _: place, note) for note in notes]
+
+
+def _weight(owner: str, function: tp.Any, weight: tp.Any) -> tp.Any:
     """The weights for a loss or a metric: where outputs have weights of their own, those of the output it is about."""
     if not isinstance(weight, (dict, list, tuple)):
         return weight
     on = _on(function)
     if on:
         try:
-            return functools.reduce(operator.getitem, on, tp.cast(tp.Any, weight))
+            # None, of all below it, says that these weigh alike.
+            return functools.reduce(lambda part, key: None if part is None else part[key], on, tp.cast(tp.Any, weight))
         except (KeyError, IndexError, TypeError):
             given = ", ".join(map(repr, weight if isinstance(weight, dict) else range(len(weight))))
             raise ValueError(
-                f"{name} is about the output {'/'.join(map(str, on))}, and sample_weight has no weights of it; it has "
+                f"{owner} is about the output {'/'.join(map(str, on))}, and sample_weight has no weights of it; it has "
                 f"those of {given}.\n  Give None for an output whose samples weigh alike."
             ) from None
     if not isinstance(function, (Loss, Metric)) and "sample_weight" in accepted(function):
         return weight  # it knows what to do with them
     raise ValueError(
-        f"{name} takes one array of weights, and sample_weight is a {type(weight).__name__} of several, one for each "
+        f"{owner} takes one array of weights, and sample_weight is a {type(weight).__name__} of several, one for each "
         "output.\n  Say by on= which output it is about, or give one array for all."
     )
 
@@ -307,9 +377,9 @@ def _needs_targets(taken: dict[str, inspect.Parameter]) -> bool:
     return "y_true" in taken and taken["y_true"].default is inspect.Parameter.empty
 
 
-def _no_targets(name: str) -> str:
+def _no_targets(owner: str) -> str:
     return (
-        f"{name} compares predictions with targets, and there are none.\n"
+        f"{owner} compares predictions with targets, and there are none.\n"
         "  Give y, as in fit(x, y) or validation_data=(x, y)."
     )
 
@@ -319,16 +389,16 @@ def require_targets(losses: Losses, metrics: Metrics, x: tp.Any, y: tp.Any) -> N
     if y is not None:
         return
     for objectives in (losses, metrics):
-        for name, function in zip(objectives.names, objectives.functions, strict=True):
+        for owner, function in objectives.owners():
             if _needs_targets(accepted(function)):
                 pair = isinstance(x, (tuple, list)) and len(x) == 2
-                raise ValueError(_no_targets(name) + (" Is it in x, as (x, y)? Then write fit(*x)." if pair else ""))
+                raise ValueError(_no_targets(owner) + (" Is it in x, as (x, y)? Then write fit(*x)." if pair else ""))
 
 
 class Labels(tp.NamedTuple):
     """Which labels an objective takes, of the part of the targets that it is about.
 
-    - `owner`: the name of the loss or the metric.
+    - `owner`: what messages call the loss or the metric.
     - `on`: the keys and indices of that part.
     """
 
@@ -339,7 +409,14 @@ class Labels(tp.NamedTuple):
 
 def have_labels(*objectives: Losses | Metrics) -> bool:
     """Whether some take labels of classes."""
-    return any(hasattr(function, "label_range") for part in objectives for function in part.functions)
+    return any(_label_range(function) is not None for part in objectives for function in part.functions)
+
+
+def _label_range(function: tp.Any) -> Callable[[tp.Any], LabelRange | None] | None:
+    """A function of predictions that says which labels a loss or a metric takes; None if it takes no labels."""
+    if function is optax.softmax_cross_entropy_with_integer_labels:
+        return lambda y_pred: LabelRange(jnp.shape(y_pred)[-1])
+    return getattr(function, "label_range", None)
 
 
 def labels_of(objectives: Losses | Metrics, y: tp.Any, inputs: dict[str, tp.Any]) -> list[Labels]:
@@ -348,17 +425,17 @@ def labels_of(objectives: Losses | Metrics, y: tp.Any, inputs: dict[str, tp.Any]
     if given[1] != targets[1] or any(a is not b for a, b in zip(given[0], targets[0], strict=True)):
         return []
     found: list[Labels] = []
-    for name, function in zip(objectives.names, objectives.functions, strict=True):
-        label_range = getattr(function, "label_range", None)
+    for owner, function in objectives.owners():
+        label_range = _label_range(function)
         if label_range is not None:
             on = _on(function)
             y_pred = functools.reduce(operator.getitem, on, inputs["y_pred"])
             if (taken := label_range(y_pred)) is not None:
-                found.append(Labels(name, on, taken))
+                found.append(Labels(owner, on, taken))
     return found
 
 
-def _sample_by_sample(name: str, function: Callable[..., tp.Any], arguments: dict[str, tp.Any]) -> tp.Any:
+def _sample_by_sample(owner: str, function: Callable[..., tp.Any], arguments: dict[str, tp.Any]) -> tp.Any:
     """Calls a function, unless it would broadcast the samples of one argument against those of another.
 
     For labels of shape (256,) and logits of shape (256, 1) NumPy's rules give (256, 256) values, and the mean of them
@@ -378,7 +455,7 @@ def _sample_by_sample(name: str, function: Callable[..., tp.Any], arguments: dic
             met = {key: shapes[key] for key in pair}
             if "rank_promotion" in text and all(str(shape) in text for shape in met.values()):
                 raise ValueError(
-                    f"{name} would compare each sample with every other one: it broadcasts "
+                    f"{owner} would compare each sample with every other one: it broadcasts "
                     + " and ".join(f"{key} of shape {shape}" for key, shape in met.items())
                     + f" to {np.broadcast_shapes(*met.values())}. Give it arrays of one shape.{missing_axis(met)}"
                 ) from None
@@ -430,19 +507,19 @@ class NotMaskable(Exception):
     """A loss or a metric cannot leave out the padding of a batch."""
 
 
-def _mean(name: str, values: Float[Array, "*shape"], mask: Bool[Array, "samples"] | None) -> Float[Array, ""]:
+def _mean(owner: str, values: Float[Array, "*shape"], mask: Bool[Array, "samples"] | None) -> Float[Array, ""]:
     """The mean over the samples that are no padding."""
     if mask is None:
         return jnp.mean(values)
     if values.ndim == 0:
-        raise NotMaskable(f"{name} returns a scalar")
-    counted = mask_for(lambda: name, values, mask)
+        raise NotMaskable(f"{owner} returns a scalar")
+    counted = mask_for(lambda: owner, values, mask)
     return jnp.sum(jnp.where(counted, values, 0)) / jnp.sum(counted).astype(values.dtype)
 
 
-def _scalar(name: str, value: Array, mask: Bool[Array, "samples"] | None) -> Float[Array, ""]:
+def _scalar(owner: str, value: Array, mask: Bool[Array, "samples"] | None) -> Float[Array, ""]:
     """A loss, or the mean of one that is not reduced."""
-    return _mean(name, value.astype(jnp.result_type(float)), None if value.ndim == 0 else mask)
+    return _mean(owner, value.astype(jnp.result_type(float)), None if value.ndim == 0 else mask)
 
 
 def _mean_of_weighted(
@@ -462,14 +539,14 @@ def _weighted_mean(
     return Weighted(jnp.sum(values * weights) / jnp.where(weight == 0, jnp.ones_like(weight), weight), weight)
 
 
-def _with_weights(name: str, values: Array, weight: Array) -> tuple[Array, Array]:
+def _with_weights(owner: str, values: Array, weight: Array) -> tuple[Array, Array]:
     if values.ndim == 0:
         raise ValueError(
-            f"{name}: there is a sample_weight, but the function takes none and returned a scalar.\n"
+            f"{owner}: there is a sample_weight, but the function takes none and returned a scalar.\n"
             "  Return one value for each example, or take a parameter `sample_weight`."
         )
     values = values.astype(jnp.result_type(float))
-    return values, weights_for(name, values, weight)
+    return values, weights_for(owner, values, weight)
 
 
 def add_values(values: Scalars, name: str, value: tp.Any, taken: Iterable[str] = ()) -> list[str]:

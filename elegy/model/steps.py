@@ -16,8 +16,10 @@ from collections.abc import Iterator
 import jax
 
 from elegy.contexts import is_initializing
+from elegy.layout import nodes_in
 from elegy.model.carry import Carry, stacked, summed
-from elegy.model.data import Data
+from elegy.model.data import Data, hinting_at_tuples
+from elegy.model.foreign import Outside
 from elegy.model.objectives import Labels, Losses, Metrics, Notes, Scalars, add_values, labels_of
 from elegy.random import fold_in_path
 
@@ -48,7 +50,7 @@ class Running:
         self.metrics = metrics
         self.part = part
         self.so_far: Scalars = {}
-        self.notes = Notes(model._losses.divides)
+        self.notes = Notes(model._losses.divides, model._losses.shown)
         self.y = y
         self.labels = labels
 
@@ -90,6 +92,9 @@ def run_by(step: Running) -> Iterator[None]:
         _running.reset(token)
 
 
+_ANYWHERE = contextlib.nullcontext()
+
+
 def made(
     model: Model,
     training: bool,
@@ -101,14 +106,17 @@ def made(
     """Trains or tests on a batch. **Returns:** what is logged of it, and the values of metrics that add up by
     themselves."""
     step = Running(model, metrics, part, batch.y, labels)
-    with run_by(step):
+    is_first = training and labels is not None
+    with run_by(step), hinting_at_tuples(batch.x), Outside(model.module) if is_first else _ANYWHERE as outside:
         found = (model.train_step if training else model.test_step)(*batch)
+    if outside is not None:
+        outside.warn(nodes_in([model._modules("train"), model._used]))  # what a function uses is refused elsewhere
     return values_of(step, "train_step" if training else "test_step", found), step.so_far
 
 
 def outputs_of(model: Model, x: tp.Any) -> tp.Any:
     """The outputs for a batch."""
-    with run_by(Running(model, model._metrics, None)):
+    with run_by(Running(model, model._metrics, None)), hinting_at_tuples(x):
         return model.pred_step(x)
 
 

@@ -226,7 +226,7 @@ def test_a_list_of_samples(method):
 def test_a_pair_in_the_place_of_x(method, pair):
     model = make_model()
     text = message(getattr(model, method), pair)
-    assert "mean_squared_error_loss compares predictions with targets, and there are none." in text
+    assert "loss (MeanSquaredError) compares predictions with targets, and there are none." in text
     assert text.endswith("Is it in x, as (x, y)? Then write fit(*x).")
     assert not model.module.initialized
 

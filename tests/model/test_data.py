@@ -1,6 +1,7 @@
 """Labels that are no classes of what the module predicts are refused before a step runs; data in nested lists."""
 
 import re
+import typing as tp
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 import elegy
 from elegy.model.data import as_data, gives_batches
+from tests.helpers import assert_same
 
 
 def crossentropy(**options):
@@ -26,7 +28,7 @@ GOOD = np.array([0, 1, 2, 0, 1, 2])
 FROM_ONE = GOOD + 1
 PADDED = np.array([0, 1, -1, -1, 1, 2])
 MESSAGE = (
-    "sparse_categorical_crossentropy_loss: y has labels from 1 to 3, and y_pred has 3 classes, which are 0 to 2. "
+    "loss (SparseCategoricalCrossentropy): y has labels from 1 to 3, and y_pred has 3 classes, which are 0 to 2. "
     "2 of 6 labels are out of range, the first of which is y[2] = 3.\n  Labels that begin at 1 become classes by y - 1."
 )
 
@@ -60,7 +62,7 @@ def test_weights_of_classes_that_there_are_not():
     for run in (model.fit, model.train_on_batch):
         options = {"verbose": 0} if run == model.fit else {}
         with pytest.raises(
-            ValueError, match="class_weight has a weight for class 9, and of .*_loss y_pred has 3 classes"
+            ValueError, match="class_weight has a weight for class 9, and of loss .* y_pred has 3 classes"
         ):
             run(X, GOOD, class_weight={0: 2.0, 9: 1.0}, **options)
     model = make(crossentropy(), elegy.metrics.SparseCategoricalAccuracy())
@@ -78,9 +80,9 @@ def test_labels_of_one_head_and_labels_that_do_not_count():
     model = make(losses, elegy.metrics.SparseCategoricalAccuracy(on="b"), TwoHeads())
     weights = (PADDED >= 0).astype(np.float32)
     assert model.evaluate(X, {"a": PADDED, "b": PADDED}, sample_weight=weights)["loss"] > 0  # -1 has no weight
-    with pytest.raises(ValueError, match=r"sparse_categorical_accuracy: y\['b'\] has labels from 1 to 4, .* 4 classes"):
+    with pytest.raises(ValueError, match=r"^metrics \(SparseCategoricalAcc\w*\): y\['b'\] has .* 1 to 4, .* 4 classes"):
         model.evaluate(X, {"a": PADDED, "b": FROM_ONE + (FROM_ONE == 3)})
-    with pytest.raises(ValueError, match=r"crossentropy_loss: y\['a'\] has labels from 1 to 3"):
+    with pytest.raises(ValueError, match=r"^loss\[0\] \(SparseCategoricalCross\w*\): y\['a'\] has labels from 1 to 3"):
         model.evaluate(X, {"a": FROM_ONE, "b": GOOD})
 
 
@@ -222,8 +224,108 @@ def test_ctc_refuses_labels_that_are_no_class():
     x, weights = np.ones([2, 4, 2], np.float32), np.array([1, 0], np.float32)
     assert model.evaluate(x, np.array([[1, 2], [2, 0]]))["loss"] > 0
     for given in (None, weights):
-        with pytest.raises(ValueError, match=r"ctc_loss: y has labels from 0 to 3, and y_pred has 3 classes"):
+        with pytest.raises(ValueError, match=r"loss \(CTC\): y has labels from 0 to 3, and y_pred has 3 classes"):
             model.evaluate(x, np.array([[1, 2], [3, 0]]), sample_weight=given)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights, lists, and what is no data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def squares(y_true, y_pred):
+    return (y_true - y_pred) ** 2
+
+
+ONES = np.ones([6, 3], np.float32)
+WEIGHTS = np.array([1, 1, np.nan, 1, np.inf, 1], np.float32)
+
+
+def test_weights_that_are_not_finite_are_refused_in_each_way_that_data_come():
+    model = make(squares)
+    message = r"^sample_weight: 2 of 6 weights are not finite, the first of which is sample_weight\[2\] = nan\."
+    for run in (
+        lambda: model.fit(X, ONES, sample_weight=WEIGHTS, verbose=0),
+        lambda: model.fit([(X, ONES, WEIGHTS)], verbose=0),
+        lambda: model.fit(*map(jnp.asarray, (X, ONES)), sample_weight=jnp.asarray(WEIGHTS), verbose=0),
+        lambda: model.train_on_batch(X, ONES, WEIGHTS),
+        lambda: model.evaluate(X, ONES, sample_weight=WEIGHTS),
+        lambda: model.lr_find(X, ONES, sample_weight=WEIGHTS),
+        lambda: model.functional().init(X, ONES, WEIGHTS),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run()
+    with pytest.raises(ValueError, match=r"^sample_weight of the validation data: .* sample_weight\[2\] = nan"):
+        model.fit(X, ONES, validation_data=(X, ONES, WEIGHTS), verbose=0)
+    with pytest.raises(ValueError, match=r"sample_weight\['a'\]: 1 of 6 .* sample_weight\['a'\]\[1, 0\] = -inf"):
+        model.evaluate(X, ONES, sample_weight={"a": np.array([[1], [-np.inf], *[[1]] * 4], np.float32), "b": None})
+    with pytest.raises(TypeError, match=r"sample_weight holds real numbers, got complex64\[6\]"):
+        model.evaluate(X, ONES, sample_weight=np.ones(6, np.complex64))
+    assert model.steps == 0
+
+
+def test_weights_may_be_negative():
+    module, advantages = elegy.nn.Linear(3).init(X), np.array([1, -2, 3, -1, 0.5, -0.5], np.float32)
+    logs = make(squares, module=module).evaluate(X, ONES, sample_weight=advantages)
+    values = (np.asarray(module(X)) - ONES) ** 2
+    np.testing.assert_allclose(logs["loss"], np.mean(values * advantages[:, None]), rtol=1e-5)
+
+
+class Sum(elegy.Module):
+    def call(self, a, b):
+        return elegy.nn.Linear(3)(a + b)
+
+
+class SumOfList(elegy.Module):
+    def call(self, parts):
+        return elegy.nn.Linear(3)(sum(parts))
+
+
+def test_a_list_of_arrays_is_one_argument():
+    both = [X, 2 * X]
+    for module in (Sum(), lambda a, b: elegy.nn.Linear(3)(a + b)):
+        model = make(squares, module=module)
+        for run in (lambda m=model: m.fit(both, ONES, verbose=0), lambda m=model: m.predict(both)):
+            with pytest.raises(TypeError, match=r"takes 2 arguments, and x is a list of 2.*\n  Give a tuple of inputs"):
+                run()
+    model = make(squares, module=SumOfList())
+    model.fit(both, ONES, verbose=0)  # it takes a list
+    np.testing.assert_allclose(model.predict(both), model.module(both), rtol=1e-6)
+    model = make(squares)
+    assert model.evaluate([(X, ONES), (X, ONES)]) == model.evaluate(X, ONES)
+    with pytest.raises((TypeError, DeprecationWarning)) as caught:  # JAX takes no list for an array
+        model.predict(both)
+    assert any("x is a list of 2 arrays" in note and "fit((a, b), y)" in note for note in caught.value.__notes__)
+    with pytest.raises(ValueError, match=r"differ in length.*\n  If the 6 arrays .* samples.* np.stack\(x\)"):
+        model.evaluate([*X], ONES)
+
+
+@pytest.mark.parametrize("form", ["one", "tuple", "dict"])
+def test_numbers_in_nested_lists_are_arrays_everywhere(form):
+    weights = np.arange(6, dtype=np.float32)
+    x: tp.Any = {"one": X, "tuple": (X, 2 * X), "dict": {"a": X, "b": 2 * X}}[form]
+    given = jax.tree.map(lambda array: array.tolist(), (x, ONES, weights))
+    module = elegy.nn.Linear(3) if form == "one" else Sum()
+
+    def results(x, y, weights):
+        model = make(squares, module=module.copy())
+        functional = model.functional()
+        assert model.summary(x).trainable == 9
+        state = functional.init(x, y, weights)
+        found = [functional.predict(state, x), functional.eval_step(state, x, y, weights)]
+        found += [functional.train_step(state, x, y, weights)[1], model.predict(x), model.predict_on_batch(x)]
+        return [*found, model.test_on_batch(x, y, weights), model.train_on_batch(x, y, weights)]
+
+    assert_same(results(*given), results(x, ONES, weights))
+
+
+def test_what_is_no_data_says_what_to_give():
+    model = make(squares)
+    with pytest.raises(TypeError, match="y is a generator, which gives .*\n.* let x give batches"):
+        model.fit(X, (row for row in ONES), verbose=0)
+    with pytest.raises(ValueError, match="differ in length: x has 6, y has 5") as caught:
+        model.fit(X, ONES, validation_data=(X, ONES[:5]), verbose=0)
+    assert "It is validation_data that this is about." in caught.value.__notes__
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -131,12 +131,36 @@ def test_without_compilation_and_in_steps_of_ones_own():
         np.testing.assert_allclose(value, logs[name], rtol=1e-6, err_msg=name)
 
 
+class Watching(elegy.Model):
+    """Logs the total of the model, and one that was added up by hand."""
+
+    def test_step(self, x, y, sample_weight):
+        losses = self.compute_losses(x, y, self.pred_step(x), sample_weight)
+        return {**super().test_step(x, y, sample_weight), "by_hand": sum(losses.values())}
+
+
+def test_the_total_of_a_test_step_is_exact_and_one_that_is_added_up_is_a_mean_over_batches():
+    x, labels, weight = samples()
+    weighted = crossentropy("weighted_loss", reduction="mean_with_sample_weight")
+    model = Watching(elegy.nn.Linear(CLASSES).init(x, rng=1), weighted)
+    logs = [model.evaluate(x[i : i + 8], labels[i : i + 8], 8, weight[i : i + 8]) for i in range(0, SAMPLES, 8)]
+    found = model.evaluate(x, labels, 8, weight)
+    sizes, weights = [8, 8, 6], [weight[i : i + 8].sum() for i in range(0, SAMPLES, 8)]
+    np.testing.assert_allclose(found["loss"], np.average([part["loss"] for part in logs], weights=weights), rtol=1e-5)
+    wanted = np.average([part["loss"] for part in logs], weights=sizes)
+    np.testing.assert_allclose(found["by_hand"], wanted, rtol=1e-5)
+    assert abs(found["by_hand"] - found["loss"]) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: make([crossentropy("plain_loss"), elegy.losses.NTXent()]), "nt_xent_loss looks at the samples"),
-        (lambda: make(elegy.losses.Dice()), r"dice_loss looks at .*\n.* With axis="),
-        (lambda: make(elegy.losses.Tversky(axis=(0, 1))), "tversky_loss looks at"),
+        (
+            lambda: make([crossentropy("plain_loss"), elegy.losses.NTXent()]),
+            r"loss\[1\] \(NTXent\) looks at the samples",
+        ),
+        (lambda: make(elegy.losses.Dice()), r"loss \(Dice\) looks at .*\n.* With axis="),
+        (lambda: make(elegy.losses.Tversky(axis=(0, 1))), r"loss \(Tversky\) looks at"),
         (lambda: Changing(elegy.nn.Linear(CLASSES), crossentropy("a", ignore_class=0)), "as compute_losses gave it"),
     ],
     ids=["pairs", "regions", "regions by axis", "changed"],

@@ -1,6 +1,8 @@
 """What went wrong in silence: constants of compiled steps, names that meet, losses that are no mean of samples."""
 
 import functools
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +180,43 @@ def test_an_attribute_that_no_method_refers_to_is_none_of_their_constants():
     assert model.traces["train"] == 1
 
 
+def scaled(model, values):
+    return model.scale * values
+
+
+def test_an_attribute_that_a_function_of_the_file_reads_for_a_method():
+    x, y = data(8)
+
+    class Scaled(elegy.Model):
+        def pred_step(self, x):
+            return scaled(self, self.module(x))
+
+    model = Scaled(mlp().init(x, rng=0), MSE())
+    model.scale, model.calls = 1.0, 0
+    before = model.predict(x)
+    model.scale, model.calls = 2.0, 1
+    np.testing.assert_allclose(model.predict(x), 2 * before, rtol=1e-6)
+    assert model.traces["predict"] == 2
+    model.calls = 2
+    model.predict(x)
+    assert model.traces["predict"] == 2
+
+
+def test_a_class_of_models_is_not_kept_alive():
+    def construct():
+        class Short(elegy.Model):
+            def loss_step(self, x, y, sample_weight):
+                return self.beta, None
+
+        model = Short(elegy.nn.Linear(1))
+        model.beta = 1.0
+        return weakref.ref(Short)
+
+    reference = construct()
+    gc.collect()
+    assert reference() is None
+
+
 def test_a_method_that_stops_training_makes_nothing_be_compiled_anew():
     x, y = data(16)
 
@@ -234,6 +273,53 @@ def test_a_function_with_modules_from_outside(name):
     make_model(function).fit(x, y, verbose=0)
     for a, b in zip(parameters_of(outside), before, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class Using(elegy.Module):
+    """Uses a module of which it does not know as a module."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.use = use
+
+    def call(self, x):
+        return self.use(elegy.nn.Linear(4)(x))
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["plain", "jit"])
+def test_a_module_that_uses_one_from_outside_of_it(transform):
+    x, y = data(8)
+    outside = elegy.nn.Sequential(lambda: [elegy.nn.Linear(1)]).init(np.ones([1, 4], np.float32))
+    module = Using(transform(lambda z: outside(z)))
+    with pytest.warns(elegy.errors.UntrainedModuleWarning, match="Using uses sequential, .* 5 trainable") as caught:
+        make_model(module).fit(x, y, epochs=2, verbose=0)
+    assert len(caught) == 1
+    make_model(module).evaluate(x, y)  # nobody expects it to be trained there
+    outside.trainable = False
+    make_model(module).fit(x, y, verbose=0)
+
+
+def test_modules_that_a_module_holds_are_not_from_outside_of_it():
+    x, y = data(8)
+
+    class Holding(elegy.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = {"a": [elegy.nn.Linear(4), elegy.nn.Linear(4)]}
+
+        def call(self, x):
+            for layer in self.heads["a"]:
+                x = layer(x)
+            x = elegy.nn.Stack(lambda: elegy.nn.Linear(4), 2)(x)
+            block = elegy.nn.Linear(1)
+            elegy.add_loss("size", MSE()(x, jnp.zeros_like(x)))
+            return elegy.remat(block)(self.heads["a"][1].copy()(x))
+
+    def apart(y_true, x):
+        return (reference(x) - y_true) ** 2
+
+    reference = elegy.nn.Linear(1).init(x)
+    make_model(Holding(), loss=[MSE(), apart]).fit(x, y, verbose=0)
 
 
 def test_a_function_with_names_that_are_no_modules_it_uses():

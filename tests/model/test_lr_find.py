@@ -43,6 +43,20 @@ def test_rates_and_losses_are_those_of_steps_at_these_rates():
     assert found.rates.dtype == found.losses.dtype == np.float64
 
 
+def test_weights_of_classes_are_weights_of_samples():
+    x, labels = data(8)[0], np.arange(8) % 2
+    loss = elegy.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = make_model(Affine(2), loss=loss, metrics=None)
+    options: dict = {"start": 1e-3, "end": 1e-1, "steps": 5}
+    found = model.lr_find(x, labels, class_weight={1: 3.0}, **options)
+    wanted = model.lr_find(x, labels, sample_weight=np.where(labels == 1, 3.0, 1.0), **options)
+    plain = model.lr_find(x, labels, **options)
+    np.testing.assert_array_equal(found.losses, wanted.losses)
+    assert (found.losses != plain.losses).all()
+    with pytest.raises(ValueError, match="class_weight has a weight for class 2, and of loss"):
+        model.lr_find(x, labels, class_weight={2: 3.0}, **options)
+
+
 @pytest.mark.parametrize("trained", [False, True], ids=["uninitialised", "trained"])
 def test_nothing_remains(trained):
     x, y = data()
