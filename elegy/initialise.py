@@ -119,8 +119,8 @@ class InitPass:
 
         if tracing.current() not in (self.inner, self.trace) and visible(module)._elegy_born == tracing.current():
             raise TraceError(
-                f"{path_of(module, name)} was created in a module of this trace, which would be lost with it: a copy that "
-                "a transform made for itself, or one that the traced function constructs.\n"
+                f"{path_of(module, name)} was created in a module of this trace, which would be lost with it: a copy "
+                "that a transform made for itself, or one that the traced function constructs.\n"
                 "  Initialise a module that is an argument before, module.init(x), or list it in modules= instead. "
                 "Construct modules outside, as attributes, or in the call of another module."
             )

@@ -369,3 +369,41 @@ def test_weights_of_outputs_that_fit_no_loss():
         make(crossentropy()).evaluate(X, GOOD, sample_weight={"a": weight})
     with pytest.raises(TypeError, match="class_weight weighs one array"):
         make(crossentropy()).fit(X, GOOD, sample_weight={"a": weight}, class_weight={0: 2.0}, verbose=0)
+
+
+def test_weights_of_an_output_within_others_may_be_none_above_it():
+    class Nested(elegy.Module):
+        def call(self, x):
+            return {"a": elegy.nn.Linear(3)(x), "b": (elegy.nn.Linear(2)(x),)}
+
+    losses = [crossentropy(on="a"), elegy.losses.MeanSquaredError(on=("b", 0))]
+    y, weight = {"a": GOOD, "b": (X,)}, np.arange(6, dtype=np.float32)
+    model = make(losses, module=Nested().init(X, rng=0))
+    found = model.evaluate(X, y, sample_weight={"a": weight, "b": None})
+    assert found == model.evaluate(X, y, sample_weight={"a": weight, "b": (None,)})
+
+
+def test_one_hot_rows_of_integers_have_classes():
+    """Unless there are labels, in which each of the integers is one."""
+    y, weights = np.eye(3, dtype=int)[GOOD], {0: 2.0, 2: 0.5}
+    module = elegy.nn.Linear(3).init(X, rng=0)
+    loss = elegy.losses.CategoricalCrossentropy(from_logits=True)
+    found = [
+        make(loss, module=module.copy()).train_on_batch(X, y.astype(dtype), class_weight=weights)
+        for dtype in (np.int32, np.float32, bool)
+    ]
+    assert found[0] == found[1] == found[2]
+    module = elegy.nn.Sequential(lambda: [elegy.nn.Linear(9), elegy.nn.Reshape((3, 3))]).init(X, rng=0)
+    of_labels = make(crossentropy(), module=module.copy()).train_on_batch(X, y, class_weight={0: 2.0, 1: 0.5})
+    weight = np.where(y == 0, 2.0, 0.5).astype(np.float32)
+    assert of_labels == make(crossentropy(), module=module.copy()).train_on_batch(X, y, sample_weight=weight)
+
+
+@pytest.mark.parametrize("labels", [FROM_ONE, PADDED])
+def test_labels_of_a_loss_of_optax_are_looked_at(labels):
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    with pytest.raises(ValueError, match=r"loss \(softmax_cross_entropy_with_integer_labels\): y has labels from"):
+        make(loss).fit(X, labels, verbose=0)
+    # What has the weight 0 may be anything.
+    weight = (labels == GOOD).astype(np.float32)
+    assert make(loss).fit(X, labels, sample_weight=weight, verbose=0).epoch == [0]

@@ -573,19 +573,37 @@ def test_learning_curves():
 def test_validation_data_split_off_sorted_classes(form):
     x, y = classes()
     model = elegy.Model(elegy.nn.Linear(3), loss=lambda y_pred, y_true: jnp.mean(y_pred))
-    with pytest.warns(elegy.errors.SortedDataWarning, match="these are of 1 of the 3 classes") as caught:
-        model.fit(x, LABELS[form](np.sort(y)), validation_split=0.1, verbose=0)
+    for ordered in (np.sort(y)[::-1].copy(), np.sort(y)):
+        with pytest.warns(elegy.errors.SortedDataWarning, match="these are of 1 of the 3 classes") as caught:
+            model.fit(x, LABELS[form](ordered), validation_split=0.1, verbose=0)
     assert caught[0].filename == __file__
     model.fit(x, LABELS[form](y), validation_split=0.1, verbose=0)
 
 
 @pytest.mark.parametrize(
-    "y", [np.ones(20, int), np.linspace(0, 1, 20, dtype=np.float32), np.arange(40).reshape(20, 2)], ids=range(3)
+    "y",
+    [
+        np.ones(20, int),
+        np.linspace(0, 1, 20, dtype=np.float32),
+        np.arange(40).reshape(20, 2),
+        np.arange(20),  # each of a class of its own
+        np.arange(20) % 4 > 1,
+    ],
+    ids=range(5),
 )
 def test_other_targets_may_be_sorted(y):
     elegy.Model(elegy.nn.Linear(1), loss=lambda y_pred, y_true: jnp.mean(y_pred)).fit(
         np.ones([20, 2], np.float32), y, validation_split=0.2, verbose=0
     )
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+def test_two_classes_may_be_sorted_too(dtype):
+    model = elegy.Model(elegy.nn.Linear(1), loss=lambda y_pred, y_true: jnp.mean(y_pred))
+    with pytest.warns(elegy.errors.SortedDataWarning, match="these are of 1 of the 2 classes"):
+        model.fit(
+            np.ones([20, 2], np.float32), (np.arange(20) > 9).astype(dtype)[:, None], validation_split=0.2, verbose=0
+        )
 
 
 def test_single_batches_make_the_steps_of_fit():
