@@ -86,8 +86,9 @@ def names_in_methods(cls: type, base: type) -> frozenset[str]:
         seen: set[types.FunctionType] = set()
         for part in cls.__mro__[: cls.__mro__.index(base)]:
             for value in vars(part).values():
-                wrapped = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-                function = inspect.unwrap(wrapped) if callable(wrapped) else wrapped
+                inner = "fget" if isinstance(value, property) else "func" if hasattr(value, "func") else "__func__"
+                function = getattr(value, inner, value)
+                function = inspect.unwrap(function) if callable(function) else function
                 if isinstance(function, types.FunctionType):
                     _add_names(function, found, seen)
         known[base] = frozenset(found)

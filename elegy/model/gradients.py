@@ -109,7 +109,7 @@ def _of_batch(
             if name in apart and full != name:
                 apart[full] = apart.pop(name)
         for name, value in (get_metrics() or {}).items():
-            add_values(values, name, value)
+            add_values(values, notes.shown(name), value)
         others = [value for name, value in terms.items() if name not in apart]
     return Valued(values, apart, sum(others[1:], others[0]) if others else None, more)
 

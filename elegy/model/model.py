@@ -290,7 +290,7 @@ class Model:
         if self.optimizer.takes_functions:
             extra["value_fn"] = self._value_fn(self.loss_step, Data(x, y, sample_weight))
         (values, y_pred), gradients = self.value_and_grad(self.loss_step)(x, y, sample_weight)
-        require_fixed(self.module, self._losses.named())
+        require_fixed(self.module, self._losses.by_place())
         extra |= {"value": values["loss"]} | ({"grad": gradients} if extra else {})
         self.optimizer.update(self.module, gradients, **extra)
         return values | self.compute_metrics(x, y, y_pred, sample_weight)
@@ -544,10 +544,10 @@ class Model:
         **Arguments:**
 
         - `x`: the inputs: an array whose first axis is that of the samples, or numbers in nested lists; a tuple of
-          arrays for a module that takes several arguments; a dict for one that takes them by keyword. Where all arrays
-          are those of JAX they stay on the device, and a compiled step picks the samples of its batch. Or something
-          that gives batches, `x`, `(x, y)` or `(x, y, sample_weight)`: whatever `elegy.data.as_source` takes. Then
-          there is no `y`.
+          arrays for a module that takes several arguments, where Keras takes a list; a dict for one that takes them by
+          keyword. Where all arrays are those of JAX they stay on the device, and a compiled step picks the samples of
+          its batch. Or something that gives batches, `x`, `(x, y)` or `(x, y, sample_weight)`: whatever
+          `elegy.data.as_source` takes. Then there is no `y`.
         - `y`: the targets, an array, tuple or dict as losses and metrics take it.
         - `batch_size`: how many samples make a batch, 32 by default. The last batch of an epoch has what remains. It is
           filled up with samples that do not count, so that nothing is compiled for it; unless the loss, a metric or the

@@ -56,12 +56,14 @@ class Notes:
     on; those that come back as they were are found again, by their identity.
 
     - `divides`: whether there may be losses that are no means over all samples alike.
+    - `shown`: how metrics are called that were declared under a name.
 
     **Attributes:** `names`, those of all that is logged with the losses.
     """
 
-    def __init__(self, divides: bool = False) -> None:
+    def __init__(self, divides: bool = False, shown: Callable[[str], str] = str) -> None:
         self.divides = divides
+        self.shown = shown
         self.names: set[str] = set()
         self._noted: list[tuple[tp.Any, tp.Any]] = []
 
@@ -110,10 +112,16 @@ class Losses(Module):
         self.names = tuple("/".join([_as_loss(first), *rest]) for (first, *rest), _, _ in named)
         self.places = tuple(place for _, place, _ in named)
         self.functions = tuple(function for _, _, function in named)
+        self._paths = {f"losses/functions/{number}/": f"{name}/" for number, name in enumerate(self.names)}
 
-    def named(self) -> dict[str, tp.Any]:
-        """The functions by name."""
-        return dict(zip(self.names, self.functions, strict=True))
+    def by_place(self) -> dict[str, tp.Any]:
+        """The functions by where they were given."""
+        return dict(zip(self.places, self.functions, strict=True))
+
+    def shown(self, name: str) -> str:
+        """A name that `elegy.add_metric` made of the path of a loss: with the name of the loss in its place."""
+        path = next((path for path in self._paths if name.startswith(path)), None)
+        return name if path is None else self._paths[path] + name.removeprefix(path)
 
     def owners(self) -> list[tuple[str, tp.Any]]:
         """The functions, each with what messages call it."""
@@ -134,9 +142,9 @@ class Losses(Module):
         for name, place, function in zip(self.names, self.places, self.functions, strict=True):
             with _explained(place, function, inputs):
                 found = _evaluate(_owner(place, function), function, inputs, _mean_of_weighted)
-            found, treedef = jax.tree.flatten(found, is_leaf=lambda part: isinstance(part, Reduced))
-            scalars = [part.value if isinstance(part, Reduced) else part for part in found]
-            names = add_values(values, name, treedef.unflatten(scalars))
+                found, treedef = jax.tree.flatten(found, is_leaf=lambda part: isinstance(part, Reduced))
+                scalars = [part.value if isinstance(part, Reduced) else part for part in found]
+                names = add_values(values, name, treedef.unflatten(scalars))
             for full, part in zip(names, found, strict=True):
                 if isinstance(part, Reduced) and part.divisor is not None:
                     known[full] = Weighted(values[full], part.divisor.astype(values[full].dtype))
@@ -172,10 +180,10 @@ class Metrics(Module):
             values, others = (so_far, of_batch) if isinstance(function, Metric) else (of_batch, so_far)
             with _explained(place, function, inputs):
                 found = _evaluate(_owner(place, function), function, inputs, _weighted_mean)
-            found = jax.tree.map(_of_loss, found, is_leaf=lambda part: isinstance(part, Reduced))
-            if getattr(function, "reduction", None) is Reduction.SUM:
-                found = jax.tree.map(Sum, found)
-            add_values(values, name, found, {*self._taken, *others})
+                found = jax.tree.map(_of_loss, found, is_leaf=lambda part: isinstance(part, Reduced))
+                if getattr(function, "reduction", None) is Reduction.SUM:
+                    found = jax.tree.map(Sum, found)
+                add_values(values, name, found, {*self._taken, *others})
         return of_batch, so_far
 
     def direction(self, name: str) -> str | None:
@@ -317,12 +325,10 @@ def _hint(owner: str, function: tp.Any, x: tp.Any, y_true: tp.Any, y_pred: tp.An
             "output: give one array of targets."
         )
     samples = [len(leaf) for leaf in jax.tree.leaves((x, y_true)) if np.ndim(leaf)]
-    if samples and is_array(y_pred) and y_pred.shape[:1] != (samples[0],):
+    shape = tuple(getattr(y_pred, "shape", ()))
+    if samples and is_array(y_pred) and shape[:1] != (samples[0],):
         column = " A row of numbers, one for each sample, becomes a column by x[:, None]." if np.ndim(x) == 1 else ""
-        return (
-            f"y_pred has shape {y_pred.shape} for a batch of {samples[0]} samples: its first axis is not theirs."
-            + column
-        )
+        return f"y_pred has shape {shape} for a batch of {samples[0]} samples: its first axis is not theirs." + column
     return ""
 
 

@@ -418,7 +418,10 @@ def _default_promotion() -> Iterator[None]:
 
 
 def require_fixed(module: tp.Any, losses: dict[str, tp.Any]) -> None:
-    """Refuses losses that have trainable parameters which are not those of the module: they would stay as they are."""
+    """Refuses losses that have trainable parameters which are not those of the module: they would stay as they are.
+
+    - `losses`: by where the user gave them.
+    """
     named = [(name, loss) for name, loss in losses.items() if isinstance(loss, Module)]
     _, found = trainable_parameters([module, [loss for _, loss in named]])
     paths = ["/".join([named[int(number)][0], *below]) for number, *below in parts_of_leaves(found)]

@@ -50,7 +50,7 @@ class Running:
         self.metrics = metrics
         self.part = part
         self.so_far: Scalars = {}
-        self.notes = Notes(model._losses.divides)
+        self.notes = Notes(model._losses.divides, model._losses.shown)
         self.y = y
         self.labels = labels
 

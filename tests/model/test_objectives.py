@@ -122,6 +122,37 @@ def test_labels_and_rows_that_were_taken_for_each_other(loss, y, hint):
         elegy.Model(elegy.nn.Linear(3), loss=loss).evaluate(X, y)
 
 
+class Declaring(elegy.losses.Loss):
+    def call(self, y_true, y_pred):
+        elegy.add_metric("largest", jnp.max(y_pred))
+        return jnp.mean((y_true - y_pred) ** 2, axis=-1)
+
+
+def test_a_metric_that_a_loss_declares_has_the_name_of_the_loss():
+    logs = elegy.Model(elegy.nn.Linear(3), loss={"aux": [free, Declaring()]}).evaluate(X, Y)
+    assert set(logs) == {"loss", "aux_loss/free", "aux_loss/declaring", "aux_loss/declaring/largest"}
+
+
+class Learning(elegy.losses.Loss):
+    def call(self, y_true, y_pred):
+        return elegy.nn.Linear(1)(y_true - y_pred)
+
+
+class TwoNumbers(elegy.metrics.Metric):
+    def update(self, y_pred): ...
+
+    def compute(self):
+        return jnp.zeros(2)
+
+
+def test_what_a_loss_holds_and_what_a_metric_gives_are_named_as_well():
+    with pytest.raises(elegy.errors.ParameterError, match=r"those of the module only: loss\['aux'\]/linear/b, "):
+        elegy.Model(elegy.nn.Linear(3), loss={"aux": Learning()}).fit(X, Y, verbose=0)
+    with pytest.raises(ValueError, match="two_numbers: what is logged must be a scalar") as caught:
+        elegy.Model(elegy.nn.Linear(3), loss=free, metrics=[TwoNumbers()]).evaluate(X, Y)
+    assert any(note.startswith("in metrics[0] (TwoNumbers)") for note in caught.value.__notes__)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_a_message_that_names_a_metric_names_it_as_it_was_given():
     model = elegy.Model(elegy.nn.Linear(3), loss=free, metrics=[free, elegy.metrics.F1()])
