@@ -30,11 +30,11 @@ class Batch(tp.NamedTuple):
 
 
 def as_batch(value: tp.Any) -> Batch:
-    """Takes apart what a source gives, and checks and converts its arrays.
+    """Takes apart what a source gives, and checks and converts its arrays. A `Batch` is its parts.
 
     **Raises:** `TypeError` or `ValueError`, with the path of the array.
     """
-    if type(value) in (tuple, list):
+    if type(value) in (tuple, list, Batch):
         if not 1 <= len(value) <= 3:
             raise ValueError(f"it is a {type(value).__name__} of {len(value)}: a batch is {FORMS}.")
         parts = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 import threading
 import typing as tp
 from collections.abc import Callable, Iterator
@@ -86,7 +87,11 @@ class DataLoader:
             ("seed", seed, 0),
             ("prefetch", prefetch, 1),
         ):
-            if value is not None and value < least:
+            if value is None and name == "prefetch":
+                continue
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                raise TypeError(f"{name} must be an integer, got {value!r}.")
+            if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout must be positive, got {timeout}.")
@@ -237,13 +242,19 @@ class _Maker:
                     if at_sample is not None:
                         at_sample(index)
                     current.draw = (self.seed, epoch, 1, index)
-                    samples.append(self.dataset[index])
+                    samples.append(self._sample(index))
             except Exception as error:
                 error.add_note(f"Raised by the dataset, for sample {indices[len(samples)]}.")
                 raise
             finally:
                 current.draw = None
             return stack(samples, indices) if self.batch_fn is None else self.batch_fn(samples)
+
+    def _sample(self, index: int) -> tp.Any:
+        try:
+            return self.dataset[index]
+        except StopIteration as error:  # which would end a generator that it passes through
+            raise RuntimeError("the dataset raised StopIteration: is an iterator in it at its end?") from error
 
     def _indices(self, epoch: int, number: int) -> list[int]:
         first = number * self.batch_size

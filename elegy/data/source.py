@@ -472,10 +472,10 @@ def as_source(
 ) -> Source:
     """Makes a `Source` of what gives batches, whichever library it is of.
 
-    A batch is `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as a tuple or a list; a dict or a named tuple is `x`.
-    Each of the parts is an array, or a tuple, list or dict of arrays; numbers in nested lists are an array. Whatever
-    has `__array__` or `__dlpack__` is one, such as a tensor of PyTorch or TensorFlow, and becomes a NumPy array of
-    the dtype that JAX computes with.
+    A batch is `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as a tuple, a list or an `elegy.data.Batch`; a dict or
+    another named tuple is `x`. Each of the parts is an array, or a tuple, list or dict of arrays; numbers in nested
+    lists are an array. Whatever has `__array__` or `__dlpack__` is one, such as a tensor of PyTorch or TensorFlow, and
+    becomes a NumPy array of the dtype that JAX computes with.
 
     **Arguments:**
 

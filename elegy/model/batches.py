@@ -9,12 +9,14 @@ import typing as tp
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from elegy.data import Source
 from elegy.data.source import GivenTwice
 from elegy.model.data import Data
+from elegy.model.placement import between, rows_of
 from elegy.model.program import Batch
 
 Order = Int[np.ndarray, "samples"] | None
@@ -154,7 +156,7 @@ class Arrays(Feed):
 
     def first(self, steps: int) -> Arrays:
         end = min(steps, self.steps) * self._batch_size
-        data = jax.tree.map(lambda array: array[:end], self._data)
+        data = jax.tree.map(lambda array: between(array, 0, min(end, self.samples)), self._data)
         return Arrays(data, *self._given, self._pads)
 
     def repeated(self, steps: int) -> Arrays:
@@ -396,7 +398,7 @@ class Stream(Feed):
         example = self.example()
         if data.size < example.size:
             places = np.resize(np.arange(data.size), example.size)
-            filled = jax.tree.map(lambda leaf: leaf[places], data)
+            filled = jax.tree.map(lambda leaf: rows_of(leaf, places), data)
             if _shapes(filled) == _shapes(example):
                 return Batch(filled, np.asarray(data.size, np.int32))
         return Batch(data, np.asarray(data.size, np.int32))
@@ -418,7 +420,7 @@ class Stream(Feed):
     def _together_as_one(self, batches: list[Batch]) -> tuple[int, Batch]:
         count = len(batches)
         rows = batches + [batches[0]] * (self._together - count)
-        data, real = jax.tree.map(lambda *leaves: np.stack(leaves), *((batch.data, batch.real) for batch in rows))
+        data, real = jax.tree.map(_stack, *((batch.data, batch.real) for batch in rows))
         return count, Batch(data, real, np.asarray(count, np.int32))
 
 
@@ -442,8 +444,25 @@ class _Kept(Source):
         yield from self._batches[start:]
 
 
+# Arrays of JAX stay on their devices.
+_stack_there = jax.jit(lambda arrays: jnp.stack(arrays))
+_concatenate_there = jax.jit(lambda arrays: jnp.concatenate(arrays))
+
+
+def _stack(*arrays: tp.Any) -> tp.Any:
+    return _stack_there(arrays) if _are_of_jax(arrays) else np.stack(arrays)
+
+
+def _concatenate(*arrays: tp.Any) -> tp.Any:
+    return _concatenate_there(arrays) if _are_of_jax(arrays) else np.concatenate(arrays)
+
+
 def _concatenated(parts: list[Data]) -> Data:
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return parts[0] if len(parts) == 1 else jax.tree.map(_concatenate, *parts)
+
+
+def _are_of_jax(arrays: tuple[tp.Any, ...]) -> bool:
+    return all(isinstance(array, jax.Array) for array in arrays)
 
 
 def _is_plain(tree: tp.Any) -> bool:

@@ -20,6 +20,7 @@ from elegy.errors import SortedDataWarning
 from elegy.frames import warn
 from elegy.leaves import is_array
 from elegy.losses.arguments import LabelRange
+from elegy.model.placement import between
 from elegy.module import Module
 from elegy.state import training
 
@@ -81,7 +82,8 @@ def gives_batches(x: tp.Any) -> bool:
     Numbers in nested lists are an array.
     """
     if isinstance(x, list):
-        are_batches = all(isinstance(item, (tuple, list)) and 1 <= len(item) <= 3 for item in x)
+        # Tuples of more are batches too, to be told so.
+        are_batches = all(isinstance(item, tuple) or (isinstance(item, list) and 1 <= len(item) <= 3) for item in x)
         return bool(x) and are_batches and not is_numbers(x)
     return isinstance(x, Source) or (
         (hasattr(x, "__iter__") or callable(x))
@@ -110,7 +112,10 @@ def split(data: Data, fraction: float) -> tuple[Data, Data]:
             f"  Give more samples, a {change} fraction, or validation_data=(x, y)."
         )
     _require_unsorted(data.y, at, fraction)
-    return jax.tree.map(lambda array: array[:at], data), jax.tree.map(lambda array: array[at:], data)
+    first, last = ((0, at), (at, data.size))
+    return jax.tree.map(lambda array: between(array, *first), data), jax.tree.map(
+        lambda array: between(array, *last), data
+    )
 
 
 def _require_unsorted(y: tp.Any, at: int, fraction: float) -> None:

@@ -13,6 +13,7 @@ from elegy.contexts import is_initializing
 from elegy.hooks import get_losses, get_metrics, hooks_context
 from elegy.model.data import Data
 from elegy.model.objectives import Notes, Scalars, Sum, Total, Weighted, add_values, scalar_of
+from elegy.model.placement import between, folded, unfolded
 from elegy.precision import accumulating
 from elegy.state import sample_mask, sample_mask_context
 from elegy.tracing import evaluate
@@ -217,11 +218,11 @@ def _added_up(
     """Values and gradients of a batch, part by part."""
     mask, size = sample_mask(), data.size
     number, rest = divmod(size, part)
-    folded = jax.tree.map(lambda leaf: leaf[: number * part].reshape(number, part, *leaf.shape[1:]), (data, mask))
-    last = jax.tree.map(lambda leaf: leaf[number * part :], (data, mask)) if rest else None
+    parts_of = jax.tree.map(lambda leaf: folded(leaf, number, part), (data, mask))
+    last = jax.tree.map(lambda leaf: between(leaf, number * part, size), (data, mask)) if rest else None
     # A sum of many parts needs more digits than parameters of 16 bits have.
     zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, accumulating(leaf.dtype)), like)
-    is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((folded, zeros)))
+    is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((parts_of, zeros)))
     at = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: E731
     stacked = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)  # noqa: E731
 
@@ -231,7 +232,9 @@ def _added_up(
             weights = weights_of(data)
         return Shares(jnp.asarray(data.size if mask is None else jnp.sum(mask), jnp.result_type(float)), weights)
 
-    counts = jax.lax.map(counts_of, folded) if is_traced else stacked([counts_of(at(folded, i)) for i in range(number)])
+    counts = (
+        jax.lax.map(counts_of, parts_of) if is_traced else stacked([counts_of(at(parts_of, i)) for i in range(number)])
+    )
     if last is not None:
         counts = jax.tree.map(lambda many, one: jnp.append(many, one), counts, counts_of(last))
     shares = jax.tree.map(lambda counts: counts / _or_one(jnp.sum(counts)), counts)
@@ -244,11 +247,11 @@ def _added_up(
 
     of_whole = jax.tree.map(lambda share: share[:number], shares)
     if is_traced:
-        gradients, found = scan(step, zeros, (folded, of_whole), modules=modules)
+        gradients, found = scan(step, zeros, (parts_of, of_whole), modules=modules)
     else:  # without compilation each part runs as code without transforms does
         gradients, each = zeros, []
         for i in range(number):
-            gradients, of_part = step(gradients, at((folded, of_whole), i))
+            gradients, of_part = step(gradients, at((parts_of, of_whole), i))
             each.append(of_part)
         found = stacked(each)
     parts = [found]
@@ -274,7 +277,7 @@ def _joined(parts: Sequence[tp.Any], size: int) -> tp.Any:
                 "with accumulate=, what a loss function returns besides the loss must have the samples along its first "
                 "axis, so that parts can be joined."
             )
-        joined = jnp.concatenate([leaf.reshape(-1, *leaf.shape[2:]) for leaf in leaves])
+        joined = jnp.concatenate([unfolded(leaf) for leaf in leaves])
         if len(joined) != size:
             raise ValueError(
                 f"with accumulate=, what a loss function returns besides the loss must have one row for each sample: "

@@ -23,6 +23,7 @@ from elegy.layout import nodes_in, walk
 from elegy.model.carry import Carry, Structure, stacked, summed
 from elegy.model.data import Data
 from elegy.model.objectives import Labels, NotMaskable
+from elegy.model.placement import rows_of
 from elegy.model.rows import leaks_of
 from elegy.model.steps import Running, counted, outputs_of, put_evaluation_parameters, run_by, stream_of, values_of
 from elegy.pytree import layout_of
@@ -166,9 +167,18 @@ class Program:
 
     def __call__(self, carry: Carry | None, batch: Batch, step: int, eagerly: bool = False) -> tp.Any:
         """Runs the step, before which `step` others came. **Returns:** the new carry; for `"predict"` the outputs."""
-        if not eagerly:
-            return self.compiled(carry, batch, step)
+        try:
+            return self._eagerly(carry, batch, step) if eagerly else self.compiled(carry, batch, step)
+        except Exception as error:
+            if type(error).__name__ == "ShardingTypeError" and _are_apart(batch, self.read()):
+                error.add_note(
+                    "The batch lies on a mesh of explicit axes, and the module does not. Put it there before Model is "
+                    "given it: jax.device_put(module, jax.NamedSharding(mesh, jax.P())); or train within "
+                    "jax.set_mesh(mesh)."
+                )
+            raise
 
+    def _eagerly(self, carry: Carry | None, batch: Batch, step: int) -> tp.Any:
         # As in compiled steps, all is an array of JAX: also what users write `x.at[0]` for.
         converted = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf  # noqa: E731
         carry, batch = jax.tree.map(converted, (carry, batch))
@@ -301,7 +311,12 @@ class Program:
             names = found.names, found.names_so_far
 
         with rng_context(self._initial), training_context(training):
-            transact(lambda: run_init_pass(run, (batch,), {}, self._roots))
+            try:
+                transact(lambda: run_init_pass(run, (batch,), {}, self._roots))
+            except (TypeError, ValueError) as error:
+                if self.kind != "predict" and batch.y is None and isinstance(batch.x, dict) and len(batch.x) > 1:
+                    error.add_note(_about_dict(list(batch.x)))
+                raise
         if self.kind == "predict":
             return Start(None, *names, [])
         leaves, treedef = jax.tree.flatten(self._metrics)
@@ -311,6 +326,22 @@ class Program:
             [_on_host(leaf) for leaf in leaves],
             labels=labels,
         )
+
+
+def _about_dict(keys: list[tp.Any]) -> str:
+    y = next((key for key in keys if key in ("y", "label", "labels", "target", "targets")), keys[-1])
+    x = next(key for key in keys if key != y)
+    return (
+        f"Each batch is a dict with the keys {', '.join(map(repr, keys))}, which is x as a whole: its keys are those "
+        "of arguments of the module, and there is no y.\n  To make inputs and targets of it: "
+        f"elegy.data.as_source(data, transform=lambda batch: (batch[{x!r}], batch[{y!r}]))."
+    )
+
+
+def _are_apart(batch: Batch, modules: list[tp.Any]) -> bool:
+    """Whether a batch lies on a mesh of explicit axes on which modules do not."""
+    on_mesh = lambda leaf: isinstance(leaf, jax.Array) and not jax.typeof(leaf).sharding.mesh.empty  # noqa: E731
+    return any(map(on_mesh, jax.tree.leaves(batch))) and not all(map(on_mesh, modules))
 
 
 def _require_trained(model: Model) -> None:
@@ -368,7 +399,7 @@ def _one(
     assert model is not None
     data, real = batch.data, batch.real
     if batch.source is not None:
-        data = jax.tree.map(lambda array: array[batch.data], batch.source)
+        data = jax.tree.map(lambda array: rows_of(array, batch.data), batch.source)
     mask = None if real is None else jnp.arange(data.size) < real
     # An init pass draws from the stream around.
     stream = contextlib.nullcontext() if is_initializing() else rng_context(stream_of(seed, kind, step))

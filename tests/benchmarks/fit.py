@@ -25,8 +25,9 @@ SCAN = "loop of `jax.lax.scan`"
 FIT = "`Model.fit`"
 TOGETHER = "`Model.fit(steps_per_execution=50)`"
 NNX = "loop of `flax.nnx.jit`"
+CACHED = "loop of `flax.nnx.cached_partial`"
 KERAS = "Keras `fit`"
-PACKAGES = {NNX: "flax", KERAS: "keras"}
+PACKAGES = {NNX: "flax", CACHED: "flax", KERAS: "keras"}
 
 STEPS = 50  # that go together
 RATE = 1e-3
@@ -85,14 +86,15 @@ CNN = Network((28, 28, 1), (16, 32), (10,), classifies=True)
 def rows(quick: bool) -> Iterator[Row]:
     small = compared(MLP, 2 * STEPS if quick else 8 * STEPS, 32, Budget(2 if quick else 21, 0.0))
     computation = "epoch of small steps"
-    yield from compare(computation, [(FIT, RAW), (NNX, RAW), (KERAS, RAW), (FIT, NNX), (FIT, KERAS)], small)
+    pairs = [*((arm, RAW) for arm in (FIT, NNX, CACHED, KERAS)), *((FIT, arm) for arm in (NNX, CACHED, KERAS))]
+    yield from compare(computation, pairs, small)
     steps = 2 * STEPS if quick else 8 * STEPS
-    pairs = [(arm, RAW) for arm in (FIT, NNX, KERAS)]
+    pairs = [(arm, RAW) for arm in (FIT, NNX, CACHED, KERAS)]
     yield from difference("small step: microseconds more", pairs, small, 1e6 / steps)
     groups = 2 if quick else 40
     together = compared(MLP, groups * STEPS, 32, Budget(2 if quick else 41, 0.0), (SCAN, TOGETHER))
     yield from compare(f"epoch of {groups} loops of 50 small steps", [(TOGETHER, SCAN)], together)
-    pairs = [(FIT, RAW), (FIT, NNX), (FIT, KERAS)]
+    pairs = [(FIT, arm) for arm in (RAW, NNX, CACHED, KERAS)]
     for name, network, batch, samples, rounds in (
         ("dense network, 784-128-10", IMAGES, 128, 60_000, 11),
         ("convolutional network", CNN, 64, 6_400, 7),
@@ -102,7 +104,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 def compared(
-    network: Network, steps: int, batch: int, budget: Budget, arms: tuple[str, ...] = (RAW, FIT, NNX, KERAS)
+    network: Network, steps: int, batch: int, budget: Budget, arms: tuple[str, ...] = (RAW, FIT, NNX, CACHED, KERAS)
 ) -> dict[str, list[float]]:
     """The seconds of an epoch of each arm, in each round."""
     x, y = network.samples(steps * batch)
@@ -209,7 +211,7 @@ def scan_epoch(network: Network, x: np.ndarray, y: np.ndarray, batch: int) -> Ep
     return epoch
 
 
-def nnx_epoch(network: Network, x: np.ndarray, y: np.ndarray, batch: int) -> Epoch:
+def nnx_epoch(network: Network, x: np.ndarray, y: np.ndarray, batch: int, caches: bool = False) -> Epoch:
     from flax import nnx
 
     layers: list[tp.Any] = []
@@ -236,19 +238,20 @@ def nnx_epoch(network: Network, x: np.ndarray, y: np.ndarray, batch: int) -> Epo
     module = Layers()
     optimizer = nnx.Optimizer(module, optax.adam(RATE), wrt=nnx.Param)
 
-    @nnx.jit
     def step(module: tp.Any, optimizer: tp.Any, total: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
         loss, gradients = nnx.value_and_grad(lambda module: network.loss(y, module(x)))(module)
         optimizer.update(module, gradients)
         return total + loss
 
+    bind = nnx.cached_partial if caches else functools.partial
+    step_of_both = bind(nnx.jit(step, donate_argnums=(0, 1, 2)), module, optimizer)
     orders = Orders(len(x))
 
     def epoch(shuffles: bool) -> float:
         order, total = orders(shuffles), jnp.zeros([])
         for begin in range(0, len(x), batch):
             chosen = order[begin : begin + batch]
-            total = step(module, optimizer, total, x[chosen], y[chosen])
+            total = step_of_both(total, x[chosen], y[chosen])
         return float(total) / (len(x) // batch)
 
     return epoch
@@ -278,6 +281,7 @@ MAKERS: dict[str, Callable[..., Epoch]] = {
     RAW: raw_epoch,
     FIT: fit_epoch,
     NNX: nnx_epoch,
+    CACHED: functools.partial(nnx_epoch, caches=True),
     KERAS: keras_epoch,
     SCAN: scan_epoch,
     TOGETHER: functools.partial(fit_epoch, together=STEPS),

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 RAW = "loop of `jax.jit`"
 NNX = "loop of `flax.nnx.jit`"
+CACHED = "loop of `flax.nnx.cached_partial`"
 KERAS = "Keras `fit`"
 DIFFERENCE = "small step: microseconds"
 
@@ -75,14 +76,14 @@ ROWS = [
     ),
     ("import", "`import elegy`", "`import jax, equinox, optax`"),
     *(("cold initialisation, 5 convolutions", "Elegy", peer) for peer in ("Flax NNX", "Equinox", "Keras")),
-    *(("epoch of small steps", arm, RAW) for arm in ("`Model.fit`", NNX, KERAS)),
-    *(("epoch of small steps", "`Model.fit`", peer) for peer in (NNX, KERAS)),
-    *((f"{DIFFERENCE} more", arm, RAW) for arm in ("`Model.fit`", NNX, KERAS)),
+    *(("epoch of small steps", arm, RAW) for arm in ("`Model.fit`", NNX, CACHED, KERAS)),
+    *(("epoch of small steps", "`Model.fit`", peer) for peer in (NNX, CACHED, KERAS)),
+    *((f"{DIFFERENCE} more", arm, RAW) for arm in ("`Model.fit`", NNX, CACHED, KERAS)),
     ("epoch of 2 loops of 50 small steps", "`Model.fit(steps_per_execution=50)`", "loop of `jax.lax.scan`"),
     *(
         (f"epoch, {network}", "`Model.fit`", peer)
         for network in ("dense network, 784-128-10", "convolutional network")
-        for peer in (RAW, NNX, KERAS)
+        for peer in (RAW, NNX, CACHED, KERAS)
     ),
     *(
         (what, arm, reference)
@@ -96,7 +97,7 @@ ROWS = [
         )
     ),
 ]
-OPTIONAL = {"`flax.nnx.jit`", "Haiku", "Flax Linen", "Flax NNX", "`flax.nnx.scan`", "Keras", NNX, KERAS}
+OPTIONAL = {"`flax.nnx.jit`", "Haiku", "Flax Linen", "Flax NNX", "`flax.nnx.scan`", "Keras", NNX, CACHED, KERAS}
 
 
 @pytest.mark.slow

@@ -55,6 +55,16 @@ class BFloat16Tensor:
         return self.array.__dlpack_device__()
 
 
+def test_a_batch_is_its_parts_and_another_named_tuple_is_x():
+    source = elegy.data.as_source([(X, Y), (X, Y, W)])
+    first, second = elegy.data.as_source(list(source.batches())).batches()
+    assert_same((first, second), (elegy.data.Batch(X, Y, None), elegy.data.Batch(X, Y, W)))
+    assert_same(batch_of(Point(X, Y)), elegy.data.Batch(Point(X, Y), None, None))
+    transform = lambda value: elegy.data.Batch(value["a"], value["b"], None)  # noqa: E731
+    (batch,) = elegy.data.as_source([{"a": X, "b": Y}], transform=transform).batches()
+    assert_same(batch, first)
+
+
 @pytest.mark.parametrize(
     "value, expected",
     [

@@ -19,6 +19,7 @@ import pytest
 import elegy
 from tests.data.datasets import Failing, Oddly, Process, Squares, Stuck, Unreadable
 from tests.helpers import assert_same
+from tests.model.test_model import jaxtyping_off
 
 Point = collections.namedtuple("Point", "a b")
 
@@ -232,6 +233,12 @@ def test_arguments_out_of_range(arguments, message):
             loader.batches(*position)
 
 
+@pytest.mark.parametrize("value", ["7", 2.0, True, None])
+def test_numbers_that_are_none(value):
+    with jaxtyping_off(), pytest.raises(TypeError, match=f"batch_size must be an integer, got {value!r}"):
+        elegy.data.DataLoader([1], value)
+
+
 # --- threads
 
 
@@ -324,6 +331,20 @@ def test_errors_come_in_order_with_the_number_of_the_sample(n_workers):
         "Raised by the data, for batch 2 of epoch 1 (both counted from 0).",
     ]
     assert raised.traceback[-1].name == "__getitem__"
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_dataset_that_raises_stop_iteration_is_not_at_its_end(n_workers):
+    class Ended:
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return next(iter([] if index == 5 else [index]))
+
+    with pytest.raises(RuntimeError, match="the dataset raised StopIteration") as raised:
+        list(elegy.data.DataLoader(Ended(), 4, n_workers))
+    assert raised.value.__notes__ == ["Raised by the dataset, for sample 5."]
 
 
 def test_a_thread_that_takes_too_long():

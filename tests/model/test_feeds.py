@@ -78,6 +78,8 @@ def in_loader(batches):
 
 FORMS: dict[str, tp.Any] = {
     "list": lambda batches: batches,
+    "list of elegy.data.Batch": lambda batches: list(Own(batches).batches()),
+    "prefetch": lambda batches: lambda: elegy.data.prefetch(Own(batches).batches()),
     "list of lists": lambda batches: [list(batch) for batch in batches],
     "function": lambda batches: lambda: iter(batches),
     "loader": Loader,
@@ -111,6 +113,17 @@ def test_batches_train_as_the_arrays_do(form, samples):
     found = model.evaluate(FORMS[form](batches), steps=steps)
     np.testing.assert_allclose(found["loss"], model.evaluate(x, y)["loss"], rtol=1e-5)
     np.testing.assert_allclose(model.predict(FORMS[form](batches), steps=steps), model.predict(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("call", ["fit", "evaluate"])
+def test_batches_that_are_dicts_of_inputs_and_targets(call):
+    x, y = data(8)
+    options = {"verbose": 0} if call == "fit" else {}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'label'") as raised:
+        getattr(make_model(elegy.nn.Linear(1)), call)(lambda: iter([{"label": y, "x": x}]), **options)
+    note = raised.value.__notes__[-1]
+    assert note.startswith("Each batch is a dict with the keys 'label', 'x', which is x as a whole")
+    assert note.endswith("as_source(data, transform=lambda batch: (batch['x'], batch['label'])).")
 
 
 def test_a_generator_goes_on_from_epoch_to_epoch():
@@ -647,3 +660,10 @@ def test_what_is_fed_is_no_memory_of_the_source():
         buffer[...] = 1
         seen.append(batch.data.x.copy())
     np.testing.assert_array_equal(seen, np.zeros((1, 4, 2)))
+
+
+def test_a_batch_of_too_many_parts_is_told_as_such():
+    x = np.ones([4, 3], np.float32)
+    model = elegy.Model(elegy.nn.Linear(1), elegy.losses.MeanSquaredError())
+    with pytest.raises(ValueError, match="it is a tuple of 4: a batch is x"):
+        model.fit([(x, x, x, x)], verbose=0)
