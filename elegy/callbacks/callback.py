@@ -155,6 +155,20 @@ class Callback:
         return self.params["initial_epoch"] > 0 or self.params.get("resumes", False)
 
 
+def as_number(name: str, value: tp.Any) -> float:
+    """A value of the logs, into which callbacks may put others.
+
+    **Raises:** `TypeError` if it is no number.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"the value of {name!r} in the logs must be a number, got {value!r}.\n"
+            "  A callback has put it there: have that keep it elsewhere, such as in an attribute."
+        ) from None
+
+
 def require_hook(owner: Callback, name: str) -> None:
     """Refuses a hook that cannot be called with what a hook of this name is given. One that does not say what it takes
     is left alone.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.callback import Callback, Logs, as_number
 from elegy.callbacks.monitor import require_at_least
 from elegy.callbacks.optional import imported
 from elegy.selections import parts_of_leaves
@@ -164,7 +164,7 @@ class TensorBoard(Callback):
     def _write(self, kind: str, logs: Logs, step: int) -> None:
         for name, value in logs.items():
             run = _VALIDATION if name.startswith("val_") else _BATCHES if kind == "batch" else _TRAIN
-            self._writer(run).add_scalar(f"{kind}_{name.removeprefix('val_')}", float(value), step)
+            self._writer(run).add_scalar(f"{kind}_{name.removeprefix('val_')}", as_number(name, value), step)
 
     def _write_histograms(self, epoch: int) -> None:
         parameters = self.model.module.get_parameters()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing as tp
 from collections.abc import Mapping
 
-from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.callback import Callback, Logs, as_number
 from elegy.callbacks.optional import imported
 
 
@@ -117,7 +117,7 @@ class MLflow(HasRun):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         of_run = {} if self.run_id is None else {"run_id": self.run_id}
-        self._library.log_metrics({name: float(value) for name, value in logs.items()}, step=epoch, **of_run)
+        self._library.log_metrics({name: as_number(name, value) for name, value in logs.items()}, step=epoch, **of_run)
 
     def close(self) -> None:
         if self._started:

@@ -266,6 +266,13 @@ def test_a_history_goes_on_from_its_state(fitted):
     assert whole.epoch == [0, 1] and len(whole.history["loss"]) == 2
 
 
+def test_a_history_draws_both_under_the_name_of_training():
+    history = History()
+    history.on_epoch_end(0, {"loss": 1.0, "val_loss": 2.0})
+    with pytest.raises(ValueError, match="no val_loss.*\n  Write 'loss': .*drawn together"):
+        history.plot("val_loss")
+
+
 class Marked(Callback):
     """Has a state, and an identity that is its mark."""
 
