@@ -186,8 +186,9 @@ def require_hook(owner: Callback, name: str) -> None:
         signature.bind(*given)
     except TypeError as error:
         names = ", ".join(given)
-        is_method = inspect.ismethod(hook)
-        write = f"def {name}({', '.join(['self', *given])})" if is_method else f"{name}=lambda {names}".rstrip() + ": ..."
+        write = f"def {name}({', '.join(['self', *given])})"
+        if not inspect.ismethod(hook):
+            write = f"{name}={' '.join(['lambda', *[names] * bool(names)])}: ..."
         raise TypeError(
             f"{type(owner).__name__}: {name} is given {names or 'nothing'}, and cannot be called with that: {error}.\n"
             f"  Write {write}. Arguments of other libraries, such as logs, need a default here: logs=None."

@@ -188,5 +188,7 @@ def progress(verbose: int) -> list[Callback]:
 
 def _verbosity(verbose: int) -> int:
     if verbose not in (0, 1, 2):
-        raise ValueError(f"verbose must be 0 (silent), 1 (progress) or 2 (a line for each epoch), got {verbose!r}.")
+        hint = "\n  Write verbose=1, which fits itself to the output." if verbose == "auto" else ""
+        text = f"verbose must be 0 (silent), 1 (progress) or 2 (a line for each epoch), got {verbose!r}."
+        raise ValueError(f"{text}{hint}")
     return int(verbose)

@@ -101,9 +101,10 @@ class TensorBoard(Callback):
     def _made_again(self) -> dict[str, int]:
         """The first steps that this training makes. A run has steps of one kind, since TensorBoard hides from a step on
         all that there is in a run, under whatever tag."""
-        epochs = dict.fromkeys([_TRAIN, _VALIDATION], self.params["initial_epoch"])
+        epoch: int = self.params["initial_epoch"]
         # Without a state nobody may know how many batches there were.
-        return {**epochs, _BATCHES: self._batches} if self._batches else epochs
+        of_batches = {_BATCHES: self._batches} if self._batches else {}
+        return {_TRAIN: epoch, _VALIDATION: epoch, **of_batches}
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._done = self._batches
