@@ -188,7 +188,7 @@ def require_hook(owner: Callback, name: str) -> None:
         names = ", ".join(given)
         write = f"def {name}({', '.join(['self', *given])})"
         if not inspect.ismethod(hook):
-            write = f"{name}={' '.join(['lambda', *[names] * bool(names)])}: ..."
+            write = f"{name}=lambda {names}".rstrip() + ": ..."
         raise TypeError(
             f"{type(owner).__name__}: {name} is given {names or 'nothing'}, and cannot be called with that: {error}.\n"
             f"  Write {write}. Arguments of other libraries, such as logs, need a default here: logs=None."
