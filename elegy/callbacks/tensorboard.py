@@ -82,26 +82,31 @@ class TensorBoard(Callback):
         self.profile = profile
         self._library = imported(self, "tensorboardX")
         self._writers: dict[str, tp.Any] = {}
-        self._first_steps: dict[str, int] = {}  # by run: what is there of this step and later ones is made again
         self._profiling = self._profiled = False
         self._done = self._batches = 0
+        self._epochs = 0  # that it was told of to the end
 
     def on_train_begin(self) -> None:
         # How many batches there were; of an epoch whose length nobody knows, what the state says.
         if not self._goes_on():
-            self._batches = 0
+            self._batches = self._epochs = 0
         elif (steps := self.params["steps"]) is not None and not (self.params.get("resumes") and self._batches):
             self._done = self._batches = self.params["initial_epoch"] * steps
         self._first_batch, self._profiled = self._batches, False
-        self._first_steps = self._made_again() if self._goes_on() else {}
-        for run in self._first_steps:
-            if (self.directory / run).exists():
-                self._writer(run)
+        if self._goes_on():
+            for run, step in self._made_again().items():
+                if (self.directory / run).exists():
+                    # TensorBoard takes the first session of a run that says where it starts for the beginning of the
+                    # run, and hides something for later ones only.
+                    self._new_writer(run, purge_step=step).close()
+                    self._writers[run] = self._new_writer(run, purge_step=step)
 
     def _made_again(self) -> dict[str, int]:
-        """The first steps that this training makes. A run has steps of one kind, since TensorBoard hides from a step on
-        all that there is in a run, under whatever tag."""
-        epoch: int = self.params["initial_epoch"]
+        """By run, the first step that this training makes. A run has steps of one kind, since TensorBoard hides from a
+        step on all that there is in a run, under whatever tag."""
+        # The model may have been saved after this callback was told of the end of an epoch, and before others were.
+        told = self._epochs if self.params.get("resumes") else 0
+        epoch: int = told or self.params["initial_epoch"]
         # Without a state nobody may know how many batches there were.
         of_batches = {_BATCHES: self._batches} if self._batches else {}
         return {_TRAIN: epoch, _VALIDATION: epoch, **of_batches}
@@ -125,10 +130,10 @@ class TensorBoard(Callback):
             self._write("batch", logs, self._batches - 1)
 
     def get_state(self) -> dict[str, tp.Any]:
-        return {"done": self._done, "batches": self._batches}
+        return {"done": self._done, "batches": self._batches, "epochs": self._epochs}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
-        self._done, self._batches = state["done"], state["batches"]
+        self._done, self._batches, self._epochs = state["done"], state["batches"], state.get("epochs", 0)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         self._write("epoch", logs, epoch)
@@ -136,6 +141,7 @@ class TensorBoard(Callback):
             self._write_histograms(epoch)
         for writer in self._writers.values():
             writer.flush()
+        self._epochs = epoch + 1
 
     def close(self) -> None:
         self._stop_profiling()
@@ -149,18 +155,13 @@ class TensorBoard(Callback):
 
     def _writer(self, run: str) -> tp.Any:
         if run not in self._writers:
-            if run in self._first_steps:
-                # TensorBoard takes the first session of a run that says where it starts for the beginning of the run,
-                # and hides something for later ones only.
-                self._new_writer(run).close()
             self._writers[run] = self._new_writer(run)
         return self._writers[run]
 
-    def _new_writer(self, run: str) -> tp.Any:
+    def _new_writer(self, run: str, **options: tp.Any) -> tp.Any:
         # Else two files that are begun within a second have one name, and the second one overwrites the first.
         suffix = f".{os.getpid()}.{next(_numbers):06}"
-        folder, first = str(self.directory / run), self._first_steps.get(run)
-        return self._library.SummaryWriter(folder, purge_step=first, filename_suffix=suffix)
+        return self._library.SummaryWriter(str(self.directory / run), filename_suffix=suffix, **options)
 
     def _write(self, kind: str, logs: Logs, step: int) -> None:
         for name, value in logs.items():

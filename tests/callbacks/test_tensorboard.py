@@ -208,6 +208,19 @@ def test_what_is_made_again_is_there_once(fitted, tmp_path, every_steps):
         assert cut == whole and len(set(cut)) == len(cut) > 0
 
 
+def test_an_epoch_whose_end_it_was_told_of_before_the_model_was_saved(fitted, tmp_path):
+    def save(epoch, logs):
+        if epoch == 1:
+            fitted.model.save(tmp_path / "run")
+
+    saving = LambdaCallback(on_epoch_end=save)
+    fitted(TensorBoard(tmp_path), saving, epochs=3)
+    fitted.reset()
+    fitted(TensorBoard(tmp_path), saving, epochs=4, resume=tmp_path / "run")
+    for run in ("train", "validation"):
+        assert [step for tag, step, _ in events(tmp_path / run) if tag == "epoch_loss"] == [0, 1, 2, 3]
+
+
 def test_runs_that_begin_within_a_second_have_files_of_their_own(fitted, tmp_path, monkeypatch):
     monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: 1.0)  # they are named by it
     both = TensorBoard(tmp_path), TensorBoard(tmp_path)
