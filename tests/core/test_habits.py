@@ -58,6 +58,9 @@ def message(function, *args, **kwargs):
         ("elegy.losses.BCEWithLogitsLoss", "Write elegy.losses.BinaryCrossentropy."),
         ("elegy.metrics.F1Score", "Write elegy.metrics.F1."),
         ("elegy.L2", "Write elegy.regularizers.L2."),
+        ("elegy.Input", "Inputs are not declared"),
+        ("elegy.layers", "Layers are in elegy.nn."),
+        ("elegy.load_model", "Write model.save(directory)"),
     ],
 )
 def test_a_name_of_another_library(name, instead):
