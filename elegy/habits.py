@@ -409,8 +409,9 @@ def _too_many(where: str, args: tuple[tp.Any, ...], parameters: list[inspect.Par
     takes_all = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if takes_all or not named or len(args) <= len(placed):
         return None
+    taken = f"only {', '.join(placed)}" if placed else "nothing"
     return TypeError(
-        f"{where} got {len(args)} arguments by their places, which are those of {', '.join(placed) or 'none'}.\n"
+        f"{where} got {len(args)} values by position, where it takes {taken}.\n"
         f"  Give the others by name: {', '.join(named)}."
     )
 

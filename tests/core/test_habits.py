@@ -173,9 +173,9 @@ def test_callbacks_take_by_their_places_what_keras_takes_there(name):
 
 def test_what_has_no_place_is_given_by_name():
     text = message(elegy.callbacks.EarlyStopping, "loss", 0, 3, 1)
-    assert text.startswith("TypeError: elegy.callbacks.EarlyStopping got 4 arguments by their places, which are those ")
-    assert "monitor, min_delta, patience.\n  Give the others by name: mode=, baseline=, " in text
-    assert "those of none.\n  Give the others by name: every=, " in message(elegy.callbacks.TerminateOnNaN, True)
+    taken = "got 4 values by position, where it takes only monitor, min_delta, patience."
+    assert text.startswith(f"TypeError: elegy.callbacks.EarlyStopping {taken}\n  Give the others by name: mode=, ")
+    assert "it takes nothing.\n  Give the others by name: every=, " in message(elegy.callbacks.TerminateOnNaN, True)
 
 
 @pytest.mark.parametrize(
