@@ -411,7 +411,7 @@ def _too_many(where: str, args: tuple[tp.Any, ...], parameters: list[inspect.Par
         return None
     taken = f"only {', '.join(placed)}" if placed else "nothing"
     return TypeError(
-        f"{where} got {len(args)} values by position, where it takes {taken}.\n"
+        f"{where} got {len(args)} positional arguments, where it takes {taken}.\n"
         f"  Give the others by name: {', '.join(named)}."
     )
 

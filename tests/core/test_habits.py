@@ -173,7 +173,7 @@ def test_callbacks_take_by_their_places_what_keras_takes_there(name):
 
 def test_what_has_no_place_is_given_by_name():
     text = message(elegy.callbacks.EarlyStopping, "loss", 0, 3, 1)
-    taken = "got 4 values by position, where it takes only monitor, min_delta, patience."
+    taken = "got 4 positional arguments, where it takes only monitor, min_delta, patience."
     assert text.startswith(f"TypeError: elegy.callbacks.EarlyStopping {taken}\n  Give the others by name: mode=, ")
     assert "it takes nothing.\n  Give the others by name: every=, " in message(elegy.callbacks.TerminateOnNaN, True)
 
