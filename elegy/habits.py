@@ -111,6 +111,12 @@ EVERYTHING = _table(
     ("make_with_state", "State is a part of a module: apply returns the module with its new state."),
     ("TrainState", "Write a module and elegy.Optimizer(optax.adam(1e-3))."),
     ("Layer", "Write elegy.Module, and define call."),
+    ("layers", "Layers are in elegy.nn."),
+    ("Input InputLayer", "Inputs are not declared: sizes come from the first input."),
+    (
+        "load_model save_model",
+        "Write model.save(directory) and model.load(directory, ...); for the module alone elegy.save and elegy.load.",
+    ),
     ("optimizers", "Optimisers are those of Optax: elegy.Optimizer(optax.adam(1e-3))."),
     ("Policy mixed_precision DTypePolicy", "Write module.dtype_policy = elegy.DtypePolicy(...)."),
     ("nets ResNet resnet VGG", _not_here("Ready-made networks are")),
@@ -323,8 +329,10 @@ _KEYWORDS = _table(
     ("n_layers num_layers length size num", "n"),
     ("restore_best_weights", "restore_best"),
     ("min_lr", "min_learning_rate"),
-    ("log_dir logdir save_dir root", "directory url"),
-    ("filename filepath", "path"),
+    ("log_dir logdir save_dir dirpath root", "directory url"),
+    ("filename filepath", "path directory"),
+    ("save_best_only", "best_only"),
+    ("save_top_k max_to_keep", "keep"),
     ("histogram_freq", "histograms"),
     ("profile_batch", "profile"),
 )
@@ -339,6 +347,22 @@ _EXPLAINED = _table(
         "The mode is no argument of a constructor: elegy.training_context(False), apply(x, training=False).",
     ),
     ("activation", "Call the activation on the output: jax.nn.relu(layer(x))."),
+)
+
+
+_OF_CALLBACKS = _table(
+    ("verbose", "Callbacks print nothing; fit(verbose=...) shows the progress."),
+    ("save_freq period", "Write every_epochs=1, or every_steps= for a number of batches."),
+    (
+        "save_weights_only",
+        "A checkpoint has all that training depends on. For the parameters alone write elegy.save(path, model.module).",
+    ),
+    (
+        "write_graph write_images write_steps_per_second embeddings_freq embeddings_metadata",
+        "It writes logs, histograms= and profile= only.",
+    ),
+    ("field send_as_json", "Logs are sent to the url as JSON."),
+    ("swap_on_epoch", "The average stands in during validation, and with at_end=True after training."),
 )
 
 
@@ -362,19 +386,34 @@ def better_error(cls: type, args: tuple[tp.Any, ...], kwargs: dict[str, tp.Any])
         return None
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     unknown = [name for name in kwargs if name not in known]
-    if not unknown:
-        return None
     where = next(
         (f"{place}." for place in ("elegy.nn", "elegy.callbacks") if cls.__module__.startswith(f"{place}.")), ""
     )
+    of_kind = _OF_CALLBACKS if where == "elegy.callbacks." else {}
     where = f"{where}{cls.__name__}" if where else cls.__qualname__
-    hints = [_instead_of_keyword(name, known) for name in unknown]
+    if not unknown:
+        return _too_many(where, args, parameters)
+    hints = [of_kind.get(_plain(name)) or _instead_of_keyword(name, known) for name in unknown]
     if any(p.kind is p.VAR_POSITIONAL for p in parameters) and len(args) > 1 and all(map(_is_size, args)):
         hints.append("The size of the input is inferred by the first call: give none.")
     hints.append(f"Its arguments are {', '.join(known)}." if known else "It takes none by name.")
     what = "an unexpected keyword argument" if len(unknown) == 1 else "unexpected keyword arguments"
     lines = "\n  ".join(dict.fromkeys(filter(None, hints)))
     return TypeError(f"{where} got {what} {', '.join(map(repr, unknown))}.\n  {lines}")
+
+
+def _too_many(where: str, args: tuple[tp.Any, ...], parameters: list[inspect.Parameter]) -> TypeError | None:
+    """An error that says which arguments are given by name, if they were given by their places."""
+    placed = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = [f"{p.name}=" for p in parameters if p.kind is p.KEYWORD_ONLY]
+    takes_all = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if takes_all or not named or len(args) <= len(placed):
+        return None
+    taken = f"only {', '.join(placed)}" if placed else "nothing"
+    return TypeError(
+        f"{where} got {len(args)} positional arguments, where it takes {taken}.\n"
+        f"  Give the others by name: {', '.join(named)}."
+    )
 
 
 def _is_size(value: tp.Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import typing as tp
 from collections.abc import Mapping
 
@@ -152,3 +153,43 @@ class Callback:
     def _goes_on(self) -> bool:
         """Whether the training that begins is the rest of another."""
         return self.params["initial_epoch"] > 0 or self.params.get("resumes", False)
+
+
+def as_number(name: str, value: tp.Any) -> float:
+    """A value of the logs, into which callbacks may put others.
+
+    **Raises:** `TypeError` if it is no number.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"the value of {name!r} in the logs must be a number, got {value!r}.\n"
+            "  A callback has put it there: have that keep it elsewhere, such as in an attribute."
+        ) from None
+
+
+def require_hook(owner: Callback, name: str) -> None:
+    """Refuses a hook that cannot be called with what a hook of this name is given. One that does not say what it takes
+    is left alone.
+
+    **Raises:** `TypeError`, which says how to write it.
+    """
+    hook = getattr(owner, name)
+    given = [*inspect.signature(getattr(Callback, name)).parameters][1:]
+    try:
+        # What a decorator puts around a function may take other arguments than the function itself.
+        signature = inspect.signature(hook, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        names = ", ".join(given)
+        write = f"def {name}({', '.join(['self', *given])})"
+        if not inspect.ismethod(hook):
+            write = f"{name}=lambda {names}".rstrip() + ": ..."
+        raise TypeError(
+            f"{type(owner).__name__}: {name} is given {names or 'nothing'}, and cannot be called with that: {error}.\n"
+            f"  Write {write}. Arguments of other libraries, such as logs, need a default here: logs=None."
+        ) from None

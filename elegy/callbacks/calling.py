@@ -8,7 +8,7 @@ import os
 import typing as tp
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.callback import Callback, Logs, require_hook
 from elegy.callbacks.history import History
 from elegy.callbacks.model_checkpoint import ModelCheckpoint
 from elegy.callbacks.progress import EpochLines, ProgressBar
@@ -73,10 +73,12 @@ class Callbacks:
         if type(last) in (EpochLines, ProgressBar) and any(isinstance(other, EpochLines) for other in others):
             self._all.pop()
         self._model = model
+        _require_once(self._all)
         for callback in self._all:
             if not isinstance(callback, Callback):
                 hint = " Construct it." if isinstance(callback, type) else ""
                 raise TypeError(f"callbacks must be instances of elegy.callbacks.Callback, got {callback!r}.{hint}")
+            _require_hooks(callback, trains="epochs" in params)
             # A model keeps its history: a way back would make a cycle, which only the garbage collector frees.
             if not isinstance(callback, History):
                 callback.model = model
@@ -241,12 +243,32 @@ def _tells(callback: Callback) -> bool:
 
 
 def _overriding(callbacks: Iterable[Callback], *hooks: str) -> list[Callback]:
-    """Those that override one of the hooks, by their class or with an attribute."""
+    """Those that override one of the hooks."""
+    return [callback for callback in callbacks if any(_overrides(callback, hook) for hook in hooks)]
 
-    def overrides(callback: Callback, hook: str) -> bool:
-        return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
 
-    return [callback for callback in callbacks if any(overrides(callback, hook) for hook in hooks)]
+def _overrides(callback: Callback, hook: str) -> bool:
+    """Whether it does so by its class or with an attribute."""
+    return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+
+
+def _require_hooks(callback: Callback, trains: bool) -> None:
+    """Refuses hooks that cannot be called as they are called, before any time is spent."""
+    for name in vars(Callback):
+        if name.startswith("on_" if trains else "on_test_") and _overrides(callback, name):
+            require_hook(callback, name)
+
+
+def _require_once(callbacks: Iterable[tp.Any]) -> None:
+    """Refuses a callback that is there twice, and would count everything twice."""
+    found: set[int] = set()
+    for callback in callbacks:
+        if id(callback) in found:
+            raise ValueError(
+                f"the callback {callback!r} is given twice, and each of its hooks would be called twice.\n"
+                "  Give it once; or construct two of them."
+            )
+        found.add(id(callback))
 
 
 def _is_same(then: str, found: Mapping[str, tp.Any], now: str, callback: Callback) -> bool:

@@ -54,6 +54,7 @@ class EarlyStopping(Callback):
         monitor: str = "val_loss",
         min_delta: float | int = 0.0,
         patience: int = 0,
+        *,
         mode: str = "auto",
         baseline: float | int | None = None,
         restore_best: bool = True,

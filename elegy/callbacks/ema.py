@@ -75,7 +75,15 @@ class EMA(Callback):
     @property
     def parameters(self) -> dict[str, tp.Any]:
         """The average, for `module.set_parameters`: a nested dict in the form of `get_parameters`, with the dtypes of
-        the parameters. Parameters that are not averaged yet are there as they are."""
+        the parameters. Parameters that are not averaged yet are there as they are.
+
+        **Raises:** `RuntimeError` before the first `fit` or `evaluate` that the callback is given to.
+        """
+        if not hasattr(self, "model"):
+            raise RuntimeError(
+                "EMA: it has no model yet whose parameters it would average.\n"
+                "  Give it to fit first: fit(..., callbacks=[average])."
+            )
         own = self.model.module.get_parameters(trainable=True)
         state = self._state
         values = {} if state is None else _begun(state)

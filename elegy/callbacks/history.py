@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.callback import Callback, Logs, as_number
 from elegy.figures import new_figure
 
 _MOST_ROWS = 20  # epochs of a history that are printed
@@ -108,7 +108,10 @@ class History(Callback):
         trained = {name: values for name, values in self.history.items() if not name.startswith("val_")}
         unknown = [name for name in names if name not in trained]
         if unknown or not trained:
-            raise ValueError(f"History.plot: there is no {', '.join(unknown) or 'epoch'}; there is {[*trained]}.")
+            text = f"History.plot: there is no {', '.join(unknown) or 'epoch'}; there is {[*trained]}."
+            both = [name.removeprefix("val_") for name in unknown if name in self.history]
+            hint = f"\n  Write {both[0]!r}: values of training and validation are drawn together." if both else ""
+            raise ValueError(f"{text}{hint}")
         shown = names or [name for name in distinct(trained) if name != "learning_rate"]
         figure = new_figure("History.plot", figsize=(5.0 * len(shown), 4.0))
         for place, name in enumerate(shown):
@@ -126,5 +129,5 @@ class History(Callback):
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         for name in {**self.history, **logs}:
             before = [float("nan")] * len(self.epoch)
-            self.history.setdefault(name, before).append(float(logs.get(name, float("nan"))))
+            self.history.setdefault(name, before).append(as_number(name, logs.get(name, float("nan"))))
         self.epoch.append(epoch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing as tp
 from collections.abc import Callable
 
-from elegy.callbacks.callback import Callback
+from elegy.callbacks.callback import Callback, require_hook
 
 Hook = Callable[..., tp.Any]
 
@@ -16,7 +16,7 @@ class LambdaCallback(Callback):
     **Arguments:** a function for each hook of `Callback` that is wanted, by its name. It takes the arguments of the
     hook.
 
-    **Raises:** `TypeError` for what cannot be called.
+    **Raises:** `TypeError` for what cannot be called, or not with the arguments of the hook.
 
     ```python
     import elegy
@@ -65,3 +65,4 @@ class LambdaCallback(Callback):
             if not callable(function):
                 raise TypeError(f"LambdaCallback: {name} must be a function, got {function!r}.")
             setattr(self, name, function)
+            require_hook(self, name)

@@ -63,6 +63,7 @@ class ReduceLROnPlateau(SetsLearningRate):
         monitor: str = "val_loss",
         factor: float | int = 0.1,
         patience: int = 10,
+        *,
         min_delta: float | int = 1e-4,
         mode: str = "auto",
         cooldown: int = 0,

@@ -11,7 +11,7 @@ import shutil
 import typing as tp
 from collections.abc import Mapping
 
-from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.callback import Callback, Logs, as_number
 
 
 class LogFile(Callback):
@@ -46,7 +46,7 @@ class LogFile(Callback):
         return self.append or self._is_rest()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        self._write({"epoch": epoch, **{name: float(value) for name, value in logs.items()}})
+        self._write({"epoch": epoch, **{name: as_number(name, value) for name, value in logs.items()}})
         self._opened.flush()
         self._position = self._opened.tell()
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.callback import Callback, Logs, as_number
 from elegy.errors import CheckpointWarning
 from elegy.frames import warn
 
@@ -53,7 +53,7 @@ class Monitor:
         if self._name not in logs:
             raise ValueError(self._not_there(list(logs)))
         self._known_mode()
-        return float(logs[self._name])
+        return as_number(self._name, logs[self._name])
 
     def is_better(self, value: float, than: float | int | None) -> bool:
         """Whether a value is better than another; anything but `nan` is better than None."""

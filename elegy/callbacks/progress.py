@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.callback import Callback, Logs, as_number
 from elegy.callbacks.history import distinct
 from elegy.checkpoints.store import is_writer
 
@@ -37,7 +37,7 @@ def _of(number: int, all_of_them: int | None) -> str:
 
 
 def _shown(logs: Logs) -> str:
-    return "".join(f"  {name}: {value:.4g}" for name, value in distinct(logs).items())
+    return "".join(f"  {name}: {as_number(name, value):.4g}" for name, value in distinct(logs).items())
 
 
 class ProgressBar(EpochLines):
@@ -188,5 +188,7 @@ def progress(verbose: int) -> list[Callback]:
 
 def _verbosity(verbose: int) -> int:
     if verbose not in (0, 1, 2):
-        raise ValueError(f"verbose must be 0 (silent), 1 (progress) or 2 (a line for each epoch), got {verbose!r}.")
+        hint = "\n  Write verbose=1, which fits itself to the output." if verbose == "auto" else ""
+        text = f"verbose must be 0 (silent), 1 (progress) or 2 (a line for each epoch), got {verbose!r}."
+        raise ValueError(f"{text}{hint}")
     return int(verbose)

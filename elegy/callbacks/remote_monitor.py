@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping
 
-from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.callback import Callback, Logs, as_number
 from elegy.callbacks.log_files import finite_or_none
 
 
@@ -32,7 +32,7 @@ class RemoteMonitor(Callback):
 
     x = np.linspace(0, 1, 32, dtype=np.float32)[:, None]
     model = elegy.Model(elegy.nn.Linear(1), loss=elegy.losses.MeanSquaredError())
-    monitor = elegy.callbacks.RemoteMonitor("http://127.0.0.1:9/training", {"Authorization": "Bearer secret"})
+    monitor = elegy.callbacks.RemoteMonitor("http://127.0.0.1:9/training", headers={"Authorization": "Bearer secret"})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(x, 2 * x, callbacks=[monitor], verbose=0)
@@ -42,7 +42,7 @@ class RemoteMonitor(Callback):
 
     writes = True
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None, timeout: float | int = 10.0):
+    def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, timeout: float | int = 10.0):
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"RemoteMonitor: url must begin with http:// or https://, got {url!r}.")
         self.url = url
@@ -54,7 +54,7 @@ class RemoteMonitor(Callback):
         import urllib.error
         import urllib.request  # seldom used, and a while to import
 
-        row = {"epoch": epoch, **finite_or_none({name: float(value) for name, value in logs.items()})}
+        row = {"epoch": epoch, **finite_or_none({name: as_number(name, value) for name, value in logs.items()})}
         request = urllib.request.Request(self.url, json.dumps(row).encode(), self.headers, method="POST")
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:

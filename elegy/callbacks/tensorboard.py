@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elegy.callbacks.callback import Callback, Logs
+from elegy.callbacks.callback import Callback, Logs, as_number
 from elegy.callbacks.monitor import require_at_least
 from elegy.callbacks.optional import imported
 from elegy.selections import parts_of_leaves
 
+_TRAIN, _VALIDATION, _BATCHES = "train", "validation", "train/batches"  # runs
 _numbers = itertools.count()  # of the files that this process writes
 
 
@@ -27,13 +28,17 @@ class TensorBoard(Callback):
 
     - `directory`: a folder, made where it is missing. Values of the training data are written into a run `train` there,
       and those of validation data into a run `validation` under the same tags, so that TensorBoard draws both into one
-      chart. The tags are `epoch_loss`, by epoch, and `batch_loss`, by batch, counted over all epochs.
+      chart. The tags are `epoch_loss`, by epoch; and in a run `train/batches` `batch_loss`, by batch, counted over all
+      epochs.
     - `update_freq`: `"epoch"`; `"batch"` for the means so far after each batch as well, which waits for the device each
       time; or a number of batches between two such looks.
     - `histograms`: whether to write a histogram of each parameter after each epoch, or a number of epochs between two.
       Parameters that are spread over several processes are left out.
     - `profile`: the first and the last batch, counted from 0 over this `fit`, of which `jax.profiler` takes a profile.
       It goes into the same folder.
+
+    A training that goes on, with `initial_epoch=` or `resume=`, has TensorBoard hide what was written into the same
+    folder of the epochs and batches that are now made again.
 
     **Raises:** `ImportError` without tensorboardX; `ValueError` for arguments out of range.
 
@@ -57,6 +62,7 @@ class TensorBoard(Callback):
     def __init__(
         self,
         directory: str | os.PathLike[str] = "logs",
+        *,
         update_freq: str | int = "epoch",
         histograms: bool | int = False,
         profile: tuple[int, int] | None = None,
@@ -78,14 +84,32 @@ class TensorBoard(Callback):
         self._writers: dict[str, tp.Any] = {}
         self._profiling = self._profiled = False
         self._done = self._batches = 0
+        self._epochs = 0  # that it was told of to the end
 
     def on_train_begin(self) -> None:
         # How many batches there were; of an epoch whose length nobody knows, what the state says.
         if not self._goes_on():
-            self._batches = 0
+            self._batches = self._epochs = 0
         elif (steps := self.params["steps"]) is not None and not (self.params.get("resumes") and self._batches):
             self._done = self._batches = self.params["initial_epoch"] * steps
         self._first_batch, self._profiled = self._batches, False
+        if self._goes_on():
+            for run, step in self._made_again().items():
+                if (self.directory / run).exists():
+                    # TensorBoard takes the first session of a run that says where it starts for the beginning of the
+                    # run, and hides something for later ones only.
+                    self._new_writer(run, purge_step=step).close()
+                    self._writers[run] = self._new_writer(run, purge_step=step)
+
+    def _made_again(self) -> dict[str, int]:
+        """By run, the first step that this training makes. A run has steps of one kind, since TensorBoard hides from a
+        step on all that there is in a run, under whatever tag."""
+        # The model may have been saved after this callback was told of the end of an epoch, and before others were.
+        told = self._epochs if self.params.get("resumes") else 0
+        epoch: int = told or self.params["initial_epoch"]
+        # Without a state nobody may know how many batches there were.
+        of_batches = {_BATCHES: self._batches} if self._batches else {}
+        return {_TRAIN: epoch, _VALIDATION: epoch, **of_batches}
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._done = self._batches
@@ -106,10 +130,10 @@ class TensorBoard(Callback):
             self._write("batch", logs, self._batches - 1)
 
     def get_state(self) -> dict[str, tp.Any]:
-        return {"done": self._done, "batches": self._batches}
+        return {"done": self._done, "batches": self._batches, "epochs": self._epochs}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
-        self._done, self._batches = state["done"], state["batches"]
+        self._done, self._batches, self._epochs = state["done"], state["batches"], state.get("epochs", 0)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         self._write("epoch", logs, epoch)
@@ -117,6 +141,7 @@ class TensorBoard(Callback):
             self._write_histograms(epoch)
         for writer in self._writers.values():
             writer.flush()
+        self._epochs = epoch + 1
 
     def close(self) -> None:
         self._stop_profiling()
@@ -130,15 +155,18 @@ class TensorBoard(Callback):
 
     def _writer(self, run: str) -> tp.Any:
         if run not in self._writers:
-            # Else two files that are begun within a second have one name, and the second one overwrites the first.
-            suffix = f".{os.getpid()}.{next(_numbers):06}"
-            self._writers[run] = self._library.SummaryWriter(str(self.directory / run), filename_suffix=suffix)
+            self._writers[run] = self._new_writer(run)
         return self._writers[run]
+
+    def _new_writer(self, run: str, **options: tp.Any) -> tp.Any:
+        # Else two files that are begun within a second have one name, and the second one overwrites the first.
+        suffix = f".{os.getpid()}.{next(_numbers):06}"
+        return self._library.SummaryWriter(str(self.directory / run), filename_suffix=suffix, **options)
 
     def _write(self, kind: str, logs: Logs, step: int) -> None:
         for name, value in logs.items():
-            run = "validation" if name.startswith("val_") else "train"
-            self._writer(run).add_scalar(f"{kind}_{name.removeprefix('val_')}", float(value), step)
+            run = _VALIDATION if name.startswith("val_") else _BATCHES if kind == "batch" else _TRAIN
+            self._writer(run).add_scalar(f"{kind}_{name.removeprefix('val_')}", as_number(name, value), step)
 
     def _write_histograms(self, epoch: int) -> None:
         parameters = self.model.module.get_parameters()
@@ -150,4 +178,4 @@ class TensorBoard(Callback):
             values = np.asarray(leaf).astype(np.float64)
             values = values[np.isfinite(values)]
             if values.size:
-                self._writer("train").add_histogram("/".join(parts), values, epoch)
+                self._writer(_TRAIN).add_histogram("/".join(parts), values, epoch)

@@ -39,7 +39,7 @@ class TerminateOnNaN(Callback):
 
     sees_module = False
 
-    def __init__(self, every: int = 1, raise_error: bool = False):
+    def __init__(self, *, every: int = 1, raise_error: bool = False):
         require_at_least(self, 1, every=every)
         self.every = every
         self.raise_error = raise_error

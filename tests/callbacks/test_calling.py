@@ -1,5 +1,8 @@
 """How callbacks are called, and `LambdaCallback`."""
 
+import functools
+from unittest import mock
+
 import jax
 import pytest
 
@@ -131,6 +134,73 @@ def test_what_is_no_hook(unchecked):
         LambdaCallback(on_epoch_end=3)
 
 
+class Begun(Callback):
+    def on_epoch_begin(self, epoch, logs): ...
+
+
+class Ended(Callback):
+    def on_epoch_end(self, epoch): ...
+
+
+class OfKeras(Callback):
+    """Hooks as Keras has them, each with a default for its logs."""
+
+    def on_train_begin(self, logs=None):
+        self.called = [logs]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.called.append(logs)
+
+    def on_epoch_end(self, *given):
+        self.called.append(given[0])
+
+    on_test_begin = mock.Mock()
+
+    @staticmethod
+    def on_train_batch_begin(batch): ...
+
+    @functools.wraps(Begun.on_epoch_begin)
+    def on_train_batch_end(self, batch, logs): ...
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Begun, r"Begun: on_epoch_begin is given epoch, .*'logs'.\n  Write def on_epoch_begin\(self, epoch\)\."),
+        (Ended, r"Ended: on_epoch_end is given epoch, logs, .*\n  Write def on_epoch_end\(self, epoch, logs\)\."),
+        (
+            lambda: LambdaCallback(on_train_end=lambda logs: None),
+            r"LambdaCallback: on_train_end is given nothing, .*'logs'.\n  Write on_train_end=lambda: \.\.\.",
+        ),
+        (
+            lambda: LambdaCallback(on_train_batch_begin=functools.partial(lambda a, batch, logs: None, 1)),
+            r"Write on_train_batch_begin=lambda batch: \.\.\.",
+        ),
+    ],
+)
+def test_hooks_that_cannot_be_called(fitted, make, message):
+    before = fitted.model.steps
+    with pytest.raises(TypeError, match=message):
+        fitted(make())
+    assert fitted.model.steps == before
+
+
+def test_hooks_of_other_libraries_with_defaults(fitted):
+    given = OfKeras()
+    given.on_train_end = functools.partial(given.on_train_begin, None)
+    given.on_test_end = max  # says nothing of what it takes
+    LambdaCallback(on_epoch_end=print, on_train_begin=dict, on_epoch_begin=[].append)
+    fitted(given, epochs=2, validation=False)
+    assert given.called == [None]  # on_train_end comes last
+    fitted.model.evaluate(fitted.x, fitted.y, callbacks=[Ended()])  # calls no such hook
+
+
+def test_a_callback_that_is_given_twice(fitted):
+    stopping = elegy.callbacks.EarlyStopping("loss", patience=4)
+    with pytest.raises(ValueError, match="the callback <.*EarlyStopping.*> is given twice"):
+        fitted(stopping, LambdaCallback(), stopping)
+
+
 def test_a_callback_of_a_user_has_the_errors_of_python():
     class Mine(Callback):
         def __init__(self, units):
@@ -194,6 +264,13 @@ def test_a_history_goes_on_from_its_state(fitted):
     history.on_epoch_end(2, {"loss": 0.0})
     assert history.epoch == [0, 1, 2] and history.history["loss"][:2] == whole.history["loss"]
     assert whole.epoch == [0, 1] and len(whole.history["loss"]) == 2
+
+
+def test_a_history_draws_both_under_the_name_of_training():
+    history = History()
+    history.on_epoch_end(0, {"loss": 1.0, "val_loss": 2.0})
+    with pytest.raises(ValueError, match="no val_loss.*\n  Write 'loss': .*drawn together"):
+        history.plot("val_loss")
 
 
 class Marked(Callback):

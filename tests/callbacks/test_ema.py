@@ -159,6 +159,11 @@ def test_arguments(decay):
         EMA(momentum=0.9)
 
 
+def test_before_it_has_a_model():
+    with pytest.raises(RuntimeError, match=r"no model yet .*\n  Give it to fit first"):
+        EMA(0.9).parameters  # noqa: B018
+
+
 def test_of_two_averages_the_last_is_validated_and_training_is_what_it_is_without(fitted):
     without = fitted(epochs=2).history
     fitted.reset()

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from elegy.callbacks import CSVLogger, JSONLogger, LambdaCallback, ModelCheckpoint
+from elegy.callbacks import CSVLogger, EarlyStopping, History, JSONLogger, LambdaCallback, ModelCheckpoint, ProgressBar
 
 
 def read(path):
@@ -198,3 +198,10 @@ def test_what_callbacks_add_has_no_column_of_validation(fitted, tmp_path):
     fitted(score, CSVLogger(tmp_path / "logs.csv"), epochs=2, validation_freq=2)
     rows = read(tmp_path / "logs.csv")
     assert [row["score"] for row in rows] == [2.0, 2.0] and "val_score" not in rows[0]
+
+
+def test_what_is_no_number_is_named(fitted, make):
+    note = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(note="good"))
+    for reader in (make(), History(), ProgressBar(), EarlyStopping("note", mode="min")):
+        with pytest.raises(TypeError, match="the value of 'note' in the logs must be a number, got 'good'"):
+            fitted(note, reader)

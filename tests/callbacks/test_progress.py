@@ -144,3 +144,8 @@ def test_an_output_that_does_not_say_whether_it_is_a_terminal(fitted, monkeypatc
     monkeypatch.setattr(sys, "stdout", output)
     assert fitted.model.fit(fitted.x, fitted.y, verbose=1).epoch == [0]
     assert "".join(written).startswith("Epoch 1/1" if output else "")
+
+
+def test_verbosity_as_in_keras(fitted, unchecked):
+    with pytest.raises(ValueError, match=r"verbose must be 0 .*, got 'auto'\.\n  Write verbose=1"):
+        fitted.model.fit(fitted.x, fitted.y, verbose="auto")

@@ -45,7 +45,7 @@ def server(monkeypatch):
 
 def test_what_is_sent(fitted, server):
     spoil = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(score=math.nan))
-    history = fitted(spoil, RemoteMonitor(server.url, {"X-Token": "secret"}, timeout=600), epochs=2).history
+    history = fitted(spoil, RemoteMonitor(server.url, headers={"X-Token": "secret"}, timeout=600), epochs=2).history
     assert len(server.requests) == 2
     for epoch, (path, headers, body) in enumerate(server.requests):
         assert (path, headers["Content-Type"], headers["X-Token"]) == ("/logs", "application/json", "secret")

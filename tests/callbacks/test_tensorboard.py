@@ -14,13 +14,17 @@ from elegy.callbacks import LambdaCallback, ModelCheckpoint, TensorBoard
 
 
 def events(directory):
-    """What the files of a run hold: the tag, the step, and the value or the histogram."""
-    found = []
+    """What TensorBoard shows of the files of a run: the tag, the step, and the value or the histogram. The start of a
+    session hides what came before, of its step and later ones; that of the first one hides nothing."""
+    found, sessions = [], 0
     for path in sorted(directory.glob("events.*")):
         data = path.read_bytes()
         while data:  # a length, its checksum, an event, its checksum
             (length,) = struct.unpack("<Q", data[:8])
             event = event_pb2.Event.FromString(data[12 : 12 + length])
+            if event.session_log.status == event_pb2.SessionLog.START:
+                found = [shown for shown in found if shown[1] < event.step or not sessions]
+                sessions += 1
             for value in event.summary.value:
                 shown = value.histo if value.HasField("histo") else value.simple_value
                 found.append((value.tag, event.step, shown))
@@ -42,11 +46,11 @@ def test_epochs(fitted, tmp_path):
 def test_batches(fitted, tmp_path, update_freq, steps):
     of_batches = []
     note = LambdaCallback(on_train_batch_end=lambda batch, logs: of_batches.append(logs["loss"]))
-    fitted(note, TensorBoard(tmp_path, update_freq), epochs=2, validation=False)
-    written = {step: value for tag, step, value in events(tmp_path / "train") if tag == "batch_loss"}
+    fitted(note, TensorBoard(tmp_path, update_freq=update_freq), epochs=2, validation=False)
+    written = {step: value for tag, step, value in events(tmp_path / "train/batches") if tag == "batch_loss"}
     assert written == {step: pytest.approx(of_batches[step], rel=1e-6) for step in steps}
-    fitted(TensorBoard(tmp_path / "rest", 2), epochs=3, initial_epoch=2)
-    assert {step for tag, step, _ in events(tmp_path / "rest" / "train") if tag == "batch_loss"} == {7}
+    fitted(TensorBoard(tmp_path / "rest", update_freq=2), epochs=3, initial_epoch=2)
+    assert {step for tag, step, _ in events(tmp_path / "rest/train/batches") if tag == "batch_loss"} == {7}
 
 
 def test_histograms(fitted, tmp_path):
@@ -89,7 +93,7 @@ def test_going_on_within_an_epoch(fitted, tmp_path):
 
     def fit(name, **options):
         saving = ModelCheckpoint(tmp_path / "checkpoints", every_steps=2)
-        given = [TensorBoard(tmp_path / name, "batch"), saving, *options.pop("besides", ())]
+        given = [TensorBoard(tmp_path / name, update_freq="batch"), saving, *options.pop("besides", ())]
         fitted.model.fit(Batches(), epochs=2, callbacks=given, verbose=0, **options)
 
     def fail(batch, logs):
@@ -101,7 +105,7 @@ def test_going_on_within_an_epoch(fitted, tmp_path):
     fitted.reset()
     with pytest.warns(elegy.errors.ResumptionWarning):  # the batches have no state
         fit("resumed", resume=tmp_path / "checkpoints")
-    assert [step for tag, step, _ in events(tmp_path / "resumed" / "train") if tag == "batch_loss"] == [4, 5]
+    assert [step for tag, step, _ in events(tmp_path / "resumed/train/batches") if tag == "batch_loss"] == [4, 5]
 
 
 def test_after_an_exception_the_files_and_the_profile_are_closed(fitted, tmp_path, monkeypatch):
@@ -112,11 +116,11 @@ def test_after_an_exception_the_files_and_the_profile_are_closed(fitted, tmp_pat
     def fail(batch, logs):
         raise ZeroDivisionError
 
-    board = TensorBoard(tmp_path, "batch", profile=(0, 9))
+    board = TensorBoard(tmp_path, update_freq="batch", profile=(0, 9))
     with pytest.raises(ZeroDivisionError):
         fitted(board, LambdaCallback(on_train_batch_end=fail))
     assert calls == ["start", "stop"] and board._writers == {}
-    assert [tag for tag, _, _ in events(tmp_path / "train")].count("batch_loss") == 1
+    assert [tag for tag, _, _ in events(tmp_path / "train/batches")].count("batch_loss") == 1
 
 
 def test_without_the_library(monkeypatch):
@@ -142,7 +146,7 @@ def test_arguments(options, error, message):
 
 
 def steps_in(directory):
-    return [step for tag, step, _ in events(directory / "train") if tag == "batch_loss"]
+    return [step for tag, step, _ in events(directory / "train/batches") if tag == "batch_loss"]
 
 
 def test_batches_of_data_whose_length_nobody_knows(fitted, tmp_path):
@@ -150,12 +154,12 @@ def test_batches_of_data_whose_length_nobody_knows(fitted, tmp_path):
         for start in (0, 4, 8):
             yield fitted.x[start : start + 4], fitted.y[start : start + 4]
 
-    fitted.model.fit(give, epochs=2, callbacks=[TensorBoard(tmp_path, "batch")], verbose=0)
+    fitted.model.fit(give, epochs=2, callbacks=[TensorBoard(tmp_path, update_freq="batch")], verbose=0)
     assert steps_in(tmp_path) == [0, 1, 2, 3, 4, 5]
 
 
 def test_several_steps_in_one_execution(fitted, tmp_path):
-    boards = [TensorBoard(tmp_path / "each", "batch"), TensorBoard(tmp_path / "third", 3)]
+    boards = [TensorBoard(tmp_path / "each", update_freq="batch"), TensorBoard(tmp_path / "third", update_freq=3)]
     fitted(*boards, epochs=2, steps_per_execution=2, validation=False)
     assert steps_in(tmp_path / "each") == [1, 2, 4, 5] and steps_in(tmp_path / "third") == [2, 5]
 
@@ -163,7 +167,7 @@ def test_several_steps_in_one_execution(fitted, tmp_path):
 def test_numbers_of_batches_go_on_in_the_middle_of_an_epoch(fitted, tmp_path):
     def train(name, *more):
         callbacks = [
-            TensorBoard(tmp_path / name, "batch"),
+            TensorBoard(tmp_path / name, update_freq="batch"),
             elegy.callbacks.ModelCheckpoint(tmp_path / "run", every_steps=2),
         ]
         fitted(*callbacks, *more, epochs=2, resume=tmp_path / "run", validation=False)
@@ -177,6 +181,44 @@ def test_numbers_of_batches_go_on_in_the_middle_of_an_epoch(fitted, tmp_path):
     train("rest")
     assert steps_in(tmp_path / "first") == [0, 1, 2]
     assert steps_in(tmp_path / "rest") == [2, 3, 4, 5]  # the third was made twice
+
+
+@pytest.mark.parametrize("every_steps", [2, 7])
+def test_what_is_made_again_is_there_once(fitted, tmp_path, every_steps):
+    """A training of four epochs of three steps, which fails after the eleventh."""
+
+    def train(name, *more):
+        fitted.reset()
+        saving = ModelCheckpoint(tmp_path / name / "run", every_steps=every_steps, keep=1)
+        board = TensorBoard(tmp_path / name, update_freq="batch", histograms=True)
+        given = [board, saving, *more]
+        fitted(*given, epochs=4, validation_freq=3, resume=tmp_path / name / "run")
+
+    def fail(batch, logs):
+        if fitted.model.steps == 11:
+            raise ZeroDivisionError
+
+    train("whole")
+    with pytest.raises(ZeroDivisionError):
+        train("cut", LambdaCallback(on_train_batch_end=fail))
+    assert len(steps_in(tmp_path / "cut")) == 11
+    train("cut")
+    for run in ("train", "train/batches", "validation"):
+        whole, cut = ([event[:2] for event in events(tmp_path / name / run)] for name in ("whole", "cut"))
+        assert cut == whole and len(set(cut)) == len(cut) > 0
+
+
+def test_an_epoch_whose_end_it_was_told_of_before_the_model_was_saved(fitted, tmp_path):
+    def save(epoch, logs):
+        if epoch == 1:
+            fitted.model.save(tmp_path / "run")
+
+    saving = LambdaCallback(on_epoch_end=save)
+    fitted(TensorBoard(tmp_path), saving, epochs=3)
+    fitted.reset()
+    fitted(TensorBoard(tmp_path), saving, epochs=4, resume=tmp_path / "run")
+    for run in ("train", "validation"):
+        assert [step for tag, step, _ in events(tmp_path / run) if tag == "epoch_loss"] == [0, 1, 2, 3]
 
 
 def test_runs_that_begin_within_a_second_have_files_of_their_own(fitted, tmp_path, monkeypatch):

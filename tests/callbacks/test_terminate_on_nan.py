@@ -38,7 +38,7 @@ class Spoil(Callback):
 def test_when_it_stops(fitted, step, every, made, when):
     spoil = Spoil(step)
     with pytest.warns(UserWarning, match=rf"the loss is nan after {when} \(counted from 0\): training stops") as caught:
-        history = fitted(spoil, TerminateOnNaN(every))
+        history = fitted(spoil, TerminateOnNaN(every=every))
     assert len(caught) == 1
     assert spoil.made == made and history.epoch[-1] == step // 3
 
@@ -71,7 +71,7 @@ def test_several_steps_in_one_execution(every, looks):
             seen.append(name)
             return 0.0
 
-    callback = TerminateOnNaN(every)
+    callback = TerminateOnNaN(every=every)
     callback.on_epoch_begin(0)
     for batch in (1, 4, 6):
         callback.on_train_batch_end(batch, Logs(loss=0.0))
@@ -85,7 +85,7 @@ def test_logs_without_a_loss():
 
 def test_arguments():
     with pytest.raises(ValueError, match="every must be an integer of at least 1, got 0"):
-        TerminateOnNaN(0)
+        TerminateOnNaN(every=0)
 
 
 def test_the_epoch_that_goes_on_from_its_middle_is_named():

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import pickle
 
 import jax
@@ -57,6 +58,9 @@ def message(function, *args, **kwargs):
         ("elegy.losses.BCEWithLogitsLoss", "Write elegy.losses.BinaryCrossentropy."),
         ("elegy.metrics.F1Score", "Write elegy.metrics.F1."),
         ("elegy.L2", "Write elegy.regularizers.L2."),
+        ("elegy.Input", "Inputs are not declared"),
+        ("elegy.layers", "Layers are in elegy.nn."),
+        ("elegy.load_model", "Write model.save(directory)"),
     ],
 )
 def test_a_name_of_another_library(name, instead):
@@ -126,6 +130,52 @@ def test_the_names_of_arguments(layer, arguments, instead):
     text = message(getattr(elegy.nn, layer), **arguments)
     assert text.startswith(f"TypeError: elegy.nn.{layer} got ") and instead in text
     assert "Its arguments are " in text and ", name, dtype." in text
+
+
+@pytest.mark.parametrize(
+    "callback, arguments, instead",
+    [
+        ("ModelCheckpoint", {"filepath": "x"}, "For filepath= write directory=."),
+        ("ModelCheckpoint", {"directory": "x", "save_best_only": True}, "For save_best_only= write best_only=."),
+        ("ModelCheckpoint", {"directory": "x", "save_weights_only": True}, "elegy.save(path, model.module)"),
+        ("ModelCheckpoint", {"directory": "x", "save_freq": 100}, "Write every_epochs=1, or every_steps="),
+        ("EarlyStopping", {"verbose": 1}, "fit(verbose=...) shows the progress"),
+        ("CSVLogger", {"filename": "logs.csv"}, "For filename= write path=."),
+        ("TensorBoard", {"write_graph": True}, "It writes logs, histograms= and profile= only."),
+        ("RemoteMonitor", {"root": "http://localhost"}, "For root= write url=."),
+    ],
+)
+def test_the_names_of_arguments_of_callbacks(callback, arguments, instead):
+    text = message(getattr(elegy.callbacks, callback), **arguments)
+    assert text.startswith(f"TypeError: elegy.callbacks.{callback} got ")
+    assert instead in text and "Its arguments are " in text
+
+
+def placed(cls):
+    """The arguments that may be given by their places, with their defaults."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+@pytest.mark.parametrize(
+    "name",
+    "EarlyStopping ReduceLROnPlateau LearningRateScheduler CSVLogger TensorBoard RemoteMonitor TerminateOnNaN "
+    "LambdaCallback ModelCheckpoint".split(),
+)
+def test_callbacks_take_by_their_places_what_keras_takes_there(name):
+    import keras
+
+    of_keras, here = placed(getattr(keras.callbacks, name)), placed(getattr(elegy.callbacks, name))
+    others = {"filename": "path", "log_dir": "directory", "filepath": "directory", "root": "url"}
+    assert [name for name, _ in here] == [others.get(name, name) for name, _ in of_keras[: len(here)]]
+    assert all(default in (inspect.Parameter.empty, of_keras[i][1]) for i, (_, default) in enumerate(here))
+
+
+def test_what_has_no_place_is_given_by_name():
+    text = message(elegy.callbacks.EarlyStopping, "loss", 0, 3, 1)
+    taken = "got 4 positional arguments, where it takes only monitor, min_delta, patience."
+    assert text.startswith(f"TypeError: elegy.callbacks.EarlyStopping {taken}\n  Give the others by name: mode=, ")
+    assert "it takes nothing.\n  Give the others by name: every=, " in message(elegy.callbacks.TerminateOnNaN, True)
 
 
 @pytest.mark.parametrize(
