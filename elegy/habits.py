@@ -135,6 +135,28 @@ CALLBACKS = _table(
     ("LRScheduler", "Write elegy.callbacks.LearningRateScheduler."),
 )
 
+# Attributes of a model that trains.
+MODEL = _table(
+    ("compile", "What compile takes is given at the start: elegy.Model(module, loss=..., metrics=..., optimizer=...)."),
+    (
+        "get_weights weights variables trainable_variables trainable_weights parameters state_dict",
+        "Write model.module.get_parameters(), a nested dict of arrays by name.",
+    ),
+    ("set_weights load_state_dict", "Write model.module.set_parameters(values), of a nested dict by name."),
+    ("save_weights save_checkpoint", "Write model.save(directory); or elegy.save(file, model.module)."),
+    ("load_weights load_checkpoint restore", "Write model.load(directory, x, y, weights_only=True)."),
+    (
+        "layers get_layer",
+        "Layers are attributes of model.module; elegy.select(model.module, Class) finds arrays of theirs.",
+    ),
+    ("trainable", "Write model.module.trainable = False, or freeze what is in it."),
+    ("count_params", "Write model.summary(x), which counts."),
+    ("fit_generator", "Write model.fit, which takes generators."),
+    ("evaluate_generator", "Write model.evaluate, which takes generators."),
+    ("predict_generator call forward apply", "Write model.predict(x), or model.module(x) for one batch."),
+    ("train eval", "fit trains, and evaluate and predict do not; else there is elegy.training_context(False)."),
+)
+
 # Methods of callbacks, which would never be called.
 HOOKS = _table(
     ("on_batch_begin on_train_batch_start on_batch_start on_step_begin", "on_train_batch_begin"),
@@ -221,6 +243,11 @@ _DEFAULTS = {
 def object_for(kind: str, name: str) -> str:
     """What to give a `Model` instead of the name of a loss or metric."""
     return f"Give the object instead of its name: {_STRINGS[kind].get(_plain(name), _DEFAULTS[kind])}."
+
+
+def attribute_of_model(name: str) -> str | None:
+    """What to write instead of an attribute that models of other libraries have; None for other names."""
+    return None if name.startswith("_") else MODEL.get(_plain(name))
 
 
 def optimizer_for(name: str) -> str:

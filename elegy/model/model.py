@@ -23,7 +23,7 @@ from elegy.checkpoints.file import Path, Rename
 from elegy.data import as_source
 from elegy.dtype_policy import DtypePolicy
 from elegy.errors import CheckpointError
-from elegy.habits import optimizer_for
+from elegy.habits import attribute_of_model, optimizer_for
 from elegy.layout import nodes_in
 from elegy.model import batches, checkpointing, loop
 from elegy.model.arguments import (
@@ -240,6 +240,14 @@ class Model:
         super().__setattr__(name, value)
         if self._constructed and name not in _ASSIGNABLE and name in names_in_methods(type(self), Model):
             self._forget(old, value)
+
+    if not tp.TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            # Reached only by names that are not there.
+            hint = attribute_of_model(name)
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(f"{message}.\n  {hint}" if hint else message, name=name, obj=self)
 
     def _forget(self, old: tp.Any, new: tp.Any) -> None:
         """Steps are compiled anew after an attribute has changed: it is a constant of theirs."""

@@ -347,3 +347,21 @@ def test_another_error_says_nothing_of_flags():
     with pytest.raises(TypeError, match="of the user") as caught:
         elegy.remat(wrong)(jnp.ones(2), 3)
     assert not any("elegy.remat" in note for note in getattr(caught.value, "__notes__", ()))
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("compile", r"elegy\.Model\(module, loss="),
+        ("get_weights", r"model\.module\.get_parameters\(\)"),
+        ("load_weights", "weights_only=True"),
+        ("layers", r"attributes of model\.module"),
+        ("other", "no attribute 'other'$"),
+    ],
+)
+def test_attributes_of_models_of_other_libraries(name, instead):
+    model = make_model()
+    with pytest.raises(AttributeError, match=instead) as raised:
+        getattr(model, name)
+    assert raised.value.name == name and not hasattr(model, name)
+    assert copy.copy(model).steps == 0
