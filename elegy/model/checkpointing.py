@@ -26,8 +26,6 @@ if tp.TYPE_CHECKING:
 
 Result = tp.TypeVar("Result")
 _FORMAT = 2
-
-
 _ABOUT_DATA = ("data", "source", "shapes", "validation")
 # What a model knows of its training besides modules.
 _ATTRIBUTES = ("_steps", "_orders", "_position", "_about_data", "_states", "_covered")
