@@ -871,7 +871,7 @@ class SortedDataWarning(ElegyWarning):
 
 
 class ResumptionWarning(ElegyWarning):
-    """Training goes on in the middle of data that can only begin at their beginning.
+    """Training goes on in the middle of data that can only begin at their beginning, or whose state could not be saved.
 
     The batches before are made once more and dropped. What follows is right only if the data give the same batches each
     time, and it takes the time to make them.

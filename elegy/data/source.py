@@ -99,7 +99,7 @@ class GivenTwice(Source):
             self._kept = None
             yield from kept
             start += len(kept)
-        else:
+        elif kept is not None:
             self._before = self._source.get_state()
         for batch in self._source.batches(epoch, start):
             if self._kept is not None:
@@ -301,13 +301,12 @@ class _Stream(_Converted):
         if inner is None:
             return None
         epoch, batch = self._at
-        return {
-            "epoch": epoch,
-            "batch": batch,
-            "pass": self._pass,
-            "finished": self._finished,
-            "state": encode(inner),
-        }
+        at = {"epoch": epoch, "batch": batch, "pass": self._pass, "finished": self._finished}
+        try:
+            return {**at, "state": encode(inner)}
+        except TypeError as error:
+            # The batches can be had all the same; whoever goes on from here is told.
+            return {**at, "state": None, "why": str(error)}
 
     def set_state(self, state: dict[str, tp.Any] | None) -> None:
         if state is not None and not {"epoch", "batch", "pass", "finished", "state"} <= state.keys():
@@ -393,6 +392,15 @@ class _Stream(_Converted):
         """Has the iterator stand before a batch, which is batch `skipped` from the beginning of pass `number` on."""
         wanted, self._wanted = self._wanted, None
         self._finished = False
+        if wanted is not None and wanted["state"] is None:
+            self._reports.warn_once(
+                ResumptionWarning(
+                    f"{self._name} has a state, which could not be saved: {wanted['why']}\n  It goes on as data "
+                    f"without a state do: it begins anew, and {skipped} batches are made and dropped, to go on with "
+                    f"batch {start} of epoch {epoch}."
+                )
+            )
+            wanted = None
         if wanted is not None:
             then = wanted["epoch"], wanted["batch"]
             cut = self._per_epoch is not None
@@ -497,8 +505,8 @@ def as_source(
 
     **Returns:** a `Source`. Where the data can begin anywhere (lists, `elegy.data.DataLoader`, a `MapDataset` of
     Grain, a `Dataset` of Hugging Face), a pass begins at any batch at no cost. Else a state is used where there is
-    one (`get_state` and `set_state`, or `state_dict` and `load_state_dict`), and where there is none, batches are
-    made and dropped, of which a `ResumptionWarning` tells.
+    one (`get_state` and `set_state`, or `state_dict` and `load_state_dict`), and where there is none, or none that
+    can be saved, batches are made and dropped, of which a `ResumptionWarning` tells.
 
     **Raises:** `TypeError` for what gives no batches, `ValueError` for what has no end, or cannot be repeated,
     without `steps_per_epoch`. While it is gone through: `TypeError` or `ValueError` for a batch that is none, with

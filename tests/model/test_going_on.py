@@ -89,9 +89,40 @@ def iterator_of_grain():
     return iter(grain.MapDataset.source(pairs).seed(1).shuffle().repeat(100).batch(2).to_iter_dataset())
 
 
+class UnsavableState:
+    """Batches that can be gone through once, of a state that a checkpoint cannot hold."""
+
+    def __init__(self):
+        self.rows = validating()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.rows)
+
+    def get_state(self):
+        return {"rows": self.rows}
+
+    def set_state(self, state):
+        raise AssertionError("there is none to set")
+
+
+LOST = {
+    validating: "the generator validating has no state",
+    UnsavableState: r"(?s)UnsavableState.* has a state, which could not be saved: state\['rows'\] is a generator",
+}
+
+
 @pytest.mark.parametrize(
     ("make_data", "options"),
-    [(validating, {}), (validating, {"validate_every": 2}), (iterator_of_grain, {"sanity_steps": 2})],
+    [
+        (validating, {}),
+        (validating, {"validate_every": 2}),
+        (UnsavableState, {}),
+        (UnsavableState, {"sanity_steps": 2}),
+        (iterator_of_grain, {"sanity_steps": 2}),
+    ],
 )
 def test_data_to_validate_on_that_can_be_gone_through_once_go_on(tmp_path, make_data, options):
     def train(directory, *callbacks, **more):
@@ -101,12 +132,25 @@ def test_data_to_validate_on_that_can_be_gone_through_once_go_on(tmp_path, make_
     whole = train(None)
     with pytest.raises(Stop):
         train(tmp_path, StopAt(7))
-    if make_data is validating:
-        with pytest.warns(elegy.errors.ResumptionWarning, match="the generator validating has no state"):
+    if make_data in LOST:
+        with pytest.warns(elegy.errors.ResumptionWarning, match=LOST[make_data]):
             resumed = train(tmp_path, resume=tmp_path)
     else:
         with pytest.raises(Stop):
             train(tmp_path, StopAt(12), resume=tmp_path)
+        resumed = train(tmp_path, resume=tmp_path)
+    assert resumed.history == whole.history
+
+
+@pytest.mark.parametrize("stopped", [2, 6], ids=["within an epoch", "at its end"])
+def test_data_to_train_on_whose_state_cannot_be_saved_go_on(tmp_path, stopped):
+    def train(directory, *callbacks, **more):
+        return fit(make(), directory, *callbacks, x=UnsavableState(), steps_per_epoch=3, epochs=3, **more)
+
+    whole = train(None)
+    with pytest.raises(Stop):
+        train(tmp_path, StopAt(stopped))
+    with pytest.warns(elegy.errors.ResumptionWarning, match=LOST[UnsavableState]):
         resumed = train(tmp_path, resume=tmp_path)
     assert resumed.history == whole.history
 
