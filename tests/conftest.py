@@ -38,7 +38,8 @@ import jax
 import jaxtyping
 import pytest
 
-import tests.annotations  # noqa: F401
+import tests.annotations
+import tests.contexts  # noqa: F401
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -127,9 +127,10 @@ class Arrays(Feed):
     ):
         self._data = data
         self._leaves, self._treedef = jax.tree.flatten(data)
+        self._samples = data.size
         self._given = batch_size, joined, together
-        self.batch_size, self.joined = min(batch_size, data.size), joined
-        self._batch_size = min(batch_size * joined, data.size)
+        self.batch_size, self.joined = min(batch_size, self._samples), joined
+        self._batch_size = min(batch_size * joined, self._samples)
         self._pads = pads and self.is_short
         self._most = most
         self.is_many = together > 1
@@ -143,15 +144,15 @@ class Arrays(Feed):
 
     @property
     def is_short(self) -> bool:
-        return self._data.size % self._batch_size != 0
+        return self._samples % self._batch_size != 0
 
     @property
     def samples(self) -> int:
-        return self._data.size
+        return self._samples
 
     @property
     def steps(self) -> int:
-        steps = -(-self._data.size // self._batch_size)
+        steps = -(-self._samples // self._batch_size)
         return steps if self._most is None else min(steps, self._most)
 
     def first(self, steps: int) -> Arrays:
@@ -173,7 +174,7 @@ class Arrays(Feed):
         self, order: Order = None, epoch: int = 0, start: int = 0, until: Until = lambda made: None
     ) -> Iterator[tuple[int, Batch]]:
         made, steps = start, self.steps
-        whole = steps if self._pads else self._data.size // self._batch_size
+        whole = steps if self._pads else self._samples // self._batch_size
         while made < steps:
             end = until(made)
             if end is not None and end <= made:
@@ -187,7 +188,7 @@ class Arrays(Feed):
     def _batch(self, order: Order, first: int, last: int) -> Batch:
         """The batches from number `first` to before `last`, for one call of a step."""
         size = self._batch_size
-        begin, end = first * size, min(last * size, self._data.size)
+        begin, end = first * size, min(last * size, self._samples)
         real: tp.Any = None
         if not self._pads and not self.is_many and not self._resident:
             if order is None:
