@@ -131,7 +131,7 @@ class ModelCheckpoint(Callback):
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
         before = state.get("monitor", self.monitor)
-        self.best = state["best"] if before == self.monitor else None
+        self.best = state.get("best") if before == self.monitor else None
         if self.monitor not in (None, before):
             warn(
                 CheckpointWarning(

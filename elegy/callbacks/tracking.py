@@ -23,7 +23,7 @@ class HasRun(Callback):
         return {} if self._begun is None else {"run": self._begun}
 
     def set_state(self, state: Mapping[str, tp.Any]) -> None:
-        self._begun = state["run"]
+        self._begun = state.get("run")
 
 
 class WandB(HasRun):

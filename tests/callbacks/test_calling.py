@@ -20,6 +20,15 @@ from elegy.callbacks import (
 from elegy.callbacks.calling import Callbacks
 from elegy.model.carry import Carry
 
+# Of those that cannot be constructed without.
+ARGUMENTS = {
+    "CSVLogger": ["log.csv"],
+    "JSONLogger": ["log.json"],
+    "LearningRateScheduler": [lambda epoch, rate: rate],
+    "ModelCheckpoint": ["checkpoints"],
+    "RemoteMonitor": ["http://127.0.0.1:9"],
+    "TensorBoard": ["runs"],
+}
 HOOKS = [
     "on_train_begin",
     "on_train_end",
@@ -264,6 +273,15 @@ def test_a_history_goes_on_from_its_state(fitted):
     history.on_epoch_end(2, {"loss": 0.0})
     assert history.epoch == [0, 1, 2] and history.history["loss"][:2] == whole.history["loss"]
     assert whole.epoch == [0, 1] and len(whole.history["loss"]) == 2
+
+
+@pytest.mark.parametrize("name", elegy.callbacks.__all__)
+def test_the_state_of_a_callback_that_has_not_trained(name):
+    """It can be given to another one."""
+    cls = getattr(elegy.callbacks, name)
+    callback, other = (cls(*ARGUMENTS.get(name, ())) for _ in range(2))
+    other.set_state(callback.get_state())
+    assert other.get_state() == callback.get_state()
 
 
 def test_a_history_draws_both_under_the_name_of_training():
